@@ -1,0 +1,1 @@
+"""Typed, frozen settings: what a model is, what a run does. Nothing here needs torch."""

@@ -1,0 +1,102 @@
+"""What the encoders want to see and hear, in numbers alone.
+
+One `MediaSpec` is written into a model directory twice, into `config.json` for the
+model and into `processor_config.json` for the data side, and loading compares the
+two. `layout.py` turns it into token counts. No torch, no transformers.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from avlm.config.base import Settings
+
+
+class Reduction(Settings):
+    """How a connector changes the number of embeddings: joined, pooled or kept."""
+
+    stack: int = Field(1, ge=1)
+    """Consecutive embeddings joined into one; a last group that is short is padded with zeros."""
+
+    pool: int | None = Field(None, ge=1)
+    """Average-pool to exactly this many embeddings, whatever came in."""
+
+
+class VisionSpec(Settings):
+    """How a picture becomes the pixels and tokens of one vision encoder."""
+
+    image_size_px: int = Field(ge=1)
+    """Pictures are resized to a square of this side."""
+
+    cell_px: int = Field(ge=1)
+    """Side of the square that one embedding stands for (a ViT's patch, a ConvNet's total stride)."""
+
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """Pixels in 0..1 are normalised as (x - mean) / std, per RGB channel."""
+
+    fit: Literal["stretch", "pad", "crop"] = "stretch"
+    """How another aspect ratio becomes a square: stretched (LLaVA in transformers: crop), padded, or centre-cropped."""
+
+    reduction: Reduction = Reduction()
+
+
+class Convolution(Settings):
+    """One convolution over time; only what its length depends on."""
+
+    kernel: int = 3
+    stride: int = 1
+    padding: int = 1
+
+
+class AudioSpec(Settings):
+    """How a waveform becomes the log-mel frames and tokens of one audio encoder.
+
+    The defaults are Whisper's (arXiv:2212.04356): 25 ms windows, 10 ms hop, and
+    two convolutions that halve the frames once, so 20 ms for each embedding.
+    """
+
+    sample_rate_hz: int = 16_000
+    """Every waveform is resampled to this, mono, before anything else sees it."""
+
+    mel_bins: int = 80
+    n_fft: int = 400
+    hop: int = 160
+    """Samples between two mel frames."""
+
+    window_frames: int | None = None
+    """Mel frames the released encoder always sees (3000 for Whisper: 30 s); None hears true lengths."""
+
+    max_frames: int = 3000
+    """The encoder's position table ends here; longer sound is refused."""
+
+    convolutions: tuple[Convolution, ...] = (Convolution(stride=1), Convolution(stride=2))
+
+    reduction: Reduction = Reduction()
+
+
+VideoOrder = Literal["interleaved", "video_audio", "audio_video", "video", "audio"]
+
+
+class VideoSpec(Settings):
+    """Which frames of a video are looked at, and how its sound track lies beside them."""
+
+    fps: float = Field(1.0, gt=0)
+    """Frames looked at per second of video."""
+
+    min_frames: int = Field(1, ge=1)
+    max_frames: int = Field(32, ge=1)
+
+    order: VideoOrder = "interleaved"
+    """`interleaved` puts each frame before the sound that follows it in time; the others put one whole medium first,
+    or leave one out."""
+
+
+class MediaSpec(Settings):
+    """All of it: a model without a part cannot see, or hear."""
+
+    vision: VisionSpec | None = None
+    audio: AudioSpec | None = None
+    video: VideoSpec = VideoSpec()

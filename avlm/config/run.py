@@ -1,0 +1,256 @@
+"""What a run does: its stages as data, the rows it learns from, where it writes."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from avlm.config.base import Settings
+from avlm.config.model import LanguagePart, ModelConfig
+
+Part = Literal["vision", "vision_connector", "audio", "audio_connector", "language"]
+"""Everything that can be trained or frozen, by its one name."""
+
+PARTS: tuple[Part, ...] = ("vision", "vision_connector", "audio", "audio_connector", "language")
+
+
+class Lora(Settings):
+    """Low-rank adapters through PEFT (arXiv:2106.09685), merged when the stage ends."""
+
+    rank: int = Field(32, ge=1)
+    alpha: float = 32.0
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """Last components of the module names that get an adapter."""
+
+
+class TrainPart(Settings):
+    """How one part is trained in a stage. A part that a stage does not name is frozen."""
+
+    lr: float = Field(gt=0)
+    """Peak learning rate."""
+
+    lora: Lora | None = None
+    """Adapters instead of the full weights; only for the language model."""
+
+
+class Schedule(Settings):
+    """How the learning rate moves between its peak and nothing."""
+
+    kind: Literal["constant", "linear", "cosine", "wsd"] = "cosine"
+    """`wsd` is warm-up, stable, decay (arXiv:2404.06395)."""
+
+    warmup: float = Field(0.03, ge=0, le=1)
+    """Share of the stage's steps over which the rate climbs from zero."""
+
+    decay: float = Field(0.2, gt=0, le=1)
+    """Share of the steps at the end over which `wsd` falls to the floor."""
+
+    floor: float = Field(0.0, ge=0, le=1)
+    """Lowest rate, as a share of the peak."""
+
+
+class Optimizer(Settings):
+    """AdamW (arXiv:1711.05101)."""
+
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    """Applied to matrices only, never to biases, norms or embeddings."""
+    clip: float | None = 1.0
+    """Gradients are scaled down to this global norm."""
+
+
+class Augment(Settings):
+    """Changes that a stage makes to pictures and sounds as it reads them.
+
+    Each draw is a function of the run's seed, the stage, the position in the data and the medium, so a
+    resumed run sees the same ones. None of them changes how many tokens a medium takes.
+    """
+
+    shift: float = Field(0.0, ge=0, le=0.5)
+    """Pictures move by up to this share of their side, edges repeated."""
+    flip: bool = False
+    """Mirror every other picture. Leave off where left and right, or writing, matter."""
+    jitter: float = Field(0.0, ge=0, le=1)
+    """Brightness and contrast change by up to this share."""
+    erase: float = Field(0.0, ge=0, le=1)
+    """A square of up to this share of the side is blotted out."""
+
+    pitch: float = Field(0.0, ge=0, le=0.5)
+    """The mel axis is stretched by up to this share, like a longer or shorter vocal tract
+    (Jaitly and Hinton, 2013)."""
+    tempo: float = Field(0.0, ge=0, le=0.5)
+    """The time axis is bent by up to this share within the clip's length."""
+    tilt: float = Field(0.0, ge=0)
+    """A random smooth curve of up to this height, in units of the normalised log-mel, is added along frequency."""
+    noise: float = Field(0.0, ge=0)
+    """Standard deviation of noise added to the normalised log-mel."""
+    mask_bins: int = Field(0, ge=0)
+    """Up to this many neighbouring mel bins are blanked, twice (SpecAugment, arXiv:1904.08779)."""
+    mask_frames: float = Field(0.0, ge=0, lt=1)
+    """Up to this share of the frames is blanked, twice."""
+
+
+Rows = Literal["text", "vision", "audio", "any"]
+
+
+class Stage(Settings):
+    """One training phase: what is trained, on which rows, for how long."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+
+    train: dict[Part, TrainPart] = {}
+    """What is trained. Everything else is frozen, in eval mode, and keeps its bits."""
+
+    builds: Literal["vision", "audio", "language"] | None = None
+    """A part that learns its trade here, from scratch, in a small model of its own: an encoder with the stage's
+    `reader` as language model. The run's model is composed from the parts so built."""
+
+    reader: LanguagePart | None = None
+    """The throwaway language model behind an encoder that this stage builds."""
+
+    rows: Rows = "any"
+    """Which rows the stage can learn from: `vision` those with pictures and no sound, `audio` those with sound and no
+    pictures, `text` every row with its media left out, `any` all of them."""
+
+    tasks: tuple[str, ...] = ()
+    """Only rows of these tasks; empty: all."""
+
+    data: str | None = None
+    """A file of the stage's own instead of `data.train`."""
+
+    supervise: Literal["answers", "everything"] = "answers"
+    """`everything` also learns to say the prompts, as in language-model pre-training."""
+
+    steps: int = Field(ge=1)
+    batch_samples: int = Field(32, ge=1)
+    """Samples in one optimizer step, over all rows and processes."""
+    row_tokens: int = Field(2048, ge=8)
+    """Samples are packed into rows of at most this many tokens; one row goes through the model at a time."""
+
+    schedule: Schedule = Schedule()
+    optimizer: Optimizer = Optimizer()
+    augment: Augment = Augment()
+
+    @model_validator(mode="after")
+    def _builds_need_a_reader(self) -> Stage:
+        encoder = self.builds in ("vision", "audio")
+        if encoder and self.reader is None:
+            raise ValueError(f"stage {self.name} builds the {self.builds} encoder and has no `reader` to learn it with. "
+                             "Give it a small language model: reader: {random: {model_type: llama, ...}}")
+        if not encoder and self.reader is not None:
+            raise ValueError(f"stage {self.name} has a `reader`, which only a stage that builds an encoder uses. "
+                             "Remove it, or set builds: vision or builds: audio")
+        return self
+
+
+class DataConfig(Settings):
+    """The rows a run learns from and is measured on."""
+
+    train: str | None = None
+    """JSON lines; media paths are relative to the file."""
+    eval: str | None = None
+    """Held-out rows of the same form."""
+    too_long: Literal["refuse", "drop"] = "refuse"
+    """What happens to a sample longer than a row."""
+    max_bad: float = Field(0.05, ge=0, le=1)
+    """The run stops when more than this share of the samples it read was bad."""
+    cache_mb: int = Field(512, ge=0)
+    """Memory for decoded small media, so that a second epoch decodes nothing."""
+    workers: int = Field(1, ge=0)
+    """Threads that prepare the next steps while this one runs."""
+
+
+class SaveConfig(Settings):
+    """When a run writes what it would not like to lose."""
+
+    every_s: float = Field(60.0, gt=0)
+    """Seconds between checkpoints."""
+    keep: int = Field(2, ge=1)
+    """Whole checkpoints kept."""
+
+
+class SampleConfig(Settings):
+    """Fixed prompts answered before, during and after each stage."""
+
+    prompts: int = Field(4, ge=0)
+    """How many per task."""
+    times: int = Field(1, ge=0)
+    """How often during a stage, besides before and after."""
+    max_tokens: int = Field(32, ge=1)
+
+
+class RunConfig(Settings):
+    """One whole run. `avlm show` prints it; its YAML runs again."""
+
+    recipe: str
+    out: str
+    """Directory of the run. One that exists is resumed."""
+    seed: int = 0
+    model: ModelConfig | str
+    """What to compose, or the model directory to start from."""
+    data: DataConfig = DataConfig()
+    stages: tuple[Stage, ...] = Field(min_length=1)
+    max_steps: int | None = Field(None, ge=1)
+    """No stage takes more steps than this."""
+    save: SaveConfig = SaveConfig()
+    samples: SampleConfig = SampleConfig()
+    threads: int | None = Field(None, ge=1)
+    """Processor threads for the model; default: torch's own choice."""
+
+    @model_validator(mode="after")
+    def _stages_fit_the_model(self) -> RunConfig:
+        names = [stage.name for stage in self.stages]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two stages are called {name}; a stage's name is its directory. Rename one of them")
+        if isinstance(self.model, ModelConfig):
+            for stage in self.stages:
+                _check_stage(stage, self.model)
+        return self
+
+    def stage_steps(self, stage: Stage) -> int:
+        """Steps the stage really takes."""
+        return stage.steps if self.max_steps is None else min(stage.steps, self.max_steps)
+
+
+def _check_stage(stage: Stage, model: ModelConfig) -> None:
+    """Refuse a stage that trains or reads what the model does not have."""
+    parts = model.parts()
+    for part, how in stage.train.items():
+        if part not in parts:
+            raise ValueError(
+                f"stage {stage.name} trains {part}, and the model has only {', '.join(parts)}. "
+                f"Remove stages.{stage.name}.train.{part}, or add the part to the model"
+            )
+        if how.lora is not None and part != "language":
+            raise ValueError(
+                f"stage {stage.name} asks for LoRA on {part}, and adapters go on the language model only. "
+                f"Remove stages.{stage.name}.train.{part}.lora"
+            )
+    if not stage.train:
+        raise ValueError(f"stage {stage.name} trains nothing. Name a part, such as stages.{stage.name}.train.language.lr=1e-4")
+    if stage.rows in ("vision", "audio") and stage.rows not in parts:
+        raise ValueError(
+            f"stage {stage.name} reads rows with {stage.rows}, and the model has no {stage.rows} part. "
+            f"Remove the stage, or add model.{stage.rows}"
+        )
+    if stage.builds is not None:
+        _check_build(stage, model)
+
+
+def _check_build(stage: Stage, model: ModelConfig) -> None:
+    source = model.language if stage.builds == "language" else getattr(model, str(stage.builds))
+    source = getattr(source, "encoder", source)
+    if source is None or source.random is None:
+        raise ValueError(
+            f"stage {stage.name} builds the {stage.builds} part from scratch, and the model does not say of which "
+            f"configuration. Set its `random` configuration, or remove the stage"
+        )
+    if stage.builds not in stage.train:
+        raise ValueError(
+            f"stage {stage.name} builds the {stage.builds} part but does not train it. "
+            f"Add stages.{stage.name}.train.{stage.builds}.lr"
+        )

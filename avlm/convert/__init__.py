@@ -1,0 +1,1 @@
+"""Models from parts, and model directories in and out."""

@@ -1,0 +1,198 @@
+"""From a sample to tokens, places and labels; from several to a row or a padded batch.
+
+Placeholders are written here, one id for each media token, with counts from
+`layout`. What is learned follows from the pieces that `text` renders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedTokenizerBase
+
+from avlm.config.media import MediaSpec
+from avlm.config.run import Augment
+from avlm.data.augment import augment_image, augment_mel
+from avlm.data.media import Prepared, PreparedAudio, PreparedImage, PreparedVideo, normalise
+from avlm.data.text import PLACEHOLDERS, Piece, pieces
+from avlm.errors import LayoutError, MediaError
+from avlm.layout import Segment, audio_segments, image_segments, video_segments
+from avlm.samples import IGNORE, Encoded, Place, Row, Sample
+
+Supervise = Literal["answers", "everything"]
+
+
+class Tokens:
+    """Text to ids for one tokenizer and template, remembering what comes again."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str) -> None:
+        self.tokenizer = tokenizer
+        self.template = template
+        self.placeholders = {kind: int(tokenizer.convert_tokens_to_ids(token)) for kind, token in PLACEHOLDERS.items()}
+        self.ids = lru_cache(maxsize=65_536)(self._ids)
+
+    def _ids(self, text: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer(text, add_special_tokens=False).input_ids) if text else ()
+
+    def after(self, prompt: str, answer: str) -> tuple[int, ...]:
+        """Ids of an answer behind a prompt: as both are written together where the border is kept, else by itself."""
+        before, both = self.ids(prompt), self.ids(prompt + answer)
+        return both[len(before) :] if both[: len(before)] == before else self.ids(answer)
+
+
+def encode(
+    sample: Sample,
+    tokens: Tokens,
+    media: MediaSpec,
+    prepared: Sequence[Prepared],
+    *,
+    supervise: Supervise = "answers",
+    prompt_only: bool = False,
+    augment: tuple[Augment, np.random.Generator] | None = None,
+) -> Encoded:
+    """Write a sample down for the model.
+
+    Args:
+        sample: The conversation.
+        tokens: Tokenizer and template.
+        media: How each medium is counted.
+        prepared: The sample's media, in reading order.
+        supervise: Learn the answers, or every token of text.
+        prompt_only: Stop where the model is to speak; nothing is learned.
+        augment: Changes to make to the media, with their generator.
+
+    Returns:
+        Ids with placeholders written out, labels, reserved places, and the tensors for the encoders.
+
+    Raises:
+        DataError: The conversation cannot be written down.
+        MediaError: A medium does not fit the model.
+    """
+    out = Encoded(sample.id, [], [])
+    prompt: list[Piece] = []
+    for piece in [*pieces(sample, tokens.tokenizer, tokens.template, prompt_only=prompt_only), None]:
+        if piece is not None and not piece.answer:
+            prompt.append(piece)
+            continue
+        text = _write_prompt(out, prompt, tokens, media, prepared, sample, supervise)
+        if piece is not None:
+            ids = tokens.after(text, piece.text)
+            out.ids += ids
+            out.labels += ids
+        prompt = []
+    _add_tensors(out, prepared, media, augment)
+    return out
+
+
+def _write_prompt(
+    out: Encoded,
+    prompt: Sequence[Piece],
+    tokens: Tokens,
+    media: MediaSpec,
+    prepared: Sequence[Prepared],
+    sample: Sample,
+    supervise: Supervise,
+) -> str:
+    """Append a stretch of prompt, each medium's placeholder written out as often as `layout` says."""
+    text = ""
+    waiting: list[tuple[int, tuple[Segment, ...]]] = []
+    for piece in prompt:
+        if piece.media is None:
+            text += piece.text
+            continue
+        segments = _segments(prepared[piece.media], media, sample)
+        out.places.append(Place(sample.id, piece.media, segments))
+        waiting.append((piece.media, segments))
+        text += PLACEHOLDERS["image"]
+    for token in tokens.ids(text):
+        if token != tokens.placeholders["image"]:
+            out.ids.append(token)
+            out.labels.append(token if supervise == "everything" else IGNORE)
+            continue
+        _, segments = waiting.pop(0)
+        for segment in segments:
+            out.ids += [tokens.placeholders[segment.kind]] * segment.count
+            out.labels += [IGNORE] * segment.count
+    return text
+
+
+def _segments(prepared: Prepared, media: MediaSpec, sample: Sample) -> tuple[Segment, ...]:
+    try:
+        if isinstance(prepared, PreparedImage):
+            return tuple(image_segments(media))
+        if isinstance(prepared, PreparedAudio):
+            return tuple(audio_segments(prepared.num_samples, media))
+        return tuple(video_segments(prepared.facts, media))
+    except LayoutError as error:
+        raise MediaError(str(error), where=sample.where, sample_id=sample.id) from None
+
+
+def _add_tensors(
+    out: Encoded, prepared: Sequence[Prepared], media: MediaSpec, augment: tuple[Augment, np.random.Generator] | None
+) -> None:
+    """Normalised pixels and mels in the order in which their places are read."""
+    for place in out.places:
+        item = prepared[place.item]
+        pictures: tuple[Tensor, ...] = ()
+        if isinstance(item, PreparedImage):
+            pictures = (item.pixels,)
+        elif isinstance(item, PreparedVideo) and place.count("video"):
+            pictures = item.frames
+        for pixels in pictures:
+            if augment is not None:
+                pixels = augment_image(pixels, *augment)
+            assert media.vision is not None
+            where = out.images if isinstance(item, PreparedImage) else out.frames
+            where.append(normalise(pixels, media.vision))
+        mel = None if isinstance(item, PreparedImage) or not place.count("audio") else item.mel
+        if mel is not None:
+            out.mels.append(mel if augment is None else augment_mel(mel, *augment))
+
+
+def pack(samples: Sequence[Encoded]) -> Row:
+    """Lay samples end to end."""
+    return Row(
+        input_ids=torch.tensor([[i for s in samples for i in s.ids]]),
+        labels=torch.tensor([[i for s in samples for i in (IGNORE, *s.labels[1:])]]),
+        position_ids=torch.cat([torch.arange(len(s)) for s in samples])[None],
+        lengths=[len(s) for s in samples],
+        ids=[s.id for s in samples],
+        places=[p for s in samples for p in s.places],
+        **_stacked(samples),
+    )
+
+
+def pad(samples: Sequence[Encoded], pad_id: int, side: Literal["left", "right"] = "left") -> dict[str, Tensor]:
+    """Lay samples side by side, padded to the longest: a batch for `generate` or for a Trainer."""
+    longest = max(len(s) for s in samples)
+    ids = torch.full((len(samples), longest), pad_id)
+    mask = torch.zeros((len(samples), longest), dtype=torch.long)
+    labels = torch.full((len(samples), longest), IGNORE)
+    for i, s in enumerate(samples):
+        at = slice(longest - len(s), longest) if side == "left" else slice(0, len(s))
+        ids[i, at], mask[i, at], labels[i, at] = torch.tensor(s.ids), 1, torch.tensor(s.labels)
+    tensors = {k: v for k, v in _stacked(samples).items() if v is not None}
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels, **tensors}
+
+
+def _stacked(samples: Sequence[Encoded]) -> dict[str, Any]:
+    images = [t for s in samples for t in s.images]
+    frames = [t for s in samples for t in s.frames]
+    mels = [t for s in samples for t in s.mels]
+    found: dict[str, Any] = {
+        "pixel_values": torch.stack(images) if images else None,
+        "pixel_values_videos": torch.stack(frames) if frames else None,
+        "input_features": None,
+        "input_features_mask": None,
+    }
+    if mels:
+        lengths = torch.tensor([m.shape[1] for m in mels])
+        found["input_features"] = pad_sequence([m.T for m in mels], batch_first=True).transpose(1, 2).contiguous()
+        found["input_features_mask"] = torch.arange(int(lengths.max())) < lengths[:, None]
+    return found

@@ -1,0 +1,125 @@
+"""Steps of training data: rows of packed samples, prepared ahead in threads.
+
+What a step reads is a function of its number, so the loader has no state to save:
+asking it for step k gives what an uninterrupted run would have had there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from avlm.config.run import DataConfig, Stage
+from avlm.data.encode import pack
+from avlm.data.plan import key, pack_rows, positions, stage_rows
+from avlm.data.processor import AvlmProcessor
+from avlm.data.sources import JsonLines
+from avlm.errors import ConfigError, DataError
+from avlm.samples import Encoded, Row
+
+
+@dataclass(slots=True)
+class Bad:
+    """A sample that was left out, and why."""
+
+    sample_id: str
+    where: str
+    reason: str
+
+
+@dataclass(slots=True)
+class StepData:
+    """What one optimizer step learns from."""
+
+    step: int
+    rows: list[Row]
+    bad: list[Bad] = field(default_factory=list)
+    num_samples: int = 0
+
+    def num_targets(self) -> int:
+        return sum(row.num_targets() for row in self.rows)
+
+    def num_tokens(self) -> int:
+        return sum(sum(row.lengths) for row in self.rows)
+
+
+class StepLoader:
+    """The steps of one stage.
+
+    Args:
+        source: The rows.
+        stage: What the stage reads and how it changes it.
+        processor: Of the model that is trained.
+        data: Settings of the run's data.
+        seed: Of the run.
+
+    Raises:
+        ConfigError: The stage finds no row to learn from.
+    """
+
+    def __init__(self, source: JsonLines, stage: Stage, processor: AvlmProcessor, data: DataConfig, seed: int) -> None:
+        self.source = source
+        self.stage = stage
+        self.processor = processor
+        self.data = data
+        self.seed = seed
+        self.rows = stage_rows(source.facts, stage)
+
+    def steps(self, first: int, last: int) -> Iterator[StepData]:
+        """Steps ``first`` to ``last - 1``, each prepared while the one before it is used."""
+        ahead = self.data.workers
+        if ahead == 0:
+            yield from (self.step(k) for k in range(first, last))
+            return
+        with ThreadPoolExecutor(ahead, "avlm-data", initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            waiting: list[Future[StepData]] = []
+            for k in range(first, last):
+                while len(waiting) <= ahead and k + len(waiting) < last:
+                    waiting.append(pool.submit(self.step, k + len(waiting)))
+                yield waiting.pop(0).result()
+
+    def step(self, k: int) -> StepData:
+        """Read, decode, change, encode and pack the samples of step ``k``.
+
+        Raises:
+            ConfigError: A sample is longer than a row, and too long ones are refused.
+        """
+        found: list[Encoded] = []
+        bad: list[Bad] = []
+        wanted = positions(k, self.stage.batch_samples, len(self.rows), seed=self.seed, stage=self.stage.name)
+        for number, epoch in wanted:
+            row = self.rows[number]
+            sample_id, where = "", f"{self.source.path.name} line {self.source.facts[row].line}"
+            try:
+                sample = self.source[row]
+                sample_id = sample.id
+                encoded = self._encode(row, epoch)
+                if len(encoded) > self.stage.row_tokens:
+                    raise self._too_long(encoded, where)
+                found.append(encoded)
+            except DataError as error:
+                bad.append(Bad(error.sample_id or sample_id, error.where or where, error.reason))
+        packed = pack_rows([len(e) for e in found], self.stage.row_tokens)
+        return StepData(k, [pack([found[i] for i in row]) for row in packed], bad, len(found))
+
+    def _encode(self, row: int, epoch: int) -> Encoded:
+        rng = np.random.default_rng([self.seed, key(self.stage.name), epoch, row])
+        return self.processor.encode(
+            self.source[row],
+            supervise=self.stage.supervise,
+            text_only=self.stage.rows == "text",
+            augment=(self.stage.augment, rng),
+        )
+
+    def _too_long(self, encoded: Encoded, where: str) -> Exception:
+        message = (
+            f"has {len(encoded)} tokens, and a row of stage {self.stage.name} holds {self.stage.row_tokens}. "
+            f"Raise stages.{self.stage.name}.row_tokens, or leave such samples out with data.too_long=drop"
+        )
+        if self.data.too_long == "drop":
+            return DataError(message, where=where, sample_id=encoded.id)
+        return ConfigError(f'{where} (id "{encoded.id}"): {message}')

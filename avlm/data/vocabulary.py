@@ -1,0 +1,58 @@
+"""A tokenizer for a language model made from scratch: byte-level BPE learned from the run's own texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from avlm.data.text import PLACEHOLDERS
+from avlm.samples import Sample
+
+PAD, END = "<|pad|>", "<|end|>"
+ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
+
+
+def sample_texts(samples: Iterable[Sample]) -> Iterable[str]:
+    """Every text of every turn."""
+    return (turn.text() for sample in samples for turn in sample.turns)
+
+
+def make_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerBase:
+    """Learn a tokenizer.
+
+    Args:
+        texts: What it will have to write. Any other text can be written too, in more tokens.
+        size: Largest vocabulary.
+
+    Returns:
+        A tokenizer with a pad token, an end token, a token for each role, and the placeholders of media.
+
+    Source:
+        Byte-level BPE as in GPT-2 (Radford et al., 2019), by the `tokenizers` library.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = [PAD, END, *ROLES, *PLACEHOLDERS.values()]
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=special,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=END,
+        additional_special_tokens=[*ROLES, *PLACEHOLDERS.values()],
+    )
+
+
+def add_placeholders(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give a released tokenizer the placeholder tokens that it lacks."""
+    missing = [t for t in PLACEHOLDERS.values() if t not in tokenizer.get_vocab()]
+    if missing:
+        tokenizer.add_tokens(missing, special_tokens=True)

@@ -1,0 +1,171 @@
+"""The forms of one example on its way through the house.
+
+    Sample   as it lies in a source: turns of typed parts, media by path or as data
+    Media    its media decoded: pixels and waveforms, before any model's wishes
+    Encoded  tokens, labels, reserved places, and the tensors an encoder wants
+    Row      several Encoded end to end; what goes through the model in one piece
+
+Shapes in this file:
+    T  tokens in a row     N  pictures     F  frames of video     A  clips of sound
+    B  mel bins            M  mel frames   S  samples of sound
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from avlm.layout import Kind, Segment
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+Role = Literal["system", "user", "assistant"]
+MediaKind = Literal["image", "audio", "video"]
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Words."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class MediaItem:
+    """One image, sound or video: a file, its bytes, or data already decoded."""
+
+    kind: MediaKind
+    path: Path | None = None
+    data: bytes | None = None
+    decoded: Any = None
+    """A `Picture`, `Sound` or `Clip`, when the caller has it at hand."""
+
+    def name(self) -> str:
+        """What to call it in a message."""
+        return str(self.path) if self.path is not None else f"the {self.kind} given as data"
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What one side says."""
+
+    role: Role
+    parts: tuple[Text | MediaItem, ...]
+
+    def text(self) -> str:
+        return "".join(part.text for part in self.parts if isinstance(part, Text))
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One training example, or one question."""
+
+    id: str
+    turns: tuple[Turn, ...]
+    task: str = ""
+    where: str = ""
+    """Source and place, for messages."""
+
+    def media(self) -> list[MediaItem]:
+        return [part for turn in self.turns for part in turn.parts if isinstance(part, MediaItem)]
+
+    def kinds(self) -> frozenset[MediaKind]:
+        return frozenset(item.kind for item in self.media())
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A decoded image."""
+
+    pixels: np.ndarray
+    """uint8 [height, width, 3], RGB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sound:
+    """A decoded sound, already at the model's rate."""
+
+    waveform: np.ndarray
+    """float32 [S], mono, nominally -1..1."""
+    sample_rate_hz: int
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """A decoded video: the frames that will be looked at, and its sound track."""
+
+    frames: tuple[Picture, ...]
+    duration_s: float
+    sound: Sound | None
+
+
+Decoded = Picture | Sound | Clip
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Places reserved for one media item of one sample, for counting and for messages."""
+
+    sample_id: str
+    item: int
+    segments: tuple[Segment, ...]
+
+    def count(self, kind: Kind) -> int:
+        return sum(s.count for s in self.segments if s.kind == kind)
+
+
+@dataclass(slots=True)
+class Encoded:
+    """One sample as the model will read it."""
+
+    id: str
+    ids: list[int]
+    labels: list[int]
+    """Same length as ``ids``; -100 where nothing is to be learned."""
+    places: list[Place] = field(default_factory=list)
+    images: list[Tensor] = field(default_factory=list)
+    """Each float [3, height, width]."""
+    frames: list[Tensor] = field(default_factory=list)
+    """Frames of its videos, each float [3, height, width]."""
+    mels: list[Tensor] = field(default_factory=list)
+    """Each float [B, M]."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def num_targets(self) -> int:
+        return sum(label != IGNORE for label in self.labels[1:])
+
+
+IGNORE = -100
+"""Label of a position that is not learned (the field's standard)."""
+
+
+@dataclass(slots=True)
+class Row:
+    """Samples packed end to end. Attention, positions and the loss stop at each border."""
+
+    input_ids: Tensor
+    """int64 [1, T]."""
+    labels: Tensor
+    """int64 [1, T]; ``labels[t]`` is the token at t, or -100."""
+    position_ids: Tensor
+    """int64 [1, T]; starts again at 0 with each sample."""
+    lengths: list[int]
+    """Tokens of each sample."""
+    ids: list[str]
+    places: list[Place]
+    pixel_values: Tensor | None = None
+    """float [N, 3, height, width]."""
+    pixel_values_videos: Tensor | None = None
+    """float [F, 3, height, width]."""
+    input_features: Tensor | None = None
+    """float [A, B, longest M], zero beyond each clip's end."""
+    input_features_mask: Tensor | None = None
+    """bool [A, longest M]; True where there is sound."""
+
+    def num_targets(self) -> int:
+        return int((self.labels[0, 1:] != IGNORE).sum())

@@ -1,0 +1,1 @@
+"""Training: stages, the loop, checkpoints, and what people see of it."""
