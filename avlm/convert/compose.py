@@ -111,7 +111,7 @@ def _assemble(model_config: AvlmConfig, config: ModelConfig, vocabulary: int, se
     if left:
         raise WeightsError(f"{len(left)} weights were left without values, {left[0]} among them. Report this as a defect of avlm")
     attention.register()
-    model.set_attn_implementation({"text_config": attention.NAME})
+    inner.language_model.set_attn_implementation(attention.NAME)
     return model
 
 

@@ -74,9 +74,15 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def publish_copy(source: Path, out: Path) -> None:
-    """Publish a model directory under a second name, sharing the files where the file system can."""
+def publish_copy(source: Path, out: Path, extra: dict[str, str]) -> None:
+    """Publish a model directory under a second name, sharing the files where the file system can.
+
+    Args:
+        extra: Small text files to lay beside them, by name.
+    """
     with aside(out) as folder:
+        for name, text in extra.items():
+            (folder / name).write_text(text)
         for path in source.iterdir():
             try:
                 os.link(path, folder / path.name)

@@ -19,7 +19,7 @@ from avlm.data.plan import key, pack_rows, positions, stage_rows
 from avlm.data.processor import AvlmProcessor
 from avlm.data.sources import JsonLines
 from avlm.errors import ConfigError, DataError
-from avlm.samples import Encoded, Row
+from avlm.samples import Encoded, Row, Sample
 
 
 @dataclass(slots=True)
@@ -97,7 +97,7 @@ class StepLoader:
             try:
                 sample = self.source[row]
                 sample_id = sample.id
-                encoded = self._encode(row, epoch)
+                encoded = self._encode(sample, row, epoch)
                 if len(encoded) > self.stage.row_tokens:
                     raise self._too_long(encoded, where)
                 found.append(encoded)
@@ -106,10 +106,10 @@ class StepLoader:
         packed = pack_rows([len(e) for e in found], self.stage.row_tokens)
         return StepData(k, [pack([found[i] for i in row]) for row in packed], bad, len(found))
 
-    def _encode(self, row: int, epoch: int) -> Encoded:
+    def _encode(self, sample: Sample, row: int, epoch: int) -> Encoded:
         rng = np.random.default_rng([self.seed, key(self.stage.name), epoch, row])
         return self.processor.encode(
-            self.source[row],
+            sample,
             supervise=self.stage.supervise,
             text_only=self.stage.rows == "text",
             augment=(self.stage.augment, rng),

@@ -23,7 +23,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from avlm.config.media import AudioSpec, Convolution, VisionSpec
 from avlm.config.model import AudioPart, VisionPart
-from avlm.errors import ConfigError
+from avlm.errors import ConfigError, WeightsError
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)
@@ -196,13 +196,21 @@ def load_encoder(path: str, config: PreTrainedConfig) -> PreTrainedModel:
     Args:
         path: Hub name or local folder in Hugging Face format.
         config: The encoder's own configuration, as `inner_config` gives it.
+
+    Raises:
+        WeightsError: The checkpoint lacks weights of the encoder.
     """
-    if config.model_type == "whisper":
-        encoder = AutoModel.from_pretrained(path).get_encoder()
-        assert isinstance(encoder, PreTrainedModel)
-        return encoder
     kind = type(build_on_meta(config))
-    model: PreTrainedModel = kind.from_pretrained(path, config=config)
+    # A released Whisper is a whole speech-to-text model; its decoder is never built.
+    mapping = {r"^(model\.)?encoder\.": ""} if config.model_type == "whisper" else None
+    model, info = kind.from_pretrained(
+        path, config=config, key_mapping=mapping, use_safetensors=True, output_loading_info=True
+    )
+    if info["missing_keys"]:
+        raise WeightsError(
+            f"{path}: {len(info['missing_keys'])} weights of the {config.model_type} encoder are missing, "
+            f"{sorted(info['missing_keys'])[0]} among them. Give the folder of a whole checkpoint"
+        )
     return model
 
 

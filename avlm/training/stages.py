@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from avlm.config.run import PARTS, Optimizer, Part, Schedule, Stage, TrainPart
 from avlm.errors import ConfigError
 from avlm.models.modeling import AvlmForConditionalGeneration
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
 
 
 def part_modules(model: AvlmForConditionalGeneration) -> dict[Part, nn.Module]:
@@ -61,7 +68,21 @@ def _fixed_parameters(model: nn.Module) -> set[int]:
 
 
 def _add_lora(model: AvlmForConditionalGeneration, how: TrainPart) -> nn.Module:
-    from peft import LoraConfig, inject_adapter_in_model
+    """Put adapters on the language model's layers of the wanted names (whole path components, never parts of one)."""
+    from peft import inject_adapter_in_model
+
+    language: nn.Module = model.model.language_model
+    inject_adapter_in_model(lora_config(model, how), model)
+    return language
+
+
+def lora_config(model: AvlmForConditionalGeneration, how: TrainPart) -> PeftConfig:
+    """The adapters' configuration in PEFT's terms.
+
+    Raises:
+        ConfigError: A target names no layer.
+    """
+    from peft import LoraConfig
 
     assert how.lora is not None
     language = model.model.language_model
@@ -69,16 +90,26 @@ def _add_lora(model: AvlmForConditionalGeneration, how: TrainPart) -> nn.Module:
     missing = [target for target in how.lora.targets if target not in ends]
     if missing:
         raise ConfigError(
-            f"LoRA targets {', '.join(missing)} name no linear layer of the language model. Its layers are called {', '.join(sorted(ends))}"
+            f"LoRA targets {', '.join(missing)} name no linear layer of the language model. "
+            f"Use some of {', '.join(sorted(ends))}"
         )
-    config = LoraConfig(
+    names = "|".join(re.escape(target) for target in how.lora.targets)
+    return LoraConfig(
         r=how.lora.rank,
         lora_alpha=how.lora.alpha,
         lora_dropout=how.lora.dropout,
-        target_modules=list(how.lora.targets),
+        target_modules=rf"model\.language_model\.(.+\.)?({names})",
     )
-    adapted: nn.Module = inject_adapter_in_model(config, language)
-    return adapted
+
+
+def save_adapters(model: nn.Module, config: PeftConfig, folder: Path) -> None:
+    """Write the adapters in PEFT's own format, before they are merged."""
+    from peft import get_peft_model_state_dict
+
+    folder.mkdir(parents=True, exist_ok=True)
+    state = get_peft_model_state_dict(model)
+    save_file({f"base_model.model.{k}": v.contiguous() for k, v in state.items()}, folder / "adapter_model.safetensors")
+    config.save_pretrained(folder)
 
 
 def merge_adapters(model: nn.Module) -> None:

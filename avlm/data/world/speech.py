@@ -147,6 +147,9 @@ class Espeak:
                 f"espeak-ng does not start (status {self._rate_hz}); it needs the data that "
                 "comes with espeakng-loader. Reinstall it: pip install 'avlm[demo]'"
             )
+        # Breathy voices take their breath from a random source, else seeded with the time.
+        self._library.espeak_ng_SetRandSeed.argtypes = [ctypes.c_long]
+        self._library.espeak_ng_SetRandSeed(0)
         self._chunks: list[np.ndarray] = []
         # Kept as a member: ctypes does not keep a callback alive by itself.
         self._callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)(
