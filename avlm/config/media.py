@@ -66,6 +66,10 @@ class AudioSpec(Settings):
     hop: int = 160
     """Samples between two mel frames."""
 
+    level: Literal["whisper", "clip"] = "whisper"
+    """`whisper` keeps its normalisation; `clip` gives every clip the same mean and spread, whatever its loudness and
+    its noise floor. Released encoders need `whisper`."""
+
     window_frames: int | None = None
     """Mel frames the released encoder always sees (3000 for Whisper: 30 s); None hears true lengths."""
 

@@ -116,6 +116,9 @@ class AudioPart(Settings):
     length: Literal["true", "window"] = "true"
     """`true` hears each clip at its own length; `window` pads it to the encoder's released window, as it was trained."""
 
+    level: Literal["whisper", "clip"] = "whisper"
+    """`clip` gives every clip the same mean and spread; only for an encoder that is trained from scratch."""
+
 
 class ModelConfig(Settings):
     """An audio-vision language model, or one with fewer senses."""

@@ -76,17 +76,18 @@ class Augment(Settings):
     jitter: float = Field(0.0, ge=0, le=1)
     """Brightness and contrast change by up to this share."""
     erase: float = Field(0.0, ge=0, le=1)
-    """A square of up to this share of the side is blotted out."""
+    """A square of up to this share of the side is blotted out of every other picture."""
 
     pitch: float = Field(0.0, ge=0, le=0.5)
-    """The mel axis is stretched by up to this share, like a longer or shorter vocal tract
-    (Jaitly and Hinton, 2013)."""
-    tempo: float = Field(0.0, ge=0, le=0.5)
+    """Formants move by up to this share, like a longer or shorter vocal tract (Jaitly and Hinton, 2013)."""
+    tempo: float = Field(0.0, ge=0, lt=0.6)
     """The time axis is bent by up to this share within the clip's length."""
+    squeeze: float = Field(0.0, ge=0, lt=1)
+    """Speech becomes quicker by up to this share, with quiet around it in the same length."""
     tilt: float = Field(0.0, ge=0)
-    """A random smooth curve of up to this height, in units of the normalised log-mel, is added along frequency."""
-    noise: float = Field(0.0, ge=0)
-    """Standard deviation of noise added to the normalised log-mel."""
+    """A random smooth curve of about this height, in units of 40 dB, is added along frequency."""
+    noise: float = Field(0.0, ge=0, le=1)
+    """Steady noise is added; at 1 up to 20 dB below the clip's peak, at 0.5 up to 40 dB below."""
     mask_bins: int = Field(0, ge=0)
     """Up to this many neighbouring mel bins are blanked, twice (SpecAugment, arXiv:1904.08779)."""
     mask_frames: float = Field(0.0, ge=0, lt=1)
@@ -130,6 +131,8 @@ class Stage(Settings):
     row_tokens: int = Field(2048, ge=8)
     """Samples are packed into rows of at most this many tokens; one row goes through the model at a time."""
 
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Share of the target's probability that is spread over the whole vocabulary (arXiv:1512.00567)."""
     schedule: Schedule = Schedule()
     optimizer: Optimizer = Optimizer()
     augment: Augment = Augment()

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from avlm.config.media import MediaSpec
 from avlm.config.run import Augment
 from avlm.data.augment import augment_image, augment_mel
-from avlm.data.media import Prepared, PreparedAudio, PreparedImage, PreparedVideo, normalise
+from avlm.data.media import Prepared, PreparedAudio, PreparedImage, PreparedVideo, levelled, normalise
 from avlm.data.text import PLACEHOLDERS, Piece, pieces
 from avlm.errors import LayoutError, MediaError
 from avlm.layout import Segment, audio_segments, image_segments, video_segments
@@ -152,7 +152,8 @@ def _add_tensors(
             where.append(normalise(pixels, media.vision))
         mel = None if isinstance(item, PreparedImage) or not place.count("audio") else item.mel
         if mel is not None:
-            out.mels.append(mel if augment is None else augment_mel(mel, *augment))
+            assert media.audio is not None
+            out.mels.append(levelled(mel if augment is None else augment_mel(mel, *augment), media.audio))
 
 
 def pack(samples: Sequence[Encoded]) -> Row:

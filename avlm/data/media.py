@@ -381,6 +381,19 @@ def log_mel(waveform: np.ndarray, spec: AudioSpec) -> Tensor:
     return (torch.maximum(log, log.max() - 8.0) + 4.0) / 4.0
 
 
+def levelled(mel: Tensor, spec: AudioSpec) -> Tensor:
+    """A clip's log-mel at the level that the encoder wants.
+
+    With ``level="clip"``: what is 48 dB below the peak is floor, and the lower three quarters of the bins (a telephone
+    has nothing above) get mean 0 and standard deviation 0.4.
+    """
+    if spec.level == "whisper":
+        return mel
+    mel = torch.maximum(mel, mel.max() - 1.2)
+    heard = mel[: 3 * spec.mel_bins // 4]
+    return (mel - heard.mean()) / (heard.std() + 1e-3) * 0.4
+
+
 @lru_cache(maxsize=8)
 def _hann(n_fft: int) -> Tensor:
     return torch.hann_window(n_fft)

@@ -39,6 +39,10 @@ def _convnext_stride(config: Any) -> int:
     return int(config.patch_size) * 2 ** (len(config.hidden_sizes) - 1)
 
 
+def _bit_stride(config: Any) -> int:
+    return 4 * 2 ** (len(config.hidden_sizes) - 1)
+
+
 @dataclass(frozen=True, slots=True)
 class VisionFamily:
     """What is particular about one family of vision encoders."""
@@ -64,6 +68,7 @@ VISION_FAMILIES = (
     VisionFamily("clip_vision_model", inside=("clip",), prefix_tokens=1, layer=-2, mean=CLIP_MEAN, std=CLIP_STD),
     VisionFamily("siglip_vision_model", inside=("siglip",)),
     VisionFamily("internvl_vision", inside=("internvl",), prefix_tokens=1, mean=IMAGENET_MEAN, std=IMAGENET_STD),
+    VisionFamily("bit", feature_map=True, cell_px=_bit_stride, image_size_px=224),
     VisionFamily(
         "convnext", feature_map=True, cell_px=_convnext_stride, image_size_px=224, mean=IMAGENET_MEAN, std=IMAGENET_STD
     ),
@@ -175,6 +180,7 @@ def audio_spec(config: PreTrainedConfig, part: AudioPart) -> AudioSpec:
         mel_bins=int(config.num_mel_bins),
         n_fft=family.n_fft,
         hop=family.hop,
+        level=part.level,
         window_frames=longest if part.length == "window" else None,
         max_frames=longest,
         convolutions=family.convolutions,
@@ -246,6 +252,8 @@ def encode_images(encoder: PreTrainedModel, pixel_values: Tensor, layer: int | N
     family = vision_family(encoder.config)
     layer = family.layer if layer is None else layer
     pixel_values = pixel_values.to(encoder.dtype)
+    if family.feature_map:
+        pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)  # a third faster on a processor
     if layer is None:
         states = encoder(pixel_values).last_hidden_state
     else:

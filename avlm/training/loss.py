@@ -10,7 +10,7 @@ from avlm.models.modeling import AvlmForConditionalGeneration
 from avlm.samples import Row
 
 
-def row_loss(model: AvlmForConditionalGeneration, row: Row) -> Tensor:
+def row_loss(model: AvlmForConditionalGeneration, row: Row, label_smoothing: float = 0.0) -> Tensor:
     """Sum of the cross-entropies of a row's target tokens, in float32.
 
     Divided by the number of target tokens of the whole step it is that row's share of an exact mean, however the step
@@ -28,4 +28,5 @@ def row_loss(model: AvlmForConditionalGeneration, row: Row) -> Tensor:
         input_features_mask=row.input_features_mask,
         logits_to_keep=at,
     )
-    return F.cross_entropy(output.logits[0].float(), row.labels[0, at + 1], reduction="sum")
+    targets = row.labels[0, at + 1]
+    return F.cross_entropy(output.logits[0].float(), targets, reduction="sum", label_smoothing=label_smoothing)

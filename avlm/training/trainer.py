@@ -108,7 +108,7 @@ class Trainer:
         targets = max(1, data.num_targets())
         loss = 0.0
         for row in data.rows:
-            row_sum = row_loss(self.model, row)
+            row_sum = row_loss(self.model, row, self.stage.label_smoothing)
             (row_sum / targets).backward()
             loss += float(row_sum.detach())
         norm = self._clip()

@@ -220,8 +220,8 @@ def _draw_digit(value: int, split: Split, rng: Generator) -> np.ndarray:
     cover[top : top + height, left : left + width, 0] = np.asarray(strokes) / 240
     ground = _tint(rng.uniform(10, 45), rng)
     ink = _tint(rng.uniform(200, 250), rng)
-    pixels = ground + cover * (ink - ground) + rng.normal(0, 3.0, (SIZE_PX, SIZE_PX, 3))
-    return np.clip(pixels, 0, 255).astype(np.uint8)
+    pixels: np.ndarray = ground + cover * (ink - ground) + rng.normal(0, 3.0, (SIZE_PX, SIZE_PX, 3))
+    return pixels.clip(0, 255).astype(np.uint8)
 
 
 @functools.cache

@@ -37,7 +37,8 @@ def write_clip(path: Path, frames: np.ndarray, wave: np.ndarray) -> None:
         sound = container.add_stream("aac", rate=SAMPLE_RATE_HZ, layout="mono")
         sound.bit_rate = 48_000
         for number, pixels in enumerate(frames):
-            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            # Converted here: what encode() converts by itself differs once in some hundred files.
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format=picture.pix_fmt)
             frame.pts, frame.time_base = number * SAMPLE_RATE_HZ // FRAMES_PER_S, clock
             container.mux(picture.encode(frame))
         container.mux(picture.encode())

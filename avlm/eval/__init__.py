@@ -1,0 +1,1 @@
+"""Measuring: scorers, and the runner with its look-and-listen check."""

@@ -1,0 +1,101 @@
+"""A conversation with a model: the few lines that most people need."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from avlm.convert.weights import load_model
+from avlm.data.processor import AvlmProcessor, media_item
+from avlm.errors import ConfigError
+from avlm.inference.generate import Sampling, stream
+from avlm.models.modeling import AvlmForConditionalGeneration
+from avlm.samples import MediaItem, Sample, Text, Turn
+
+
+def Image(value: Any) -> MediaItem:  # noqa: N802 - reads as the noun it returns
+    """A picture: a path, bytes, a PIL picture, or uint8 [height, width, 3]."""
+    return media_item("image", value)
+
+
+def Audio(value: Any, sample_rate_hz: int | None = None) -> MediaItem:  # noqa: N802
+    """A sound: a path, bytes, or a mono waveform with its rate (default 16,000 Hz)."""
+    return media_item("audio", value, sample_rate_hz)
+
+
+def Video(value: Any) -> MediaItem:  # noqa: N802
+    """A video with or without sound: a path or bytes."""
+    return media_item("video", value)
+
+
+class Chat:
+    """A model that answers. Remembers what was said until `clear`.
+
+    Args:
+        model, processor: As `load` gives them.
+    """
+
+    def __init__(self, model: AvlmForConditionalGeneration, processor: AvlmProcessor) -> None:
+        self.model = model
+        self.processor = processor
+        self.turns: list[Turn] = []
+
+    def clear(self) -> None:
+        """Forget the conversation."""
+        self.turns = []
+
+    def say(self, *parts: str | MediaItem, sampling: Sampling | None = None, use_cache: bool = True) -> Iterator[str]:
+        """Add a turn and stream the answer as it is made; it is remembered when it is complete.
+
+        Raises:
+            ConfigError: Nothing was said.
+            MediaError: A medium cannot be read; the conversation is as it was before.
+        """
+        if not parts:
+            raise ConfigError("nothing was asked. Give a text, a picture, a sound or a video")
+        turn = Turn("user", tuple(Text(p) if isinstance(p, str) else p for p in _media_first(parts)))
+        sample = Sample("chat", (*self.turns, turn))
+        prompt = self.processor.encode(sample, prompt_only=True)
+        return self._answer(turn, prompt, sampling or Sampling(), use_cache)
+
+    def _answer(self, turn: Turn, prompt: Any, sampling: Sampling, use_cache: bool) -> Iterator[str]:
+        ids: list[int] = []
+        shown = ""
+        for (token,) in stream(self.model, self.processor, [prompt], sampling, use_cache=use_cache):
+            assert token is not None
+            ids.append(token)
+            text = self.processor.tokenizer.decode(ids, skip_special_tokens=True)
+            if not text.endswith("\ufffd"):  # half of a character: wait for the rest of its bytes
+                yield text[len(shown) :]
+                shown = text
+        final = self.processor.tokenizer.decode(ids, skip_special_tokens=True)
+        if final != shown:
+            yield final[len(shown) :]
+        self.turns += [turn, Turn("assistant", (Text(final),))]
+
+    def chat(self, *parts: str | MediaItem, sampling: Sampling | None = None, use_cache: bool = True) -> str:
+        """Ask once, apart from any conversation, and get the whole answer."""
+        kept, self.turns = self.turns, []
+        try:
+            return "".join(self.say(*parts, sampling=sampling, use_cache=use_cache)).strip()
+        finally:
+            self.turns = kept
+
+
+def _media_first(parts: tuple[str | MediaItem, ...]) -> list[str | MediaItem]:
+    """Media before the words, as models are trained, when the caller wrote the words first and media behind."""
+    if parts and isinstance(parts[0], str) and not any(isinstance(p, str) for p in parts[1:]):
+        return [*parts[1:], parts[0]]
+    return list(parts)
+
+
+def load(path: Path | str, *, device: str = "cpu") -> Chat:
+    """Load a model directory and be ready to chat.
+
+    Raises:
+        ConfigError, WeightsError: It is not a whole model directory.
+    """
+    model, processor = load_model(path, device=device)
+    return Chat(model, processor)
+
