@@ -13,6 +13,7 @@ from typing import Literal
 
 from avlm.config.media import AudioSpec, MediaSpec, Reduction, VideoSpec, VisionSpec
 from avlm.errors import LayoutError
+import itertools
 
 Kind = Literal["image", "audio", "video"]
 """What a place is reserved for: an image, a stretch of sound, or a frame of a video."""
@@ -128,7 +129,9 @@ def video_segments(facts: VideoFacts, media: MediaSpec) -> list[Segment]:
         LayoutError: The model has no vision part, or the sound is too long for the encoder.
     """
     if media.vision is None:
-        raise LayoutError("a video was given to a model without a vision part. Use a model that sees, or the sound alone")
+        raise LayoutError(
+            "a video was given to a model without a vision part. Use a model that sees, or the sound alone"
+        )
     order = media.video.order
     frames = [Segment("video", image_token_count(media.vision)) for _ in frame_times_s(facts.duration_s, media.video)]
     sound = 0
@@ -136,7 +139,9 @@ def video_segments(facts: VideoFacts, media: MediaSpec) -> list[Segment]:
         sound = audio_token_count(facts.num_samples, media.audio)
     if order == "interleaved":
         shares = split_evenly(sound, len(frames))
-        return [s for frame, share in zip(frames, shares, strict=True) for s in (frame, Segment("audio", share)) if s.count]
+        return [
+            s for frame, share in zip(frames, shares, strict=True) for s in (frame, Segment("audio", share)) if s.count
+        ]
     heard = [Segment("audio", sound)] if sound else []
     return {
         "video_audio": frames + heard,
@@ -149,7 +154,7 @@ def video_segments(facts: VideoFacts, media: MediaSpec) -> list[Segment]:
 def split_evenly(total: int, shares: int) -> list[int]:
     """Cut a whole into consecutive shares that differ by at most one."""
     edges = [total * i // shares for i in range(shares + 1)]
-    return [b - a for a, b in zip(edges, edges[1:], strict=False)]
+    return [b - a for a, b in itertools.pairwise(edges)]
 
 
 def image_segments(media: MediaSpec) -> list[Segment]:
@@ -159,7 +164,9 @@ def image_segments(media: MediaSpec) -> list[Segment]:
         LayoutError: The model has no vision part.
     """
     if media.vision is None:
-        raise LayoutError("a picture was given to a model without a vision part. Use a model that sees, or leave it out")
+        raise LayoutError(
+            "a picture was given to a model without a vision part. Use a model that sees, or leave it out"
+        )
     return [Segment("image", image_token_count(media.vision))]
 
 

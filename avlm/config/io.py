@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import types
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -23,7 +25,7 @@ class _Loader(yaml.SafeLoader):
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    __import__("re").compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)[eE][-+]?[0-9]+$"),
+    re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)[eE][-+]?[0-9]+$"),
     list("-+0123456789."),
 )
 
@@ -59,9 +61,13 @@ def read_mapping(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: there is no such file. Check the path") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError) as error:
         detail = " ".join(str(error).split())
-        raise ConfigError(f"{path}: not readable as {path.suffix.lstrip('.') or 'YAML'} ({detail}). Correct the file") from error
+        raise ConfigError(
+            f"{path}: not readable as {path.suffix.lstrip('.') or 'YAML'} ({detail}). Correct the file"
+        ) from error
     if not isinstance(data, dict):
-        raise ConfigError(f"{path}: holds a {type(data).__name__}, and settings are a mapping. Start it with `recipe: NAME`")
+        raise ConfigError(
+            f"{path}: holds a {type(data).__name__}, and settings are a mapping. Start it with `recipe: NAME`"
+        )
     return data
 
 
@@ -74,10 +80,10 @@ def build(kind: type[S], data: dict[str, Any], *, where: str = "") -> S:
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        raise ConfigError((f"{where}: " if where else "") + _explain(kind, error)) from None
+        raise ConfigError((f"{where}: " if where else "") + _explain(kind, data, error)) from None
 
 
-def override(settings: S, assignments: list[str]) -> S:
+def override(settings: S, assignments: Sequence[str]) -> S:
     """Apply ``key.sub=value`` assignments and check the whole again.
 
     A member of a list is named by its position or by its ``name``; naming a variant
@@ -86,13 +92,17 @@ def override(settings: S, assignments: list[str]) -> S:
     Raises:
         ConfigError: An assignment has no ``=``, a key is unknown, or the result cannot work.
     """
-    data = settings.model_dump(mode="python", exclude_unset=False)
+    return assemble(type(settings), settings.model_dump(mode="python"), assignments)
+
+
+def assemble(kind: type[S], data: dict[str, Any], assignments: Sequence[str]) -> S:
+    """Make settings from plain data with overrides applied first; see `override`."""
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals or not key:
             raise ConfigError(f"{assignment!r} is not an override: an override is key=value. Write it like seed=1")
-        _assign(type(settings), data, key.strip(), parse_value(text))
-    return build(type(settings), data)
+        _assign(kind, data, key.strip(), parse_value(text))
+    return build(kind, data)
 
 
 def _assign(kind: Any, data: Any, dotted: str, value: Any) -> None:
@@ -164,11 +174,11 @@ def _did_you_mean(word: str, known: list[str], prefix: str = "") -> str:
     return f" Known here: {', '.join(dict.fromkeys(known))}."
 
 
-def _explain(kind: type[BaseModel], error: ValidationError) -> str:
+def _explain(kind: type[BaseModel], data: Any, error: ValidationError) -> str:
     """The first thing that is wrong, in one sentence, with the dotted key."""
     first = error.errors()[0]
     path = [str(p) for p in first["loc"]]
-    dotted = ".".join(p for p in path if p not in _arm_names(kind))
+    dotted = ".".join(_spoken(path, data))
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         known = _known_at(kind, path[:-1])
@@ -182,15 +192,35 @@ def _explain(kind: type[BaseModel], error: ValidationError) -> str:
     return f"{dotted}{shown}: {message[0].lower() + message[1:]}. Correct that setting."
 
 
-def _arm_names(kind: type[BaseModel]) -> set[str]:
-    """Names that pydantic puts into a location for a variant, which the user never wrote."""
-    return {"linear", "mlp", "pool", "ModelConfig", "str"}
+def _spoken(path: list[str], data: Any) -> list[str]:
+    """A location as the user would write it: members of a list by name, without the variants that pydantic puts in."""
+    spoken = []
+    for key in path:
+        if isinstance(data, dict) and key not in data and key in VARIANTS:
+            continue
+        if isinstance(data, (list, tuple)) and key.isdigit() and int(key) < len(data):
+            data = data[int(key)]
+            key = data.get("name", key) if isinstance(data, dict) else key
+        else:
+            if key in VARIANTS and not isinstance(data, dict):
+                continue
+            data = data.get(key) if isinstance(data, dict) else None
+        spoken.append(key)
+    return spoken
+
+
+VARIANTS = ("linear", "mlp", "pool", "ModelConfig", "str")
+"""Names that pydantic puts into a location for a variant, which the user never wrote."""
 
 
 def _known_at(kind: Any, path: list[str]) -> list[str]:
     for key in path:
         models = _models(kind)
-        chosen = [m for m in models if m.__name__ == key or ("kind" in m.model_fields and m.model_fields["kind"].default == key)]
+        chosen = [
+            m
+            for m in models
+            if m.__name__ == key or ("kind" in m.model_fields and m.model_fields["kind"].default == key)
+        ]
         if chosen:
             kind = chosen[0]
             continue

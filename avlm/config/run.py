@@ -141,11 +141,15 @@ class Stage(Settings):
     def _builds_need_a_reader(self) -> Stage:
         encoder = self.builds in ("vision", "audio")
         if encoder and self.reader is None:
-            raise ValueError(f"stage {self.name} builds the {self.builds} encoder and has no `reader` to learn it with. "
-                             "Give it a small language model: reader: {random: {model_type: llama, ...}}")
+            raise ValueError(
+                f"stage {self.name} builds the {self.builds} encoder and has no `reader` to learn it with. "
+                "Give it a small language model: reader: {random: {model_type: llama, ...}}"
+            )
         if not encoder and self.reader is not None:
-            raise ValueError(f"stage {self.name} has a `reader`, which only a stage that builds an encoder uses. "
-                             "Remove it, or set builds: vision or builds: audio")
+            raise ValueError(
+                f"stage {self.name} has a `reader`, which only a stage that builds an encoder uses. "
+                "Remove it, or set builds: vision or builds: audio"
+            )
         return self
 
 
@@ -234,7 +238,9 @@ def _check_stage(stage: Stage, model: ModelConfig) -> None:
                 f"Remove stages.{stage.name}.train.{part}.lora"
             )
     if not stage.train:
-        raise ValueError(f"stage {stage.name} trains nothing. Name a part, such as stages.{stage.name}.train.language.lr=1e-4")
+        raise ValueError(
+            f"stage {stage.name} trains nothing. Name a part, such as stages.{stage.name}.train.language.lr=1e-4"
+        )
     if stage.rows in ("vision", "audio") and stage.rows not in parts:
         raise ValueError(
             f"stage {stage.name} reads rows with {stage.rows}, and the model has no {stage.rows} part. "

@@ -65,7 +65,9 @@ def compose(config: ModelConfig, *, seed: int = 0, texts: Iterable[str] | None =
     vision_config = None if config.vision is None else _encoder_config(config.vision.encoder, "vision")
     audio_config = None if config.audio is None else _encoder_config(config.audio.encoder, "audio")
     media = MediaSpec(
-        vision=None if config.vision is None else vision_spec(vision_config, config.vision, _preprocessor(config.vision)),
+        vision=None
+        if config.vision is None
+        else vision_spec(vision_config, config.vision, _preprocessor(config.vision)),
         audio=None if config.audio is None else audio_spec(audio_config, config.audio),
         video=config.video,
     )
@@ -87,7 +89,9 @@ def compose(config: ModelConfig, *, seed: int = 0, texts: Iterable[str] | None =
     return Composed(model.eval(), processor)
 
 
-def _assemble(model_config: AvlmConfig, config: ModelConfig, vocabulary: int, seed: int) -> AvlmForConditionalGeneration:
+def _assemble(
+    model_config: AvlmConfig, config: ModelConfig, vocabulary: int, seed: int
+) -> AvlmForConditionalGeneration:
     """Module tree without memory first, then each part in its place with its weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -109,7 +113,9 @@ def _assemble(model_config: AvlmConfig, config: ModelConfig, vocabulary: int, se
     model.tie_weights()
     left = [name for name, p in model.named_parameters() if p.is_meta]
     if left:
-        raise WeightsError(f"{len(left)} weights were left without values, {left[0]} among them. Report this as a defect of avlm")
+        raise WeightsError(
+            f"{len(left)} weights were left without values, {left[0]} among them. Report this as a defect of avlm"
+        )
     attention.register()
     inner.language_model.set_attn_implementation(attention.NAME)
     return model
@@ -147,7 +153,9 @@ def _not_loaded(part: str, path: str, error: Exception) -> WeightsError:
 def _read_config(path: str, part: str) -> PreTrainedConfig:
     folder = Path(path)
     if (folder.is_absolute() or path.startswith(".")) and not folder.is_dir():
-        raise ConfigError(f"model.{part}: there is no folder {path}. Give an existing folder in Hugging Face format, or a hub name")
+        raise ConfigError(
+            f"model.{part}: there is no folder {path}. Give an existing folder in Hugging Face format, or a hub name"
+        )
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
@@ -161,7 +169,9 @@ def _random_config(random: dict[str, Any], part: str) -> PreTrainedConfig:
         config: PreTrainedConfig = AutoConfig.for_model(values.pop("model_type"), **values)
     except (ValueError, TypeError) as error:
         detail = " ".join(str(error).split())[:300]
-        raise ConfigError(f"model.{part}.random is not a configuration that transformers knows ({detail}). Correct it") from error
+        raise ConfigError(
+            f"model.{part}.random is not a configuration that transformers knows ({detail}). Correct it"
+        ) from error
     return config
 
 

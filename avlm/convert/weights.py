@@ -35,7 +35,7 @@ def save_part(module: PreTrainedModel, out: Path, tokenizer: PreTrainedTokenizer
             tokenizer.save_pretrained(folder)
 
 
-class aside:  # noqa: N801 - reads as a context, not as a class
+class aside:
     """A folder beside its destination that takes its place when the block ends well."""
 
     def __init__(self, out: Path) -> None:
@@ -106,21 +106,31 @@ def load_model(path: Path | str, *, device: str | torch.device = "cpu") -> Compo
     """
     folder = Path(path)
     if not (folder / "config.json").is_file():
-        raise ConfigError(f"{path}: is not a model directory (it has no config.json). Give one that avlm compose or avlm train wrote")
+        raise ConfigError(
+            f"{path}: is not a model directory (it has no config.json). Give one that avlm compose or avlm train wrote"
+        )
     attention.register()
     try:
         config = AvlmConfig.from_pretrained(folder)
         model, info = AvlmForConditionalGeneration.from_pretrained(
-            folder, config=config, use_safetensors=True, output_loading_info=True, attn_implementation={"text_config": attention.NAME}
+            folder,
+            config=config,
+            use_safetensors=True,
+            output_loading_info=True,
+            attn_implementation={"text_config": attention.NAME},
         )
         tokenizer = AutoTokenizer.from_pretrained(folder)
         processor = AvlmProcessor.from_pretrained(folder, tokenizer=tokenizer)
     except (OSError, ValueError, KeyError) as error:
         detail = " ".join(str(error).split())[:300]
-        raise WeightsError(f"{path}: cannot be loaded ({detail}). Publish the model again, or copy the directory again") from error
+        raise WeightsError(
+            f"{path}: cannot be loaded ({detail}). Publish the model again, or copy the directory again"
+        ) from error
     for what, names in (("lacks", info["missing_keys"]), ("has no place for", info["unexpected_keys"])):
         if names:
-            raise WeightsError(f"{path}: the model {what} {len(names)} tensors, {sorted(names)[0]} among them. Copy the directory again")
+            raise WeightsError(
+                f"{path}: the model {what} {len(names)} tensors, {sorted(names)[0]} among them. Copy the directory again"
+            )
     if processor.media != config.media:
         raise ConfigError(
             f"{path}: config.json and processor_config.json disagree about the media settings, so tokens would be counted "

@@ -114,11 +114,15 @@ def _read(item: MediaItem, limits: Limits) -> bytes:
         try:
             info = path.stat()
         except OSError:
-            raise MediaError(f"{path}: there is no such file. Check the path; it is relative to the data file") from None
+            raise MediaError(
+                f"{path}: there is no such file. Check the path; it is relative to the data file"
+            ) from None
         if not stat.S_ISREG(info.st_mode):
             raise MediaError(f"{path}: is not a regular file. Give the path of {_article(item.kind)}")
         if info.st_size > limits.max_bytes:
-            raise MediaError(f"{path}: has {info.st_size} bytes, and at most {limits.max_bytes} are read. Cut or compress it")
+            raise MediaError(
+                f"{path}: has {info.st_size} bytes, and at most {limits.max_bytes} are read. Cut or compress it"
+            )
         data = path.read_bytes()
     if not data:
         raise MediaError(f"{item.name()}: is empty, so there is nothing to decode. Replace the file")
@@ -259,7 +263,9 @@ def _decode_av(data: bytes, media: MediaSpec | None, limits: Limits, item: Media
         audio = container.streams.audio[0] if container.streams.audio else None
         duration = _duration_s(container, video or audio)
         if duration > limits.max_seconds:
-            raise MediaError(f"{item.name()}: lasts {duration:.0f} s, and at most {limits.max_seconds:.0f} s are decoded. Cut it")
+            raise MediaError(
+                f"{item.name()}: lasts {duration:.0f} s, and at most {limits.max_seconds:.0f} s are decoded. Cut it"
+            )
         times = frame_times_s(duration, media.video) if video is not None and media is not None else []
         frames: list[Picture] = []
         last: Any = None
@@ -458,11 +464,15 @@ class MediaReader:
         vision, audio = self.media.vision, self.media.audio
         if item.kind == "audio":
             if audio is None:
-                raise MediaError(f"{item.name()}: is a sound, and this model does not hear. Use a model with an audio part")
+                raise MediaError(
+                    f"{item.name()}: is a sound, and this model does not hear. Use a model with an audio part"
+                )
             sound = decode_audio(item, audio.sample_rate_hz, self.limits)
             return PreparedAudio(self._mel(sound.waveform, item), len(sound.waveform))
         if vision is None:
-            raise MediaError(f"{item.name()}: is {_article(item.kind)}, and this model does not see. Use a model with a vision part")
+            raise MediaError(
+                f"{item.name()}: is {_article(item.kind)}, and this model does not see. Use a model with a vision part"
+            )
         if item.kind == "image":
             return PreparedImage(prepare_image(decode_image(item, self.limits), vision))
         clip = decode_video(item, self.media, self.limits)

@@ -47,7 +47,9 @@ def stage_rows(facts: Sequence[RowFacts], stage: Stage) -> list[int]:
     """
     found = usable(facts, stage.rows, stage.tasks)
     if not found:
-        what = {"vision": "a picture and no sound", "audio": "a sound and no picture"}.get(stage.rows, "the wanted tasks")
+        what = {"vision": "a picture and no sound", "audio": "a sound and no picture"}.get(
+            stage.rows, "the wanted tasks"
+        )
         raise ConfigError(
             f"stage {stage.name} learns from rows with {what}, and the data has none. "
             f"Add such rows, or give the stage its own with stages.{stage.name}.data"

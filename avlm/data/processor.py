@@ -163,7 +163,9 @@ class AvlmProcessor(ProcessorMixin):
         if not kwargs.get("tokenize", False):
             texts = [self._rendered(s, kwargs.get("add_generation_prompt", False)) for s in samples]
             return texts[0] if single else texts
-        prompt = bool(kwargs.get("add_generation_prompt", False)) or all(s.turns[-1].role != "assistant" for s in samples)
+        prompt = bool(kwargs.get("add_generation_prompt", False)) or all(
+            s.turns[-1].role != "assistant" for s in samples
+        )
         batch = self.collate([self.encode(s, prompt_only=prompt) for s in samples])
         batch.pop("labels")
         return batch if kwargs.get("return_dict", False) else batch["input_ids"]
@@ -176,10 +178,14 @@ class AvlmProcessor(ProcessorMixin):
             messages.append({"role": turn.role, "content": "".join(words)})
         template = self.tokens().template
         return str(
-            self.tokenizer.apply_chat_template(messages, chat_template=template, add_generation_prompt=prompt, tokenize=False)
+            self.tokenizer.apply_chat_template(
+                messages, chat_template=template, add_generation_prompt=prompt, tokenize=False
+            )
         )
 
-    def __call__(self, text: Any = None, images: Any = None, audio: Any = None, videos: Any = None, **kwargs: Any) -> BatchFeature:
+    def __call__(
+        self, text: Any = None, images: Any = None, audio: Any = None, videos: Any = None, **kwargs: Any
+    ) -> BatchFeature:
         """Inputs for one question: a text with any media before it. For conversations use `apply_chat_template`."""
         parts: list[Text | MediaItem] = []
         for kind, given in (("image", images), ("audio", audio), ("video", videos)):
@@ -232,4 +238,6 @@ def media_item(kind: Any, value: Any, rate_hz: int | None = None) -> MediaItem:
             return MediaItem(kind, decoded=Picture(pixels))
     if kind == "audio" and np.asarray(value).ndim == 1:
         return MediaItem(kind, decoded=Sound(np.asarray(value, dtype=np.float32), rate_hz or 16_000))
-    raise DataError(f"a {kind} was given as {type(value).__name__}, which is not understood. Give a path, bytes or an array")
+    raise DataError(
+        f"a {kind} was given as {type(value).__name__}, which is not understood. Give a path, bytes or an array"
+    )

@@ -47,7 +47,9 @@ class JsonLines:
             with self.path.open("rb") as file:
                 self._scan(file)
         except OSError as error:
-            raise ConfigError(f"{self.path}: not readable ({error.strerror}). Give an existing file of JSON lines") from None
+            raise ConfigError(
+                f"{self.path}: not readable ({error.strerror}). Give an existing file of JSON lines"
+            ) from None
         if not self.facts:
             first = f" The first row: {self.errors[0].reason}" if self.errors else " It is empty."
             raise ConfigError(f"{self.path}: has no row that can be read, so there is nothing to learn from.{first}")
@@ -97,7 +99,9 @@ def parse_row(row: Any, base: Path, where: str = "") -> Sample:
         DataError: The row is not in that form.
     """
     if not isinstance(row, dict) or not isinstance(row.get("messages"), list):
-        raise DataError('has no list "messages". A row is {"messages": [{"role": "user", "content": ...}, ...]}', where=where)
+        raise DataError(
+            'has no list "messages". A row is {"messages": [{"role": "user", "content": ...}, ...]}', where=where
+        )
     sample_id = str(row.get("id", where))
     try:
         turns = tuple(_turn(message, base) for message in row["messages"])
@@ -125,7 +129,9 @@ def _part(part: Any, base: Path) -> Text | MediaItem:
     if kind in KINDS:
         path = part.get("path")
         if not isinstance(path, str) or not path:
-            raise DataError(f'a part of type {kind} has no "path". Give the path of its file, relative to the data file')
+            raise DataError(
+                f'a part of type {kind} has no "path". Give the path of its file, relative to the data file'
+            )
         if "\0" in path:
             raise DataError(f"the path of a part of type {kind} holds a zero character. Correct it")
         return MediaItem(kind, path=base / path)

@@ -55,7 +55,9 @@ def chat_template(tokenizer: PreTrainedTokenizerBase, own: str | None) -> str:
     return str(template)
 
 
-def pieces(sample: Sample, tokenizer: PreTrainedTokenizerBase, template: str, *, prompt_only: bool = False) -> list[Piece]:
+def pieces(
+    sample: Sample, tokenizer: PreTrainedTokenizerBase, template: str, *, prompt_only: bool = False
+) -> list[Piece]:
     """Render a conversation.
 
     Args:
@@ -93,7 +95,9 @@ def pieces(sample: Sample, tokenizer: PreTrainedTokenizerBase, template: str, *,
         found.append(Piece(answer, answer=True))
         done = after[: len(after) - len(rest)]
     if not found:
-        raise DataError("there is no answer to learn from. Add an assistant turn", where=sample.where, sample_id=sample.id)
+        raise DataError(
+            "there is no answer to learn from. Add an assistant turn", where=sample.where, sample_id=sample.id
+        )
     return found
 
 
@@ -183,4 +187,3 @@ def without_media(sample: Sample) -> Sample:
         parts = tuple(p for p in turn.parts if isinstance(p, Text))
         turns.append(Turn(turn.role, parts))
     return Sample(sample.id, tuple(turns), sample.task, sample.where)
-

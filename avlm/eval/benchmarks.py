@@ -51,7 +51,11 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
-        return {"tasks": {name: asdict(task) for name, task in self.tasks.items()}, "answers": self.answers, "bad": self.bad}
+        return {
+            "tasks": {name: asdict(task) for name, task in self.tasks.items()},
+            "answers": self.answers,
+            "bad": self.bad,
+        }
 
 
 def evaluate(
@@ -107,12 +111,18 @@ def _prepare(
     for sample in samples:
         try:
             if not sample.turns or sample.turns[-1].role != "assistant":
-                raise DataError("has no answer to compare with. Add an assistant turn at the end", where=sample.where, sample_id=sample.id)
+                raise DataError(
+                    "has no answer to compare with. Add an assistant turn at the end",
+                    where=sample.where,
+                    sample_id=sample.id,
+                )
             prepared = processor.prepare(sample)
             processor.encode(sample, prompt_only=True, prepared=prepared)
             ready.append((sample, prepared))
         except DataError as error:
-            bad.append({"id": error.sample_id or sample.id, "where": error.where or sample.where, "reason": error.reason})
+            bad.append(
+                {"id": error.sample_id or sample.id, "where": error.where or sample.where, "reason": error.reason}
+            )
     return ready, bad
 
 

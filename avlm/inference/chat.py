@@ -14,17 +14,17 @@ from avlm.models.modeling import AvlmForConditionalGeneration
 from avlm.samples import MediaItem, Sample, Text, Turn
 
 
-def Image(value: Any) -> MediaItem:  # noqa: N802 - reads as the noun it returns
+def Image(value: Any) -> MediaItem:
     """A picture: a path, bytes, a PIL picture, or uint8 [height, width, 3]."""
     return media_item("image", value)
 
 
-def Audio(value: Any, sample_rate_hz: int | None = None) -> MediaItem:  # noqa: N802
+def Audio(value: Any, sample_rate_hz: int | None = None) -> MediaItem:
     """A sound: a path, bytes, or a mono waveform with its rate (default 16,000 Hz)."""
     return media_item("audio", value, sample_rate_hz)
 
 
-def Video(value: Any) -> MediaItem:  # noqa: N802
+def Video(value: Any) -> MediaItem:
     """A video with or without sound: a path or bytes."""
     return media_item("video", value)
 
@@ -98,4 +98,3 @@ def load(path: Path | str, *, device: str = "cpu") -> Chat:
     """
     model, processor = load_model(path, device=device)
     return Chat(model, processor)
-

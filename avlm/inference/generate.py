@@ -35,9 +35,13 @@ class Sampling:
         if self.max_tokens < 1:
             raise ConfigError(f"max_tokens={self.max_tokens} leaves no room for an answer. Use at least 1")
         if self.temperature < 0:
-            raise ConfigError(f"temperature={self.temperature} is negative, and probabilities cannot be sharpened below 0. Use 0 or more")
+            raise ConfigError(
+                f"temperature={self.temperature} is negative, and probabilities cannot be sharpened below 0. Use 0 or more"
+            )
         if not 0 < self.top_p <= 1:
-            raise ConfigError(f"top_p={self.top_p} is not a probability to choose within. Use more than 0 and at most 1")
+            raise ConfigError(
+                f"top_p={self.top_p} is not a probability to choose within. Use more than 0 and at most 1"
+            )
 
 
 def end_tokens(model: AvlmForConditionalGeneration, processor: AvlmProcessor) -> set[int]:

@@ -181,7 +181,14 @@ def _mask(counts: tuple[int, ...], longest: int, causal: bool, window: int | Non
 
 
 def _explicit(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, dropout: float, softcap: float | None, sinks: Tensor | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    dropout: float,
+    softcap: float | None,
+    sinks: Tensor | None,
 ) -> Tensor:
     """Softmax written out, for what SDPA has no argument for (Gemma 2's soft cap, gpt-oss's sinks)."""
     repeat = q.shape[1] // k.shape[1]

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from avlm.config.model import Connector as ConnectorConfig
 from avlm.config.model import LinearConnector, MlpConnector, PoolConnector
+import itertools
 
 _CONFIG: TypeAdapter[LinearConnector | MlpConnector | PoolConnector] = TypeAdapter(ConnectorConfig)
 
@@ -49,8 +50,10 @@ class Stack(nn.Module):
         hidden = settings.hidden_size or out_width
         widths = [width, *[hidden] * (settings.layers - 1), out_width]
         layers: list[nn.Module] = []
-        for a, b in zip(widths, widths[1:], strict=False):
-            layers += [nn.GELU(), nn.Linear(a, b, bias=settings.bias)] if layers else [nn.Linear(a, b, bias=settings.bias)]
+        for a, b in itertools.pairwise(widths):
+            layers += (
+                [nn.GELU(), nn.Linear(a, b, bias=settings.bias)] if layers else [nn.Linear(a, b, bias=settings.bias)]
+            )
         self.layers = nn.Sequential(*layers)
 
     def forward(self, items: list[Tensor]) -> Tensor:

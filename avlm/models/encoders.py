@@ -321,4 +321,3 @@ def _whisper_true_length(encoder: Any, features: Tensor, mask: Tensor) -> list[T
         states = layer(states, attention_mask)
     states = encoder.layer_norm(states)
     return [state[:count] for state, count in zip(states, inside.sum(1).tolist(), strict=True)]
-

@@ -77,7 +77,9 @@ def check_counts(places: Sequence[Place], found: dict[str, list[int]]) -> None:
                 )
     for kind, queue in left.items():
         if queue:
-            raise LayoutError(f"{len(queue)} {kind} items have no place in the text. Prepare the data with the model's own processor")
+            raise LayoutError(
+                f"{len(queue)} {kind} items have no place in the text. Prepare the data with the model's own processor"
+            )
 
 
 def causal_targets(labels_BT: Tensor, ignore: int = -100) -> Tensor:

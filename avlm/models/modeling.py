@@ -98,7 +98,9 @@ class AvlmModel(AvlmPreTrainedModel):
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
         """Pictures (N, 3, height, width) to tokens, end to end: (N * tokens, D)."""
         if self.vision_tower is None or self.vision_connector is None:
-            raise LayoutError("pixels were given to a model without a vision part. Leave them out, or use a model that sees")
+            raise LayoutError(
+                "pixels were given to a model without a vision part. Leave them out, or use a model that sees"
+            )
         states = encode_images(self.vision_tower, pixel_values, self.config.vision_layer)
         tokens: Tensor = self.vision_connector(list(states))
         return tokens
@@ -114,7 +116,9 @@ class AvlmModel(AvlmPreTrainedModel):
     def _hear(self, input_features: Tensor, mask: Tensor | None) -> tuple[Tensor, list[int]]:
         spec = self.config.media_spec().audio
         if self.audio_tower is None or self.audio_connector is None or spec is None:
-            raise LayoutError("sound was given to a model without an audio part. Leave it out, or use a model that hears")
+            raise LayoutError(
+                "sound was given to a model without an audio part. Leave it out, or use a model that hears"
+            )
         if mask is None:
             mask = input_features.new_ones(input_features.shape[0], input_features.shape[2], dtype=torch.bool)
         states = encode_sounds(self.audio_tower, input_features, mask.bool(), spec)
@@ -332,4 +336,3 @@ def _loss_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 def _media_outputs(features: dict[str, Tensor]) -> dict[str, Tensor | None]:
     return {f"{kind}_hidden_states": features.get(kind) for kind in ("image", "audio", "video")}
-

@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 from avlm.config.media import VideoSpec
-from avlm.config.model import AudioPart, LanguagePart, LinearConnector, MlpConnector, ModelConfig, Source, VisionPart
-from avlm.config.run import Augment, DataConfig, Optimizer, RunConfig, SampleConfig, SaveConfig, Schedule, Stage, TrainPart
+from avlm.config.model import AudioPart, LanguagePart, MlpConnector, ModelConfig, Source, VisionPart
+from avlm.config.run import (
+    Augment,
+    DataConfig,
+    Optimizer,
+    RunConfig,
+    SampleConfig,
+    SaveConfig,
+    Schedule,
+    Stage,
+    TrainPart,
+)
 
 TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"

@@ -114,7 +114,9 @@ class Run:
         if saved.is_file():
             self._compare(build(RunConfig, read_mapping(saved), where=str(saved)), fingerprint)
         elif self.out.is_dir() and any(self.out.iterdir()):
-            raise ConfigError(f"{self.out} holds other files and no run. Choose an empty or a new directory with out=DIR")
+            raise ConfigError(
+                f"{self.out} holds other files and no run. Choose an empty or a new directory with out=DIR"
+            )
         self.out.mkdir(parents=True, exist_ok=True)
         _write(saved, to_yaml(self.config))
         _write(self.out / "data.json", json.dumps(fingerprint, indent=1))
@@ -300,3 +302,20 @@ def _write(path: Path, text: str) -> None:
     aside = path.with_name(f".{path.name}.writing")
     aside.write_text(text)
     aside.replace(path)
+
+
+def train(run: RunConfig, *, only: str | None = None) -> Path:
+    """Train a run, or go on with it where it stopped.
+
+    Args:
+        run: Resolved settings.
+        only: Train up to and with this stage.
+
+    Returns:
+        The published model directory.
+
+    Raises:
+        ConfigError: The settings cannot work with the data or with the run's directory.
+        DataError: Too many samples were bad.
+    """
+    return Run(run).train(only)

@@ -42,9 +42,7 @@ class Checkpoint:
     position: Position
 
 
-def save(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, position: Position, *, keep: int
-) -> None:
+def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, position: Position, *, keep: int) -> None:
     """Write a checkpoint and remove those that are older than the last ``keep``.
 
     Raises:
@@ -77,7 +75,9 @@ def newest(folder: Path, stage: str) -> tuple[Checkpoint | None, list[str]]:
             passed.append(f"checkpoint {path.name} is not readable ({type(error).__name__}) and was passed over")
             continue
         if damaged:
-            passed.append(f"checkpoint {path.name} is damaged ({', '.join(damaged)} changed since it was written) and was passed over")
+            passed.append(
+                f"checkpoint {path.name} is damaged ({', '.join(damaged)} changed since it was written) and was passed over"
+            )
         elif position.stage == stage:
             return Checkpoint(path, position), passed
     return None, passed

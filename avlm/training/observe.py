@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -168,3 +168,31 @@ def _answer(sample: Sample, text: str) -> dict[str, Any]:
         "expected": expected[-1].text() if expected else "",
         "answer": text,
     }
+
+
+@contextmanager
+def counted(name: str, console: Console) -> Iterator[Callable[[int, int], None]]:
+    """A bar for work that reports (done, all)."""
+    with world_progress(console) as progress:
+        yield lambda done, total: progress(name, done, total)
+
+
+@contextmanager
+def world_progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """Bars for work of several kinds that reports (kind, done, all); silent where there is no terminal."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as shown:
+        tasks: dict[str, Any] = {}
+
+        def update(kind: str, done: int, total: int) -> None:
+            if kind not in tasks:
+                tasks[kind] = shown.add_task(kind, total=total)
+            shown.update(tasks[kind], completed=done, total=total)
+
+        yield update

@@ -1,0 +1,5 @@
+"""``python -m avlm`` is the command ``avlm``."""
+
+from avlm.cli import main
+
+main()

@@ -1,0 +1,374 @@
+"""The command line. Exit status: 0 done, 2 the user's input is wrong (one message), 1 anything else."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from avlm.errors import AvlmError, ConfigError
+
+if TYPE_CHECKING:
+    from avlm.config.run import RunConfig
+    from avlm.eval.benchmarks import Report
+
+app = typer.Typer(
+    name="avlm",
+    help="Give any language model eyes and ears: compose, align, fine-tune, evaluate, chat.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, by dotted key.")
+]
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name, or a YAML file of settings.")]
+ModelDir = Annotated[str, typer.Argument(metavar="MODEL", help="A model directory.")]
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        app()
+    except AvlmError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on where this one was", file=sys.stderr)
+        sys.exit(130)
+
+
+@app.command()
+def recipes() -> None:
+    """List every recipe, one line each."""
+    from avlm.recipes import summaries
+
+    found = summaries()
+    width = max(len(name) for name, _ in found)
+    for name, summary in found:
+        print(f"{name:{width}}  {summary}")
+
+
+@app.command()
+def show(recipe: RecipeName, overrides: Overrides = None) -> None:
+    """Print the resolved settings and what trains in each stage."""
+    from avlm.config.io import to_yaml
+
+    config = _resolve(recipe, overrides)
+    print(to_yaml(config))
+    print(what_trains(config))
+
+
+def what_trains(config: RunConfig) -> str:
+    """A table of parts by stages: the learning rate where a part is trained, a dash where it is frozen or absent."""
+    from avlm.config.run import PARTS
+
+    def cell(stage: Any, part: str) -> str:
+        how = stage.train.get(part)
+        if how is None:
+            return "-"
+        return f"{how.lr:g}" + (f" LoRA {how.lora.rank}" if how.lora else "")
+
+    header = ["stage", *PARTS, "rows", "steps", "builds"]
+    lines = [
+        [s.name, *(cell(s, p) for p in PARTS), s.rows, str(config.stage_steps(s)), s.builds or "-"]
+        for s in config.stages
+    ]
+    widths = [max(len(row[i]) for row in [header, *lines]) for i in range(len(header))]
+    rows = [
+        "  ".join(f"{value:{width}}" for value, width in zip(row, widths, strict=True)).rstrip()
+        for row in [header, *lines]
+    ]
+    return "\n".join(["# What trains (learning rate; - is frozen)", *("# " + row for row in rows)])
+
+
+@app.command()
+def compose(
+    out: Annotated[Path, typer.Argument(help="Where the model directory goes.")],
+    overrides: Overrides = None,
+    language: Annotated[str | None, typer.Option(help="Hub name, folder, or random:MODEL_TYPE.")] = None,
+    vision: Annotated[str | None, typer.Option(help="The same for the vision encoder.")] = None,
+    audio: Annotated[str | None, typer.Option(help="The same for the audio encoder.")] = None,
+    seed: Annotated[int, typer.Option(help="Of everything that is drawn afresh.")] = 0,
+) -> None:
+    """Compose a model directory from a language model and any encoders."""
+    from avlm.config.io import assemble
+    from avlm.config.model import ModelConfig
+
+    if out.exists():
+        raise ConfigError(f"{out} exists, and composing would overwrite it. Choose another name, or remove it")
+    data: dict[str, Any] = {"language": _source(language) if language else {}}
+    for sense, given in (("vision", vision), ("audio", audio)):
+        if given:
+            data[sense] = {"encoder": _source(given)}
+    config = assemble(ModelConfig, data, overrides or [])
+
+    from avlm.convert.compose import compose as compose_model
+    from avlm.convert.weights import save_model
+
+    model, processor = compose_model(config, seed=seed)
+    save_model(model, processor, out)
+    print(f"{out}: {sum(p.numel() for p in model.parameters()):,} parameters in {', '.join(config.parts())}")
+
+
+def _source(text: str) -> dict[str, Any]:
+    if text.startswith("random:"):
+        return {"random": {"model_type": text.removeprefix("random:")}}
+    return {"path": text}
+
+
+@app.command()
+def train(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    stage: Annotated[str | None, typer.Option(help="Train up to and with this stage.")] = None,
+) -> None:
+    """Train all stages. A run directory that exists is resumed. Held-out rows are scored at the end."""
+    config = _resolve(recipe, overrides)
+    _check_files(config)
+    _train_and_report(config, stage, began=time.monotonic())
+
+
+@app.command()
+def demo(
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option(help="Directory of the run.")] = Path("runs/demo"),
+    samples: Annotated[int, typer.Option(help="Training rows to make.")] = 9000,
+) -> None:
+    """Make a little world, train a model on it from scratch, measure it: the whole way on two cores."""
+    began = time.monotonic()
+    from avlm.config.io import override
+    from avlm.recipes import recipe
+
+    config = override(recipe("tiny"), [f"out={out}"])
+    world = out.with_name(f"{out.name}-world")
+    config = override(
+        config, [f"data.train={world / 'train.jsonl'}", f"data.eval={world / 'eval.jsonl'}", *(overrides or [])]
+    )
+
+    from avlm.data.world.build import make_world
+    from avlm.training.observe import make_console, world_progress
+
+    with world_progress(make_console()) as progress:
+        make_world(world, seed=config.seed, train_samples=samples, progress=progress)
+    _train_and_report(config, None, began)
+    print(
+        f'\ntalk to it:  avlm chat {out / "model"} --image {world}/img/... "What do you see?"\nlook at it:  {out / "report.html"}'
+    )
+
+
+@app.command("eval")
+def evaluate(
+    model: ModelDir,
+    data: Annotated[Path, typer.Argument(metavar="DATA.jsonl", help="Rows with answers.")],
+    out: Annotated[Path | None, typer.Option(help="Write the report there as JSON.")] = None,
+    metric: Annotated[list[str] | None, typer.Option(help="exact or wer; default: by each row's task.")] = None,
+    swap: Annotated[bool, typer.Option(help="Also ask with swapped pictures and sounds.")] = True,
+    max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 64,
+) -> None:
+    """Score a model by task, and check that it looks and listens."""
+    if not data.is_file():
+        raise ConfigError(f"{data}: there is no such file. Give a file of JSON lines")
+    report = _evaluate(model, data, metric or [], swap, max_tokens)
+    print(table(report))
+    if out is not None:
+        out.write_text(json.dumps(report.as_dict(), indent=1, ensure_ascii=False))
+
+
+@app.command()
+def chat(
+    model: ModelDir,
+    text: Annotated[
+        str | None, typer.Argument(help="What to ask. Without it and without media: a conversation.")
+    ] = None,
+    image: Annotated[list[Path] | None, typer.Option(help="A picture.")] = None,
+    audio: Annotated[list[Path] | None, typer.Option(help="A sound.")] = None,
+    video: Annotated[list[Path] | None, typer.Option(help="A video.")] = None,
+    max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 128,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest answer.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of the draws, when the temperature is above 0.")] = 0,
+) -> None:
+    """Ask a model about pictures, sounds and videos."""
+    given = [*(image or []), *(audio or []), *(video or [])]
+    for path in given:
+        if not path.exists():
+            raise ConfigError(f"{path}: there is no such file. Check the path")
+    from avlm.inference.chat import Audio, Image, MediaItem, Video, load
+    from avlm.inference.generate import Sampling
+
+    sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed)
+    loaded = load(model)
+    makers = ((Image, image), (Audio, audio), (Video, video))
+    media: list[str | MediaItem] = [make(path) for make, paths in makers for path in paths or []]
+    if text is None and not media:
+        _converse(loaded, sampling)
+        return
+    _say(loaded, [*media, *([text] if text else [])], sampling)
+
+
+def _converse(loaded: Any, sampling: Any) -> None:
+    """A conversation in the terminal; a line is a turn, a line with a slash a command."""
+    from avlm.inference.chat import Audio, Image, MediaItem, Video
+
+    print(
+        "Ask something. /image PATH, /audio PATH, /video PATH add a medium, /clear forgets, /quit ends.",
+        file=sys.stderr,
+    )
+    makers = {"/image": Image, "/audio": Audio, "/video": Video}
+    media: list[MediaItem] = []
+    while True:
+        try:
+            line = input("> ").strip()
+        except EOFError:
+            return
+        command, _, rest = line.partition(" ")
+        if command == "/quit":
+            return
+        if command == "/clear":
+            loaded.clear()
+            media = []
+        elif command in makers:
+            path = Path(rest.strip().strip("'\""))
+            if path.is_file():
+                media.append(makers[command](path))
+            else:
+                print(f"{path}: there is no such file. Check the path", file=sys.stderr)
+        elif command.startswith("/"):
+            print(f"{command} is not a command. There are {', '.join(makers)}, /clear and /quit", file=sys.stderr)
+        elif line or media:
+            try:
+                _say(loaded, [*media, *([line] if line else [])], sampling)
+            except AvlmError as error:
+                print(f"{type(error).__name__}: {error}", file=sys.stderr)
+            media = []
+
+
+def _say(loaded: Any, parts: list[Any], sampling: Any) -> None:
+    first = True
+    for piece in loaded.say(*parts, sampling=sampling):
+        print(piece.lstrip() if first else piece, end="", flush=True)
+        first = False
+    print()
+
+
+# ---------------------------------------------------------------- shared by commands
+
+
+def _resolve(name: str, overrides: list[str] | None) -> RunConfig:
+    from avlm.config.io import override
+    from avlm.recipes import recipe
+
+    return override(recipe(name), overrides or [])
+
+
+def _check_files(config: RunConfig) -> None:
+    """Refuse a missing file before anything heavy is loaded."""
+    if config.data.train is None and any(s.data is None for s in config.stages):
+        raise ConfigError("data.train is not set, so there is nothing to learn from. Add data.train=FILE.jsonl")
+    named = {"data.train": config.data.train, "data.eval": config.data.eval}
+    named |= {f"stages.{s.name}.data": s.data for s in config.stages}
+    for key, path in named.items():
+        if path is not None and not Path(path).is_file():
+            raise ConfigError(f"{key}={path}: there is no such file. Give an existing file of JSON lines")
+    if isinstance(config.model, str) and not Path(config.model).is_dir():
+        raise ConfigError(f"model={config.model}: there is no such directory. Set model=DIR to a model directory")
+
+
+def _train_and_report(config: RunConfig, stage: str | None, began: float) -> None:
+    from avlm.training.chain import Run
+    from avlm.training.report import write_report
+
+    out = Path(config.out)
+    model = Run(config).train(stage)
+    facts: dict[str, Any] = {"recipe": config.recipe, "seed": config.seed}
+    if config.data.eval is not None and model.is_dir():
+        report = _evaluate(str(model), Path(config.data.eval), [], True, 64)
+        facts |= report_facts(report)
+        print(table(report))
+        (out / "answers.json").write_text(json.dumps(report.as_dict(), indent=1, ensure_ascii=False))
+    if model.is_dir():
+        facts["parameters"] = _parameters(model)
+    facts["seconds"] = round(time.monotonic() - began, 1)
+    (out / "report.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False))
+    write_report(out)
+    print(f"model: {model}\nreport: {out / 'report.html'}")
+
+
+def report_facts(report: Report) -> dict[str, Any]:
+    """What `report.json` says of an evaluation."""
+    tasks = report.tasks.items()
+    return {
+        "accuracy": {name: t.accuracy for name, t in tasks},
+        "guess": {name: t.guess for name, t in tasks},
+        "swapped": {name: t.swapped for name, t in tasks if t.swapped},
+        "wer": {name: t.scores["wer"] for name, t in tasks if "wer" in t.scores},
+        "samples": {name: t.samples for name, t in tasks},
+        "bad": len(report.bad),
+    }
+
+
+def _parameters(model: Path) -> int:
+    from safetensors import safe_open
+
+    total = 0
+    for path in model.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():
+                size = 1
+                for side in file.get_slice(name).get_shape():
+                    size *= side
+                total += size
+    return total
+
+
+def _evaluate(model: str, data: Path, metric: list[str], swap: bool, max_tokens: int) -> Report:
+    from avlm.convert.weights import load_model
+    from avlm.data.sources import JsonLines
+    from avlm.eval.benchmarks import evaluate as run
+    from avlm.eval.metrics import metrics_for
+    from avlm.training.observe import counted, make_console
+
+    metrics_for("", metric)
+    source = JsonLines(data)
+    loaded, processor = load_model(model)
+    with counted("answers", make_console()) as progress:
+        report = run(
+            loaded, processor, list(source), metric=metric, swap=swap, max_tokens=max_tokens, progress=progress
+        )  # fmt: skip
+    report.bad += [{"id": e.sample_id, "where": e.where, "reason": e.reason} for e in source.errors]
+    for bad in report.bad[:5]:
+        print(f"left out: {bad['where']}: {bad['reason']}", file=sys.stderr)
+    if len(report.bad) > 5:
+        print(f"and {len(report.bad) - 5} more rows were left out", file=sys.stderr)
+    return report
+
+
+def table(report: Report) -> str:
+    """Scores by task, as text."""
+    header = ["task", "samples", "accuracy", "guessing", "pictures swapped", "sounds swapped", "wer"]
+
+    def number(value: float | None) -> str:
+        return "-" if value is None else f"{value:.3f}"
+
+    rows = [
+        [
+            name or "(none)",
+            str(t.samples),
+            number(t.accuracy),
+            number(t.guess),
+            number(t.swapped.get("image")),
+            number(t.swapped.get("audio")),
+            number(t.scores.get("wer")),
+        ]
+        for name, t in report.tasks.items()
+    ]
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    return "\n".join(
+        "  ".join(f"{v:{w}}" for v, w in zip(row, widths, strict=True)).rstrip() for row in [header, *rows]
+    )

@@ -1,0 +1,279 @@
+"""How a run's page looks: its style, its tables, and line charts as plain SVG.
+
+The charts have no fixed width. Lines are drawn in a square that stretches with the page while strokes keep their
+width; everything with letters is placed by percentages. So one drawing serves a desktop and a phone, without a script.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+STYLE = """
+:root { color-scheme: light dark; --paper: #fff; --ink: #1d2024; --quiet: #596068; --rule: #d8dce0; --soft: #f4f5f7;
+  --line: #1b5fae; --faint: #a9c2df; --good: #17722f; --bad: #b0271d; }
+@media (prefers-color-scheme: dark) { :root { --paper: #15181b; --ink: #e4e7ea; --quiet: #a3abb3; --rule: #343a40;
+  --soft: #1d2125; --line: #7db4f2; --faint: #3f5f82; --good: #62c67a; --bad: #ff8d84; } }
+* { box-sizing: border-box; }
+html { -webkit-text-size-adjust: 100%; }
+body { margin: 0 auto; max-width: 66rem; padding: 2.5rem 1.5rem 5rem; background: var(--paper); color: var(--ink);
+  font: 0.9375rem/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif; }
+h1 { font-size: 1.75rem; line-height: 1.2; margin: 0; letter-spacing: -0.01em; overflow-wrap: anywhere; }
+h2 { font-size: 1.1875rem; margin: 3.25rem 0 0.75rem; padding-top: 0.75rem; border-top: 1px solid var(--rule); }
+h3 { font-size: 0.9375rem; margin: 0; overflow-wrap: anywhere; }
+p { margin: 0.5rem 0; max-width: 46rem; }
+a { color: var(--line); }
+code { font: 0.875em ui-monospace, "SF Mono", Menlo, Consolas, "Liberation Mono", monospace; overflow-wrap: anywhere; }
+nav a { margin-right: 1.1rem; white-space: nowrap; }
+small, .quiet, figcaption { color: var(--quiet); font-size: 0.8125rem; }
+.note { border-left: 3px solid var(--rule); padding-left: 0.75rem; color: var(--quiet); }
+.sr { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; }
+.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.5rem, 1fr)); gap: 1rem 1.5rem; margin: 1.5rem 0; }
+.facts dt { color: var(--quiet); font-size: 0.8125rem; }
+.facts dd { margin: 0; font-size: 1.125rem; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
+.scroll { position: relative; overflow-x: auto; margin: 0.75rem 0; }
+.scroll:focus-visible { outline: 2px solid var(--line); outline-offset: 2px; }
+table { border-collapse: collapse; min-width: 100%; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; vertical-align: baseline; padding: 0.375rem 1.25rem 0.375rem 0;
+  border-bottom: 1px solid var(--rule); }
+th:last-child, td:last-child { padding-right: 0; }
+thead th { color: var(--quiet); font-weight: 500; font-size: 0.8125rem; vertical-align: bottom; white-space: nowrap; }
+tbody th { font-weight: 500; }
+tfoot th, tfoot td { border-bottom: 0; font-weight: 600; }
+.n { text-align: right; white-space: nowrap; }
+.text { display: inline-block; min-width: 5rem; max-width: 24rem; white-space: pre-wrap; overflow-wrap: anywhere; }
+.mark { font-weight: 700; } .right .mark { color: var(--good); } .wrong .mark { color: var(--bad); }
+.wrong .text { color: var(--quiet); }
+.pill { border: 1px solid var(--rule); border-radius: 1em; padding: 0 0.45em; font-size: 0.75rem; color: var(--quiet);
+  white-space: nowrap; }
+.bar { width: 9rem; height: 0.75rem; vertical-align: -0.05rem; margin-left: 0.75rem; overflow: visible; }
+.bar rect { fill: var(--soft); } .bar rect + rect { fill: var(--line); } .bar line { stroke: var(--ink); stroke-width: 2; }
+figure { margin: 0; min-width: 0; }
+.charts { display: grid; grid-template-columns: 1fr 1fr; gap: 1.75rem 2rem; margin-top: 1.75rem; }
+.charts b { color: var(--ink); font-weight: 600; }
+.plot { display: block; overflow: visible; margin: 1.5rem 0 1.75rem 3rem; width: calc(100% - 3rem); height: 7.5rem; }
+.plot.tall { height: 17rem; }
+.plot text { fill: var(--quiet); font-size: 0.6875rem; font-variant-numeric: tabular-nums; }
+.plot .grid { stroke: var(--rule); stroke-width: 1; } .plot .band { fill: transparent; } .plot .band.odd { fill: var(--soft); }
+.plot path { fill: none; stroke-linecap: round; stroke-linejoin: round; vector-effect: non-scaling-stroke; }
+.plot .raw { stroke: var(--faint); stroke-width: 1; } .plot .smooth { stroke: var(--line); stroke-width: 1.75; }
+.prompt { display: grid; grid-template-columns: 15rem minmax(0, 1fr); gap: 0.5rem 2rem; padding: 1.25rem 0;
+  border-bottom: 1px solid var(--rule); }
+.prompt:last-child { border-bottom: 0; }
+.prompt td, .prompt th { border-bottom: 0; padding-top: 0.125rem; padding-bottom: 0.125rem; }
+.prompt thead th { border-bottom: 1px solid var(--rule); }
+.media { display: flex; flex-wrap: wrap; gap: 0.75rem; align-content: flex-start; }
+.media figcaption { overflow-wrap: anywhere; max-width: 15rem; }
+.media img, .media video { display: block; background: var(--soft); max-width: 100%; }
+.media audio { display: block; width: 15rem; max-width: 100%; height: 2.25rem; }
+.pixels { image-rendering: pixelated; }
+@media (max-width: 40rem) { body { padding: 1.5rem 1rem 4rem; } .wide { display: none; } .bar { width: 5rem; }
+  .charts, .prompt { grid-template-columns: minmax(0, 1fr); } .plot { margin-left: 2.5rem; width: calc(100% - 2.5rem); }
+  .plot.tall { height: 13rem; } }
+@media print { body { max-width: none; } .prompt, figure { break-inside: avoid; } }
+"""
+
+PICTURES = {9: "\t", 10: "\n"} | {i: chr(0x2400 + i) for i in range(32) if i not in (9, 10)} | {127: "\u2421"}
+"""Control characters, which an untrained model likes to write, as the signs that stand for them."""
+
+RAW_POINTS, SMOOTH_POINTS = 600, 400
+"""A longer line is thinned to about so many points; the raw one keeps the extremes of what it joins."""
+
+LOG_FROM = 8.0
+"""An axis of kind `auto` is logarithmic when the largest value is so many times the smallest."""
+
+Axis = Literal["auto", "zero", "share"]
+Point = tuple[float, float]
+
+
+def esc(value: object) -> str:
+    """Any text as HTML that shows it and does nothing else."""
+    return html.escape(str(value).translate(PICTURES))
+
+
+def table(
+    label: str,
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    numbers: Collection[int] = (),
+    foot: Sequence[str] | None = None,
+) -> str:
+    """A table in a box of its own that scrolls where the page is narrow.
+
+    Args:
+        label: What the table shows, for those who hear the page.
+        head, rows, foot: Cells, already HTML; the first cell of a row names it.
+        numbers: Columns that are set flush right.
+    """
+
+    def line(cells: Sequence[str], scope: str | None) -> str:
+        made = []
+        for i, cell in enumerate(cells):
+            kind = ' class="n"' if i in numbers else ""
+            heads = scope or ("row" if i == 0 else None)
+            made.append(f'<th scope="{heads}"{kind}>{cell}</th>' if heads else f"<td{kind}>{cell}</td>")
+        return f"<tr>{''.join(made)}</tr>"
+
+    body = "".join(line(row, None) for row in rows)
+    end = f"<tfoot>{line(foot, None)}</tfoot>" if foot else ""
+    return (
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{esc(label)}"><table>'
+        f"<thead>{line(head, 'col')}</thead><tbody>{body}</tbody>{end}</table></div>"
+    )
+
+
+def bar(share: float, guess: float | None) -> str:
+    """A small bar from 0 to 1 with a tick at the score of guessing. The numbers stand beside it."""
+    width = 100 * min(1.0, max(0.0, share))
+    at = None if guess is None else 100 * min(1.0, max(0.0, guess))
+    tick = "" if at is None else f'<line x1="{at:.1f}%" x2="{at:.1f}%" y1="-3" y2="15"/>'
+    return (
+        '<svg class="bar" aria-hidden="true"><rect width="100%" height="100%"/>'
+        f'<rect width="{width:.1f}%" height="100%"/>{tick}</svg>'
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Band:
+    """One stage on the step axis, both ends included."""
+
+    number: int
+    name: str
+    first: int
+    last: int
+
+
+def line_chart(
+    steps: Sequence[int], values: Sequence[float], bands: Sequence[Band], *, label: str, axis: Axis, size: str = ""
+) -> str:
+    """One value over all steps: every step as a light line, a smoothed one above it, stages as bands.
+
+    Lines break between stages, whose values are not comparable, and where a value is not a finite number.
+
+    Args:
+        label: The whole chart in words.
+        axis: `auto` is logarithmic where the range is large, `zero` begins at zero, `share` is 0 to 100 %.
+        size: `tall`, with the stages' names above, or nothing.
+    """
+    low, high, ticks = _scale([v for v in values if math.isfinite(v)], axis)
+    log = axis == "auto" and low > 0
+    first, last = min(steps) - 0.5, max(steps) + 0.5
+
+    def place(step: float, value: float) -> Point:
+        x = (step - first) / (last - first)
+        y = (math.log(value / low) / math.log(high / low)) if log else (value - low) / (high - low)
+        return 100 * x, 100 * (1 - y)
+
+    segments = _segments(steps, values, bands)
+    raw = "".join(_path([place(*p) for p in _thin(segment)]) for segment in segments)
+    smooth = "".join(_path([place(*p) for p in _smooth(segment)]) for segment in segments)
+    parts = [_band(b, place(b.first - 0.5, high)[0], place(b.last + 0.5, high)[0], size) for b in bands]
+    for value, text in ticks:
+        y = place(first, value)[1]
+        parts.append(f'<line class="grid" x2="100%" y1="{y:.2f}%" y2="{y:.2f}%"/>')
+        parts.append(f'<text x="-8" y="{y:.2f}%" dy="4" text-anchor="end">{text}</text>')
+    for step in _step_ticks(min(steps), max(steps)):
+        x = place(step, high)[0]
+        parts.append(f'<text x="{x:.2f}%" y="100%" dy="17" text-anchor="middle">{step:,}</text>')
+    lines = f'<path class="raw" d="{raw}"/><path class="smooth" d="{smooth}"/>'
+    return (
+        f'<svg class="plot {size}" role="img" aria-label="{esc(label)}">{"".join(parts)}'
+        f'<svg viewBox="0 0 100 100" preserveAspectRatio="none" width="100%" height="100%" overflow="visible">{lines}</svg></svg>'
+    )
+
+
+def _band(band: Band, left: float, right: float, size: str) -> str:
+    """A stage's ground, with its number above it and its name where there is room."""
+    width = right - left
+    odd = " odd" if band.number % 2 else ""
+    says = f"stage {band.number}, {band.name}: steps {band.first:,} to {band.last:,}"
+    ground = f'<rect class="band{odd}" x="{left:.2f}%" width="{width:.2f}%" height="100%"><title>{esc(says)}</title></rect>'
+    if width < (1.2 if size else 4):
+        return ground
+    name, letters = "", len(band.name) + len(str(band.number)) + 1
+    if size and width > 0.75 * letters:
+        fits_a_phone = width > 2.2 * letters
+        name = f'<tspan class="{"" if fits_a_phone else "wide"}"> {esc(band.name)}</tspan>'
+    return f'{ground}<text x="{left:.2f}%" dx="2" y="-7">{band.number}{name}</text>'
+
+
+def _scale(values: Sequence[float], axis: Axis) -> tuple[float, float, list[tuple[float, str]]]:
+    """Both ends of the value axis and its ticks. A lower end above zero means a logarithmic axis."""
+    if axis == "share":
+        return 0.0, 1.0, [(0.0, "0 %"), (0.5, "50 %"), (1.0, "100 %")]
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    if axis == "auto" and low > 0 and high / low >= LOG_FROM:
+        ends = low / (high / low) ** 0.04, high * (high / low) ** 0.04
+        steps = (1, 2, 5) if high / low < 1e3 else (1,)
+        decades = range(math.floor(math.log10(ends[0])), math.ceil(math.log10(ends[1])))
+        ticks = [factor * 10.0**power for power in decades for factor in steps]
+        return *ends, [(t, _number(t)) for t in ticks if ends[0] <= t <= ends[1]]
+    high = high if high > 0 else 1.0
+    step = _nice(high / 4)
+    low = min(0.0, step * math.floor(low / step))
+    count = math.ceil(round((high - low) / step, 6))
+    return low, low + step * count, [(low + step * i, _number(low + step * i)) for i in range(count + 1)]
+
+
+def _nice(size: float) -> float:
+    """The next of 1, 2 and 5 times a power of ten."""
+    power = 10.0 ** math.floor(math.log10(size))
+    return next(f * power for f in (1, 2, 5, 10) if f * power >= size * 0.999)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _step_ticks(first: int, last: int) -> list[int]:
+    every = max(1, int(_nice(max(1, last - first) / 5)))
+    found = list(range(every * math.ceil(first / every), last + 1, every))
+    return found or [first]
+
+
+def _segments(steps: Sequence[int], values: Sequence[float], bands: Sequence[Band]) -> list[list[Point]]:
+    starts = {band.first for band in bands}
+    found: list[list[Point]] = [[]]
+    for step, value in zip(steps, values, strict=True):
+        if step in starts or not math.isfinite(value):
+            found.append([])
+        if math.isfinite(value):
+            found[-1].append((step, value))
+    return [segment for segment in found if segment]
+
+
+def _thin(points: Sequence[Point]) -> list[Point]:
+    """Fewer points with the same outline: of each bundle the lowest and the highest, in their order."""
+    size = math.ceil(2 * len(points) / RAW_POINTS)
+    if size <= 2:
+        return list(points)
+    found = []
+    for start in range(0, len(points), size):
+        bundle = points[start : start + size]
+        ends = {min(bundle, key=lambda p: p[1]), max(bundle, key=lambda p: p[1])}
+        found += sorted(ends)
+    return found
+
+
+def _smooth(points: Sequence[Point]) -> list[Point]:
+    """The mean over each point's neighbourhood, 5 % of the stage wide, narrower at the ends."""
+    reach = max(2, len(points) // 40) if len(points) >= 8 else 0
+    sums = [0.0]
+    for _, value in points:
+        sums.append(sums[-1] + value)
+    found = []
+    for i, (step, _) in enumerate(points):
+        near = min(reach, i, len(points) - 1 - i)
+        found.append((step, (sums[i + near + 1] - sums[i - near]) / (2 * near + 1)))
+    every = math.ceil(len(found) / SMOOTH_POINTS)
+    return found[::every] + ([found[-1]] if (len(found) - 1) % every else [])
+
+
+def _path(points: Sequence[Point]) -> str:
+    """SVG path data; a lone point becomes a dot."""
+    places = [f"{x:.2f} {y:.2f}" for x, y in points]
+    return f"M{places[0]}h0" if len(places) == 1 else "M" + "L".join(places)

@@ -1,0 +1,76 @@
+"""A file imports from floors below its own, never from its own floor's other parts, never from above."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import avlm
+
+ROOT = Path(avlm.__file__).parent
+FLOORS = [
+    {"errors"},
+    {"config"},
+    {"recipes", "layout"},
+    {"samples"},
+    {"data", "models"},
+    {"convert"},
+    {"training", "inference"},
+    {"eval", "launch"},
+    {"cli"},
+]
+FLOOR_OF = {part: number for number, floor in enumerate(FLOORS) for part in floor}
+FACE = {"__init__", "__main__"}
+"""The package's face may see everything; nothing may see it."""
+
+
+def part_of(path: Path) -> str:
+    first = path.relative_to(ROOT).parts[0]
+    return first.removesuffix(".py")
+
+
+def imported_parts(path: Path, source: str | None = None) -> Iterator[tuple[int, str]]:
+    """Line and part of every import of avlm in a file, function-local and type-only ones too."""
+    for node in ast.walk(ast.parse(path.read_text() if source is None else source)):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno} imports relatively; write the whole name"
+            names = [node.module or ""] if node.module != "avlm" else [f"avlm.{alias.name}" for alias in node.names]
+        for name in names:
+            if name.split(".")[0] == "avlm":
+                yield node.lineno, ([*name.split("."), "__init__"])[1]
+
+
+def wrong_imports(path: Path, source: str | None = None) -> list[str]:
+    mine = part_of(path)
+    if mine in FACE:
+        return []
+    return [
+        f"{path.relative_to(ROOT.parent)}:{line} {mine} imports {theirs}"
+        for line, theirs in imported_parts(path, source)
+        if theirs != mine and FLOOR_OF.get(theirs, len(FLOORS)) >= FLOOR_OF[mine]
+    ]
+
+
+def test_no_import_runs_up_or_across() -> None:
+    wrong = [line for path in sorted(ROOT.rglob("*.py")) for line in wrong_imports(path)]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_part_has_a_floor() -> None:
+    parts = {part_of(path) for path in ROOT.rglob("*.py")} - FACE
+    assert parts <= FLOOR_OF.keys()
+
+
+def test_a_planted_upward_import_is_found() -> None:
+    planted = "def f():\n    from avlm.models.fusion import place_embeddings\n"
+    assert wrong_imports(ROOT / "layout.py", planted) == ["avlm/layout.py:2 layout imports models"]
+
+
+def test_a_planted_import_across_is_found() -> None:
+    assert wrong_imports(ROOT / "data" / "plan.py", "import avlm.models.encoders\n") == [
+        "avlm/data/plan.py:1 data imports models"
+    ]
