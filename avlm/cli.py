@@ -139,7 +139,7 @@ def train(
 def demo(
     overrides: Overrides = None,
     out: Annotated[Path, typer.Option(help="Directory of the run.")] = Path("runs/demo"),
-    samples: Annotated[int, typer.Option(help="Training rows to make.")] = 9000,
+    samples: Annotated[int, typer.Option(help="Training rows to make.")] = 12_000,
 ) -> None:
     """Make a little world, train a model on it from scratch, measure it: the whole way on two cores."""
     began = time.monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -33,6 +34,9 @@ class TrainPart(Settings):
 
     lora: Lora | None = None
     """Adapters instead of the full weights; only for the language model."""
+
+    optional: bool = False
+    """Leave the part out where the model does not have it; otherwise that is refused."""
 
 
 class Schedule(Settings):
@@ -128,7 +132,7 @@ class Stage(Settings):
     steps: int = Field(ge=1)
     batch_samples: int = Field(32, ge=1)
     """Samples in one optimizer step, over all rows and processes."""
-    row_tokens: int = Field(2048, ge=8)
+    row_tokens: int = Field(4096, ge=8)
     """Samples are packed into rows of at most this many tokens; one row goes through the model at a time."""
 
     label_smoothing: float = Field(0.0, ge=0, lt=1)
@@ -225,29 +229,35 @@ class RunConfig(Settings):
 
 def _check_stage(stage: Stage, model: ModelConfig) -> None:
     """Refuse a stage that trains or reads what the model does not have."""
-    parts = model.parts()
+    problem = stage_problem(stage, model.parts())
+    if problem is not None:
+        raise ValueError(problem)
+    if stage.builds is not None:
+        _check_build(stage, model)
+
+
+def stage_problem(stage: Stage, parts: Sequence[str]) -> str | None:
+    """What keeps a stage from working on a model of these parts, in one sentence; None if nothing does."""
+    there = ", ".join(parts)
     for part, how in stage.train.items():
-        if part not in parts:
-            raise ValueError(
-                f"stage {stage.name} trains {part}, and the model has only {', '.join(parts)}. "
+        if part not in parts and not how.optional:
+            return (
+                f"stage {stage.name} trains {part}, and the model has only {there}. "
                 f"Remove stages.{stage.name}.train.{part}, or add the part to the model"
             )
         if how.lora is not None and part != "language":
-            raise ValueError(
+            return (
                 f"stage {stage.name} asks for LoRA on {part}, and adapters go on the language model only. "
                 f"Remove stages.{stage.name}.train.{part}.lora"
             )
-    if not stage.train:
-        raise ValueError(
-            f"stage {stage.name} trains nothing. Name a part, such as stages.{stage.name}.train.language.lr=1e-4"
-        )
+    if not any(part in parts for part in stage.train):
+        return f"stage {stage.name} trains nothing. Name a part, such as stages.{stage.name}.train.language.lr=1e-4"
     if stage.rows in ("vision", "audio") and stage.rows not in parts:
-        raise ValueError(
+        return (
             f"stage {stage.name} reads rows with {stage.rows}, and the model has no {stage.rows} part. "
             f"Remove the stage, or add model.{stage.rows}"
         )
-    if stage.builds is not None:
-        _check_build(stage, model)
+    return None
 
 
 def _check_build(stage: Stage, model: ModelConfig) -> None:

@@ -2,8 +2,9 @@
 
 A row holds many samples end to end, and no token may look across a border. The
 borders come down as ``cu_seq_lens_q``, as they do for flash attention, so any
-language model whose attention goes through the interface can be packed. Without
-them this is transformers' own SDPA attention, mask and all.
+language model whose attention goes through the interface can be packed; `can_pack`
+and `proven` say whether it does. Without borders this is transformers' own SDPA
+attention, mask and all, with soft caps and sinks honoured too.
 
 Shapes in this file:
     H  heads    K  key/value heads    T  tokens in the row    D  head width
@@ -19,8 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AttentionInterface
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from avlm.errors import LayoutError
 
@@ -31,7 +31,24 @@ NAME = "avlm"
 def register() -> None:
     """Make ``attn_implementation="avlm"`` known to transformers. Calling it twice changes nothing."""
     AttentionInterface.register(NAME, packed_attention)
-    AttentionMaskInterface.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+    AttentionMaskInterface.register(NAME, AttentionMaskInterface()["sdpa"])
+
+
+def can_pack(model: PreTrainedModel) -> bool:
+    """Whether a language model's samples can be walled off in a row, as far as its own description tells.
+
+    A state that runs along the row (Mamba, linear attention, convolutions) leaks from sample to sample, and attention
+    whose pattern stands in the mask alone (Llama 4's chunks) loses it.
+    """
+    config = model.config.get_text_config()
+    layers = set(getattr(config, "layer_types", None) or ["full_attention"])
+    attends = layers <= {"full_attention", "sliding_attention", "attention"}
+    return attends and bool(model._supports_attention_backend) and not model._is_stateful
+
+
+def proven(calls: list[str], model: PreTrainedModel) -> bool:
+    """Whether in a packed pass every layer handed the borders to `packed_attention`; some families drop them."""
+    return len(calls) >= int(model.config.get_text_config().num_hidden_layers)
 
 
 def packed_kwargs(lengths: Iterable[int], device: torch.device) -> dict[str, Any]:
@@ -44,7 +61,7 @@ def packed_kwargs(lengths: Iterable[int], device: torch.device) -> dict[str, Any
     Returns:
         Keyword arguments named as transformers names them for flash attention.
     """
-    lengths = tuple(lengths)
+    lengths = tuple(int(length) for length in lengths)
     edges = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32).to(device)
     longest = max(lengths)
     return {
@@ -74,16 +91,22 @@ def packed_attention(
         key, value: (1, K, T, D).
         attention_mask: Ignored in a packed row, whose mask is its borders.
         kwargs: ``cu_seq_lens_q`` makes the row packed; ``sliding_window``, ``softcap`` and ``s_aux`` (attention
-            sinks) are honoured.
+            sinks) are honoured. ``packed_calls``, a list, is told of every call.
 
     Returns:
         Output of shape (1, T, H, D), and no attention weights.
 
     Raises:
-        LayoutError: The model asks for an attention bias, which cannot be cut at borders.
+        LayoutError: The borders do not fit the row, or the model asks for an attention bias, which cannot be cut.
     """
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    softcap, sinks = kwargs.get("softcap"), kwargs.get("s_aux")
+    causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
     borders = kwargs.get("cu_seq_lens_q")
     if borders is None:
+        if softcap is not None or sinks is not None:
+            mask = _plain_mask(attention_mask, query, key, causal)
+            return _explicit(query, key, value, mask, scale, dropout, softcap, sinks).transpose(1, 2).contiguous(), None
         sdpa = AttentionInterface()["sdpa"]
         output, _ = sdpa(module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs)
         return output, None
@@ -92,26 +115,47 @@ def packed_attention(
             f"{type(module).__name__} adds a bias to its attention, which cannot be cut at the borders of a packed row. "
             "Run this model on padded rows"
         )
-    causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    window, softcap, sinks = kwargs.get("sliding_window"), kwargs.get("softcap"), kwargs.get("s_aux")
     lengths = kwargs.get("row_lengths") or tuple(torch.diff(borders).tolist())
-    output = torch.empty_like(query)
-    for index, counts in _groups(lengths):
+    _check_row(lengths, query, key)
+    if kwargs.get("packed_calls") is not None:
+        kwargs["packed_calls"].append(type(module).__name__)
+    window = kwargs.get("sliding_window")
+    output = query.new_empty(query.shape[2], query.shape[1], value.shape[-1])
+    for index, counts in _groups(tuple(lengths)):
         index = index.to(query.device)
         attended = _attend_group(query, key, value, index, counts, causal, window, scale, dropout, softcap, sinks)
         inside = _inside(counts, index.shape[1], query.device)
-        output = output.index_copy(2, index[inside], attended.permute(1, 0, 2, 3)[:, inside].unsqueeze(0))
-    return output.transpose(1, 2), None
+        output = output.index_copy(0, index[inside], attended.transpose(1, 2)[inside])
+    return output[None], None
+
+
+def _check_row(lengths: tuple[int, ...], query: Tensor, key: Tensor) -> None:
+    """Borders must cut exactly the one row that came; anything else would leave places without a value."""
+    rows, tokens = query.shape[0], query.shape[2]
+    if rows != 1 or sum(lengths) != tokens or key.shape[2] != tokens:
+        raise LayoutError(
+            f"samples of {sum(lengths)} tokens in all were announced for {rows} rows of {tokens} tokens with "
+            f"{key.shape[2]} keys. A packed batch is one row, its lengths add up to it, and it has no cache"
+        )
+
+
+def _plain_mask(attention_mask: Tensor | None, query: Tensor, key: Tensor, causal: bool) -> Tensor | None:
+    """The mask of an unpacked batch: what transformers made, or the causal one that it left to SDPA."""
+    if attention_mask is not None or not causal or query.shape[2] == 1:
+        return attention_mask
+    at = torch.arange(key.shape[2], device=query.device)
+    return (at[-query.shape[2] :, None] >= at)[None, None]
 
 
 @lru_cache(maxsize=256)
+@torch.inference_mode(False)  # what is kept is used in training too, whoever asked first
 def _groups(lengths: tuple[int, ...]) -> tuple[tuple[Tensor, tuple[int, ...]], ...]:
     """Gather samples of about the same length, so that little is padded.
 
     Returns:
         For each group an index (G, L) into the row (padding points at the sample's first token) and the true lengths.
     """
+    cpu = torch.device("cpu")
     starts = [0]
     for length in lengths:
         starts.append(starts[-1] + length)
@@ -127,10 +171,10 @@ def _groups(lengths: tuple[int, ...]) -> tuple[tuple[Tensor, tuple[int, ...]], .
     found = []
     for members in groups:
         longest = lengths[members[0]]
-        offsets = torch.arange(longest)
+        offsets = torch.arange(longest, device=cpu)
         counts = tuple(lengths[i] for i in members)
-        index = torch.tensor([starts[i] for i in members])[:, None] + offsets
-        inside = offsets < torch.tensor(counts)[:, None]
+        index = torch.tensor([starts[i] for i in members], device=cpu)[:, None] + offsets
+        inside = offsets < torch.tensor(counts, device=cpu)[:, None]
         found.append((torch.where(inside, index, index[:, :1]), counts))
     return tuple(found)
 
@@ -196,8 +240,10 @@ def _explicit(
     scores = (q @ k.transpose(-1, -2)) * scale
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    if mask is not None:
+    if mask is not None and mask.dtype == torch.bool:
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    elif mask is not None:
+        scores = scores + mask
     if sinks is not None:
         sink = sinks.reshape(1, -1, 1, 1).expand(q.shape[0], -1, q.shape[2], 1)
         weights = torch.cat([scores, sink.to(scores.dtype)], -1).softmax(-1, dtype=torch.float32)[..., :-1]

@@ -12,32 +12,45 @@ anywhere goes on from the last thing that was whole: a stage, or a checkpoint in
 
 from __future__ import annotations
 
-import hashlib
 import json
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
 from rich.console import Console
+from safetensors import SafetensorError
 
 from avlm.config.io import build, read_mapping, to_yaml
 from avlm.config.model import LanguagePart, ModelConfig, Source
-from avlm.config.run import RunConfig, Stage
+from avlm.config.run import RunConfig, Stage, stage_problem
 from avlm.convert.compose import Composed, compose
 from avlm.convert.weights import load_model, publish_copy, save_model, save_part
 from avlm.data.loader import StepLoader
 from avlm.data.media import MediaReader
+from avlm.data.plan import stage_rows
+from avlm.data.processor import AvlmProcessor
 from avlm.data.sources import JsonLines
 from avlm.data.vocabulary import sample_texts
 from avlm.errors import ConfigError, DataError
+from avlm.models.modeling import AvlmForConditionalGeneration
 from avlm.samples import Sample
-from avlm.training.observe import Journal, StepMetrics, make_console, read_lines
+from avlm.training.checkpoint import file_sha256
+from avlm.training.observe import StepMetrics, make_console, tell
 from avlm.training.stages import part_modules
+from avlm.training.stopping import StopWish, stop_wishes
 from avlm.training.trainer import Trainer
 
-FREE = ("save", "samples", "threads", "max_steps")
+FREE = ("save", "samples", "threads", "max_steps", "out")
 """Settings that may differ when a run goes on: they change no weights of the steps that were done."""
+FREE_DATA = ("cache_mb", "workers", "eval", "train", "max_bad", "too_long")
+"""The same of `data`. The training file may lie elsewhere; its contents are compared."""
+
+LOCK = ".lock"
+LEFT_BY_A_START = {LOCK, ".config.yaml.writing"}
+"""All that a run killed at its very start can have left in its directory."""
 
 
 class Run:
@@ -49,7 +62,9 @@ class Run:
         on_step: Called after each step.
 
     Raises:
-        ConfigError: There is no training data, or the directory belongs to another run.
+        ConfigError: There is no training data, a stage cannot work with it or with the model, or the directory belongs
+            to another run.
+        DataError: Too many rows cannot be read.
     """
 
     def __init__(
@@ -63,30 +78,39 @@ class Run:
         self.console = console or make_console()
         self.on_step = on_step
         self.out = Path(config.out)
+        self.stages = _stages(config)
         self._sources: dict[str, JsonLines] = {}
-        for stage in config.stages:
-            self.source(stage)
-        self._open()
+        for stage in self.stages:
+            stage_rows(self.source(stage).facts, stage)
+        self._fingerprint = self._fingerprint_data()
+        self._check_directory()
         self.prompts = self._prompts()
 
     def train(self, only: str | None = None) -> Path:
         """Train all stages that are not done, or all up to and with one.
 
         Returns:
-            The published model directory.
+            The published model directory, that of the last stage that is done.
+
+        Raises:
+            ConfigError: There is no such stage, or another process is training in the directory.
+            Stopped: The run was asked to stop (Ctrl-C, SIGTERM). The same command goes on.
         """
-        if self.config.threads is not None:
-            torch.set_num_threads(self.config.threads)
-        names = [stage.name for stage in self.config.stages]
+        names = [stage.name for stage in self.stages]
         if only is not None and only not in names:
             raise ConfigError(f"--stage {only}: the run has no such stage. Its stages are {', '.join(names)}")
-        stages = self.config.stages if only is None else self.config.stages[: names.index(only) + 1]
-        for stage in stages:
-            if not self._result(stage).is_dir():
-                self._train_stage(stage)
-        last = [stage for stage in stages if stage.builds is None]
-        if last:
-            self._publish(last[-1])
+        stages = self.stages if only is None else self.stages[: names.index(only) + 1]
+        if self.config.threads is not None:
+            torch.set_num_threads(self.config.threads)
+        if len(self.stages) < len(self.config.stages):
+            left = [stage.name for stage in self.config.stages if stage not in self.stages]
+            tell(self.console, f"left out: {', '.join(left)}; the model {self.config.model} brings its parts along")
+        with self._claimed(), stop_wishes(self.console) as stop:
+            for stage in stages:
+                if not self._done(stage):
+                    self._train_stage(stage, stop)
+                    stop.grant()
+            self._publish()
         return self.out / "model"
 
     def source(self, stage: Stage) -> JsonLines:
@@ -94,6 +118,7 @@ class Run:
 
         Raises:
             ConfigError: No file is named, or it cannot be read.
+            DataError: Too many of its rows cannot be read.
         """
         path = stage.data or self.config.data.train
         if path is None:
@@ -102,49 +127,109 @@ class Run:
                 "Add data.train=FILE.jsonl"
             )
         if path not in self._sources:
-            self._sources[path] = JsonLines(path)
+            self._sources[path] = source = JsonLines(path)
+            bad, rows = len(source.errors), len(source.errors) + len(source)
+            if bad > max(10, self.config.data.max_bad * rows):
+                raise DataError(
+                    f"{bad} of {rows} rows cannot be read, more than data.max_bad={self.config.data.max_bad:g} allows; the "
+                    f"first one: {source.errors[0].reason}. Correct them, or raise data.max_bad",
+                    where=source.errors[0].where,
+                )
         return self._sources[path]
 
     # ------------------------------------------------------------ the directory
 
-    def _open(self) -> None:
-        """Make the directory, or make sure that it is this run's."""
-        saved = self.out / "config.yaml"
-        fingerprint = {Path(path).name: _sha256(Path(path)) for path in self._sources}
-        if saved.is_file():
-            self._compare(build(RunConfig, read_mapping(saved), where=str(saved)), fingerprint)
-        elif self.out.is_dir() and any(self.out.iterdir()):
-            raise ConfigError(
-                f"{self.out} holds other files and no run. Choose an empty or a new directory with out=DIR"
-            )
-        self.out.mkdir(parents=True, exist_ok=True)
-        _write(saved, to_yaml(self.config))
-        _write(self.out / "data.json", json.dumps(fingerprint, indent=1))
+    def _fingerprint_data(self) -> dict[str, str]:
+        names = [Path(path).name for path in self._sources]
+        return {
+            path if names.count(name) > 1 else name: file_sha256(Path(path))
+            for path, name in zip(self._sources, names, strict=True)
+        }
 
-    def _compare(self, old: RunConfig, fingerprint: dict[str, str]) -> None:
+    def _check_directory(self) -> None:
+        """Make sure that the directory is this run's, empty, or not there."""
+        saved = self.out / "config.yaml"
+        if os.path.isfile(saved):
+            self._compare(build(RunConfig, read_mapping(saved), where=str(saved)))
+        elif os.path.isdir(self.out):
+            if set(os.listdir(self.out)) - LEFT_BY_A_START:
+                raise ConfigError(
+                    f"{self.out} holds other files and no run. Choose an empty or a new directory with out=DIR"
+                )
+        elif os.path.lexists(self.out):
+            raise ConfigError(
+                f"{self.out} is a file, and a run needs a directory. Choose another name with out=DIR, or remove the file"
+            )
+
+    @contextmanager
+    def _claimed(self) -> Iterator[None]:
+        """The directory made, written down as this run's, and locked against a second process while the block runs."""
+        with ExitStack() as stack:
+            try:
+                self.out.mkdir(parents=True, exist_ok=True)
+                lock = stack.enter_context((self.out / LOCK).open("a"))
+                alone = _lock(lock.fileno())
+                if alone:
+                    self._check_directory()
+                    _write(self.out / "config.yaml", to_yaml(self.config))
+                    _write(self.out / "data.json", json.dumps(self._fingerprint, indent=1))
+            except OSError as error:
+                raise ConfigError(
+                    f"{self.out} cannot be written to ({error.strerror}). Choose another directory with out=DIR"
+                ) from None
+            if not alone:
+                raise ConfigError(
+                    f"another process is training in {self.out}, and two would overwrite each other. Wait for it, or choose "
+                    "another directory with out=DIR"
+                )
+            for pattern in (".*.old", ".*.writing", "*/.*.writing"):  # left by a run that was killed
+                for path in self.out.glob(pattern):
+                    shutil.rmtree(path, ignore_errors=True)
+            yield
+
+    def _compare(self, old: RunConfig) -> None:
         if old.recipe != self.config.recipe:
             raise ConfigError(
                 f"{self.out} is a run of the recipe {old.recipe}, and this one is {self.config.recipe}. "
                 "Choose another directory with out=DIR"
             )
         before, now = old.model_dump(mode="json"), self.config.model_dump(mode="json")
-        for key in (*FREE, "out"):
-            before.pop(key), now.pop(key)
-        for data in (before["data"], now["data"]):
-            for key in ("cache_mb", "workers", "eval", "train", "max_bad"):
-                data.pop(key)
-        changed = _first_difference(before, now)
+        for data in (before, now):
+            for key in FREE:
+                del data[key]
+            for key in FREE_DATA:
+                del data["data"][key]
+        changed = _first_difference(before, now) or self._changed_steps(old)
         if changed is not None:
             key, a, b = changed
+            a, b = ("null" if value is None else value for value in (a, b))
             raise ConfigError(
                 f"{self.out} was begun with {key}={a}, and now {key}={b}. A run goes on with the settings it began with: "
                 f"set {key}={a}, or choose another directory with out=DIR"
             )
-        known = json.loads((self.out / "data.json").read_text()) if (self.out / "data.json").is_file() else fingerprint
-        if sorted(known.values()) != sorted(fingerprint.values()):
+        self._compare_data()
+
+    def _changed_steps(self, old: RunConfig) -> tuple[str, object, object] | None:
+        """A stage's rates follow from its number of steps, so that cannot change once the stage is under way."""
+        under_way = {path.name for path in (self.out / "checkpoints").glob("step-*")}
+        for stage in self.stages:
+            done = self._done(stage)
+            if (done or under_way) and old.stage_steps(stage) != self.config.stage_steps(stage):
+                return "max_steps", old.max_steps, self.config.max_steps
+            if not done:
+                break
+        return None
+
+    def _compare_data(self) -> None:
+        try:
+            known = json.loads((self.out / "data.json").read_bytes())
+        except (OSError, ValueError):
+            return  # killed before it was written: nothing was learned yet
+        if sorted(known.values()) != sorted(self._fingerprint.values()):
+            changed = [name for name, digest in known.items() if digest not in self._fingerprint.values()]
             raise ConfigError(
-                f"{self.out} was begun with other training data ({', '.join(known)} changed since). Put the data back as it was, "
-                "or choose another directory with out=DIR"
+                f"{self.out} was begun with other training data ({', '.join(changed or known)} changed since). Put the data back "
+                "as it was, or choose another directory with out=DIR"
             )
 
     def _result(self, stage: Stage) -> Path:
@@ -153,63 +238,61 @@ class Run:
             return self.out / "parts" / stage.builds
         return self.out / "stages" / stage.name
 
-    def _publish(self, stage: Stage) -> None:
-        marker = self.out / "model" / "stage.json"
-        if marker.is_file() and json.loads(marker.read_text())["stage"] == stage.name:
+    def _done(self, stage: Stage) -> bool:
+        return self._result(stage).is_dir()
+
+    def _publish(self) -> None:
+        """The model of the last stage that is done, under the run's own name for it."""
+        done = [stage for stage in self.stages if stage.builds is None and self._done(stage)]
+        if not done:
             return
-        publish_copy(self._result(stage), self.out / "model", extra={"stage.json": json.dumps({"stage": stage.name})})
+        marker = json.dumps({"stage": done[-1].name})
+        published = self.out / "model" / "stage.json"
+        if not published.is_file() or published.read_text() != marker:
+            publish_copy(self._result(done[-1]), self.out / "model", extra={"stage.json": marker})
 
     # ------------------------------------------------------------ one stage
 
-    def _train_stage(self, stage: Stage) -> None:
+    def _train_stage(self, stage: Stage, stop: StopWish) -> None:
         self.console.rule(stage.name)
         model, processor = self._begin(stage)
         processor.use_reader(MediaReader(processor.media_spec(), self.config.data.cache_mb))
         loader = StepLoader(self.source(stage), stage, processor, self.config.data, self.config.seed)
-        self._report_unreadable(stage)
         trainer = Trainer(
             self.config, stage, model, processor, loader, self._prompts_for(stage, processor), self.out,
-            self._steps_before(stage), self.console, self.on_step,
+            self._steps_before(stage), self.console, self.on_step, stop,
         )  # fmt: skip
         trainer.train()
+        try:
+            self._save_result(stage, model, processor)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+        checkpoints = self.out / "checkpoints"
+        if checkpoints.is_dir():
+            shutil.rmtree(checkpoints.replace(self.out / ".checkpoints.old"))
+
+    def _save_result(self, stage: Stage, model: AvlmForConditionalGeneration, processor: AvlmProcessor) -> None:
         if stage.builds is None:
             save_model(model, processor, self._result(stage))
-        else:
-            tokenizer = processor.tokenizer if stage.builds == "language" else None
-            if tokenizer is not None:
-                tokenizer.chat_template = processor.chat_template
-            save_part(part_modules(model)[stage.builds], self._result(stage), tokenizer)
-        shutil.rmtree(self.out / "checkpoints", ignore_errors=True)
+            return
+        tokenizer = processor.tokenizer if stage.builds == "language" else None
+        if tokenizer is not None:
+            tokenizer.chat_template = processor.chat_template
+        save_part(part_modules(model)[stage.builds], self._result(stage), tokenizer)
 
     def _begin(self, stage: Stage) -> Composed:
-        """What a stage starts from: the stage before it, a model of its own, or the run's parts."""
+        """What a stage starts from: the stage before it, the given model, or the run's parts."""
+        earlier = [s for s in self.stages[: self.stages.index(stage)] if s.builds is None]
+        if earlier and stage.builds is None:
+            return load_model(self._result(earlier[-1]))
         config = self.config.model
         if isinstance(config, str):
-            start = Path(config)
-        else:
-            start = None
-        if stage.builds is None:
-            earlier = [s for s in self.config.stages[: self.config.stages.index(stage)] if s.builds is None]
-            if earlier:
-                start = self._result(earlier[-1])
-        if start is not None:
-            return load_model(start)
-        assert isinstance(config, ModelConfig)
-        wanted = config if stage.builds is None else self._trade_model(stage, config)
-        return compose(self._with_built_parts(wanted, stage), seed=self.config.seed, texts=list(self._texts()))
+            return load_model(config)
+        wanted = self._with_built_parts(config) if stage.builds is None else _trade_model(stage, config)
+        return compose(wanted, seed=self.config.seed, texts=list(self._texts()))
 
-    def _trade_model(self, stage: Stage, config: ModelConfig) -> ModelConfig:
-        """The small model in which one part learns its trade."""
-        if stage.builds == "language":
-            return ModelConfig(language=config.language)
-        assert stage.reader is not None
-        sense = {str(stage.builds): getattr(config, str(stage.builds))}
-        return ModelConfig(language=stage.reader, video=config.video, **sense)
-
-    def _with_built_parts(self, model: ModelConfig, stage: Stage) -> ModelConfig:
+    def _with_built_parts(self, model: ModelConfig) -> ModelConfig:
         """The same model with parts that were built in this run in place of fresh ones."""
-        if stage.builds is not None:
-            return model
         update: dict[str, object] = {}
         language = self.out / "parts" / "language"
         if language.is_dir():
@@ -225,32 +308,15 @@ class Run:
         return [text for source in self._sources.values() for text in sample_texts(source)]
 
     def _steps_before(self, stage: Stage) -> int:
-        return sum(self.config.stage_steps(s) for s in self.config.stages[: self.config.stages.index(stage)])
-
-    def _report_unreadable(self, stage: Stage) -> None:
-        """Rows that are no rows at all are listed once, when the stage that reads the file begins."""
-        source = self.source(stage)
-        journal = Journal(self.out)
-        known = {row["where"] for row in read_lines(journal.quarantine)}
-        fresh = [e for e in source.errors if e.where not in known]
-        journal.unreadable(stage.name, self._steps_before(stage), fresh)
-        if fresh:
-            self.console.print(
-                f"{len(fresh)} rows of {source.path.name} cannot be read and are left out; they are listed in quarantine.jsonl",
-                highlight=False,
-            )
+        return sum(self.config.stage_steps(s) for s in self.stages[: self.stages.index(stage)])
 
     # ------------------------------------------------------------ fixed prompts
 
     def _prompts(self) -> list[Sample]:
         """The first held-out samples of each task (training ones where nothing is held out)."""
         wanted = self.config.samples.prompts
-        if not wanted:
-            return []
-        if self.config.data.eval is not None:
-            source = JsonLines(self.config.data.eval)
-        else:
-            source = next(iter(self._sources.values()))
+        held_out = self.config.data.eval
+        source = next(iter(self._sources.values())) if held_out is None else JsonLines(held_out)
         taken: dict[str, int] = {}
         found = []
         for i, facts in enumerate(source.facts):
@@ -259,9 +325,8 @@ class Run:
                 found.append(source[i])
         return found
 
-    def _prompts_for(self, stage: Stage, processor: object) -> list[Sample]:
-        """Prompts that the stage's model has the senses for and whose media can be read."""
-        assert hasattr(processor, "media_spec") and hasattr(processor, "prepare")
+    def _prompts_for(self, stage: Stage, processor: AvlmProcessor) -> list[Sample]:
+        """Prompts that the stage's model has the senses for and that can be read."""
         media = processor.media_spec()
         can = {"image": media.vision is not None, "audio": media.audio is not None, "video": media.vision is not None}
         found = []
@@ -269,11 +334,53 @@ class Run:
             if not all(can[kind] for kind in sample.kinds()) or (stage.builds is not None and not sample.kinds()):
                 continue
             try:
-                processor.prepare(sample)
+                processor.encode(sample, prompt_only=True)
             except DataError:
                 continue
             found.append(sample)
         return found
+
+
+def _stages(config: RunConfig) -> tuple[Stage, ...]:
+    """The stages that a run goes through: a model that is given brings its parts, so none is built.
+
+    Raises:
+        ConfigError: A stage cannot work with the given model.
+    """
+    if isinstance(config.model, ModelConfig):
+        return config.stages
+    stages = tuple(stage for stage in config.stages if stage.builds is None)
+    if not stages:
+        raise ConfigError(
+            f"model={config.model} is given, and all stages of {config.recipe} build parts of a new one. "
+            "Leave model= out, or choose another recipe"
+        )
+    parts = _parts_of(Path(config.model))
+    for stage in stages:
+        problem = stage_problem(stage, parts)
+        if problem is not None:
+            raise ConfigError(f"{config.model}: {problem}")
+    return stages
+
+
+def _parts_of(model: Path) -> list[str]:
+    """The parts of a model directory, from its config.json alone."""
+    if not (model / "config.json").is_file():
+        raise ConfigError(
+            f"model={model}: is not a model directory (it has no config.json). Give one that avlm compose or avlm train wrote"
+        )
+    settings = read_mapping(model / "config.json")
+    senses = [sense for sense in ("vision", "audio") if settings.get(f"{sense}_config")]
+    return [*(part for sense in senses for part in (sense, f"{sense}_connector")), "language"]
+
+
+def _trade_model(stage: Stage, config: ModelConfig) -> ModelConfig:
+    """The small model in which one part learns its trade."""
+    if stage.builds == "language":
+        return ModelConfig(language=config.language)
+    assert stage.reader is not None
+    sense = {str(stage.builds): getattr(config, str(stage.builds))}
+    return ModelConfig(language=stage.reader, video=config.video, **sense)
 
 
 def _first_difference(a: object, b: object, path: str = "") -> tuple[str, object, object] | None:
@@ -293,15 +400,28 @@ def _first_difference(a: object, b: object, path: str = "") -> tuple[str, object
     return None if a == b else (path, a, b)
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _write(path: Path, text: str) -> None:
     aside = path.with_name(f".{path.name}.writing")
-    aside.write_text(text)
+    with aside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     aside.replace(path)
+
+
+def _lock(handle: int) -> bool:
+    """Lock an open file until it is closed, however the process ends; False if another process has."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: two runs in one directory are then not told apart
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
 
 
 def train(run: RunConfig, *, only: str | None = None) -> Path:
@@ -315,7 +435,8 @@ def train(run: RunConfig, *, only: str | None = None) -> Path:
         The published model directory.
 
     Raises:
-        ConfigError: The settings cannot work with the data or with the run's directory.
+        ConfigError: The settings cannot work with the data or with the run's directory, or training diverged.
         DataError: Too many samples were bad.
+        Stopped: Ctrl-C or SIGTERM; all that was done is saved, and the same call goes on.
     """
     return Run(run).train(only)

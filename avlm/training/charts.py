@@ -1,4 +1,4 @@
-"""How a run's page looks: its style, its tables, and line charts as plain SVG.
+"""What a run's page is made of: its style, tables, line charts as plain SVG, and media inside the page.
 
 The charts have no fixed width. Lines are drawn in a square that stretches with the page while strokes keep their
 width; everything with letters is placed by percentages. So one drawing serves a desktop and a phone, without a script.
@@ -6,11 +6,15 @@ width; everything with letters is placed by percentages. So one drawing serves a
 
 from __future__ import annotations
 
+import base64
 import html
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
+
+from PIL import Image
 
 STYLE = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #1d2024; --quiet: #596068; --rule: #d8dce0; --soft: #f4f5f7;
@@ -31,33 +35,38 @@ nav a { margin-right: 1.1rem; white-space: nowrap; }
 small, .quiet, figcaption { color: var(--quiet); font-size: 0.8125rem; }
 .note { border-left: 3px solid var(--rule); padding-left: 0.75rem; color: var(--quiet); }
 .sr { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; }
-.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.5rem, 1fr)); gap: 1rem 1.5rem; margin: 1.5rem 0; }
+.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.5rem, 1fr)); gap: 1rem 1.5rem;
+  margin: 1.5rem 0; }
 .facts dt { color: var(--quiet); font-size: 0.8125rem; }
 .facts dd { margin: 0; font-size: 1.125rem; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
 .scroll { position: relative; overflow-x: auto; margin: 0.75rem 0; }
 .scroll:focus-visible { outline: 2px solid var(--line); outline-offset: 2px; }
-table { border-collapse: collapse; min-width: 100%; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; vertical-align: baseline; padding: 0.375rem 1.25rem 0.375rem 0;
+table { border-collapse: separate; border-spacing: 0; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; vertical-align: baseline; padding: 0.375rem 1.375rem 0.375rem 0;
   border-bottom: 1px solid var(--rule); }
 th:last-child, td:last-child { padding-right: 0; }
-thead th { color: var(--quiet); font-weight: 500; font-size: 0.8125rem; vertical-align: bottom; white-space: nowrap; }
-tbody th { font-weight: 500; }
+thead .n { white-space: normal; }
+thead th { color: var(--quiet); font-weight: 500; font-size: 0.8125rem; vertical-align: bottom; }
+tbody th { font-weight: 500; white-space: nowrap; } .below { display: block; }
 tfoot th, tfoot td { border-bottom: 0; font-weight: 600; }
 .n { text-align: right; white-space: nowrap; }
-.text { display: inline-block; min-width: 5rem; max-width: 24rem; white-space: pre-wrap; overflow-wrap: anywhere; }
+.text { display: inline-block; max-width: 19rem; white-space: pre-wrap; overflow-wrap: break-word; }
 .mark { font-weight: 700; } .right .mark { color: var(--good); } .wrong .mark { color: var(--bad); }
-.wrong .text { color: var(--quiet); }
-.pill { border: 1px solid var(--rule); border-radius: 1em; padding: 0 0.45em; font-size: 0.75rem; color: var(--quiet);
-  white-space: nowrap; }
+.answer { display: flex; gap: 0.375rem; } .wrong .text { color: var(--quiet); }
+.text.long { max-width: 30rem; }
+.score { display: inline-block; min-width: 3.75rem; text-align: right; }
 .bar { width: 9rem; height: 0.75rem; vertical-align: -0.05rem; margin-left: 0.75rem; overflow: visible; }
-.bar rect { fill: var(--soft); } .bar rect + rect { fill: var(--line); } .bar line { stroke: var(--ink); stroke-width: 2; }
+.bar rect { fill: var(--soft); } .bar rect + rect { fill: var(--line); }
+.bar line { stroke: var(--paper); stroke-width: 5; } .bar line + line { stroke: var(--ink); stroke-width: 2; }
+.name { white-space: nowrap; } .whole { display: inline-block; overflow-wrap: anywhere; }
 figure { margin: 0; min-width: 0; }
-.charts { display: grid; grid-template-columns: 1fr 1fr; gap: 1.75rem 2rem; margin-top: 1.75rem; }
+.charts { display: grid; grid-template-columns: 1fr 1fr; gap: 1.5rem 2.5rem; margin-top: 2.5rem; }
 .charts b { color: var(--ink); font-weight: 600; }
 .plot { display: block; overflow: visible; margin: 1.5rem 0 1.75rem 3rem; width: calc(100% - 3rem); height: 7.5rem; }
 .plot.tall { height: 17rem; }
 .plot text { fill: var(--quiet); font-size: 0.6875rem; font-variant-numeric: tabular-nums; }
-.plot .grid { stroke: var(--rule); stroke-width: 1; } .plot .band { fill: transparent; } .plot .band.odd { fill: var(--soft); }
+.plot .grid { stroke: var(--rule); stroke-width: 1; }
+.plot .band { fill: transparent; } .plot .band.odd { fill: var(--soft); }
 .plot path { fill: none; stroke-linecap: round; stroke-linejoin: round; vector-effect: non-scaling-stroke; }
 .plot .raw { stroke: var(--faint); stroke-width: 1; } .plot .smooth { stroke: var(--line); stroke-width: 1.75; }
 .prompt { display: grid; grid-template-columns: 15rem minmax(0, 1fr); gap: 0.5rem 2rem; padding: 1.25rem 0;
@@ -70,9 +79,11 @@ figure { margin: 0; min-width: 0; }
 .media img, .media video { display: block; background: var(--soft); max-width: 100%; }
 .media audio { display: block; width: 15rem; max-width: 100%; height: 2.25rem; }
 .pixels { image-rendering: pixelated; }
-@media (max-width: 40rem) { body { padding: 1.5rem 1rem 4rem; } .wide { display: none; } .bar { width: 5rem; }
+@media (max-width: 40rem) { body { padding: 1.5rem 1rem 4rem; } .wide { display: none; } .bar { width: 4rem; }
   .charts, .prompt { grid-template-columns: minmax(0, 1fr); } .plot { margin-left: 2.5rem; width: calc(100% - 2.5rem); }
-  .plot.tall { height: 13rem; } }
+  .text { max-width: 10rem; } .text.long { max-width: 16rem; } .plot.tall { height: 13rem; }
+  .prompt tbody th { white-space: normal; } .prompt th, .prompt td { padding-right: 0.5rem; }
+  .scroll tbody th, .scroll thead th:first-child { position: sticky; left: 0; background: var(--paper); } }
 @media print { body { max-width: none; } .prompt, figure { break-inside: avoid; } }
 """
 
@@ -85,6 +96,19 @@ RAW_POINTS, SMOOTH_POINTS = 600, 400
 LOG_FROM = 8.0
 """An axis of kind `auto` is logarithmic when the largest value is so many times the smallest."""
 
+MAX_FILE = 2_000_000
+"""Bytes of one media file; a larger one is only named."""
+MAX_EMBEDDED = 6_000_000
+"""Characters that all embedded media may take on the page."""
+THUMB_PX = 96
+
+TYPES = {
+    "image": {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".gif": "gif", ".webp": "webp", ".bmp": "bmp"},
+    "audio": {".wav": "wav", ".mp3": "mpeg", ".flac": "flac", ".ogg": "ogg", ".opus": "ogg", ".m4a": "mp4"},
+    "video": {".mp4": "mp4", ".m4v": "mp4", ".webm": "webm", ".mov": "quicktime"},
+}
+"""Files that browsers show, by kind."""
+
 Axis = Literal["auto", "zero", "share"]
 Point = tuple[float, float]
 
@@ -92,6 +116,30 @@ Point = tuple[float, float]
 def esc(value: object) -> str:
     """Any text as HTML that shows it and does nothing else."""
     return html.escape(str(value).translate(PICTURES))
+
+
+def note(text: str) -> str:
+    """A line that says what is not so, set apart."""
+    return f'<p class="note">{esc(text)}</p>'
+
+
+def number(value: object) -> float | None:
+    """A finite number as such; None for anything else that a file may hold in its place."""
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+
+def percent(share: float | None) -> str:
+    """A share of 1 in percent, or a dash."""
+    return "\u2013" if share is None else f"{100 * share:.1f} %"
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it."""
+    if not 60 <= seconds < math.inf:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:,} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
 
 
 def table(
@@ -130,7 +178,7 @@ def bar(share: float, guess: float | None) -> str:
     """A small bar from 0 to 1 with a tick at the score of guessing. The numbers stand beside it."""
     width = 100 * min(1.0, max(0.0, share))
     at = None if guess is None else 100 * min(1.0, max(0.0, guess))
-    tick = "" if at is None else f'<line x1="{at:.1f}%" x2="{at:.1f}%" y1="-3" y2="15"/>'
+    tick = "" if at is None else 2 * f'<line x1="{at:.1f}%" x2="{at:.1f}%" y1="-3" y2="15"/>'
     return (
         '<svg class="bar" aria-hidden="true"><rect width="100%" height="100%"/>'
         f'<rect width="{width:.1f}%" height="100%"/>{tick}</svg>'
@@ -176,13 +224,14 @@ def line_chart(
         y = place(first, value)[1]
         parts.append(f'<line class="grid" x2="100%" y1="{y:.2f}%" y2="{y:.2f}%"/>')
         parts.append(f'<text x="-8" y="{y:.2f}%" dy="4" text-anchor="end">{text}</text>')
-    for step in _step_ticks(min(steps), max(steps)):
-        x = place(step, high)[0]
-        parts.append(f'<text x="{x:.2f}%" y="100%" dy="17" text-anchor="middle">{step:,}</text>')
+    for i, step in enumerate(_step_ticks(min(steps), max(steps))):
+        x, unit = place(step, high)[0], "" if i else "step "
+        parts.append(f'<text x="{x:.2f}%" y="100%" dy="17" text-anchor="middle">{unit}{step:,}</text>')
     lines = f'<path class="raw" d="{raw}"/><path class="smooth" d="{smooth}"/>'
     return (
         f'<svg class="plot {size}" role="img" aria-label="{esc(label)}">{"".join(parts)}'
-        f'<svg viewBox="0 0 100 100" preserveAspectRatio="none" width="100%" height="100%" overflow="visible">{lines}</svg></svg>'
+        '<svg viewBox="0 0 100 100" preserveAspectRatio="none" width="100%" height="100%" overflow="visible">'
+        f"{lines}</svg></svg>"
     )
 
 
@@ -191,7 +240,9 @@ def _band(band: Band, left: float, right: float, size: str) -> str:
     width = right - left
     odd = " odd" if band.number % 2 else ""
     says = f"stage {band.number}, {band.name}: steps {band.first:,} to {band.last:,}"
-    ground = f'<rect class="band{odd}" x="{left:.2f}%" width="{width:.2f}%" height="100%"><title>{esc(says)}</title></rect>'
+    ground = (
+        f'<rect class="band{odd}" x="{left:.2f}%" width="{width:.2f}%" height="100%"><title>{esc(says)}</title></rect>'
+    )
     if width < (1.2 if size else 4):
         return ground
     name, letters = "", len(band.name) + len(str(band.number)) + 1
@@ -212,9 +263,9 @@ def _scale(values: Sequence[float], axis: Axis) -> tuple[float, float, list[tupl
         decades = range(math.floor(math.log10(ends[0])), math.ceil(math.log10(ends[1])))
         ticks = [factor * 10.0**power for power in decades for factor in steps]
         return *ends, [(t, _number(t)) for t in ticks if ends[0] <= t <= ends[1]]
-    high = high if high > 0 else 1.0
-    step = _nice(high / 4)
-    low = min(0.0, step * math.floor(low / step))
+    low, high = min(low, 0.0), high if high > min(low, 0.0) else 1.0
+    step = _nice((high - low) / 4)
+    low = step * math.floor(low / step)
     count = math.ceil(round((high - low) / step, 6))
     return low, low + step * count, [(low + step * i, _number(low + step * i)) for i in range(count + 1)]
 
@@ -226,7 +277,7 @@ def _nice(size: float) -> float:
 
 
 def _number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e7 else f"{value:.4g}"
 
 
 def _step_ticks(first: int, last: int) -> list[int]:
@@ -277,3 +328,62 @@ def _path(points: Sequence[Point]) -> str:
     """SVG path data; a lone point becomes a dot."""
     places = [f"{x:.2f} {y:.2f}" for x, y in points]
     return f"M{places[0]}h0" if len(places) == 1 else "M" + "L".join(places)
+
+
+class Shelf:
+    """Puts media files into the page until it is full."""
+
+    def __init__(self) -> None:
+        self.left = MAX_EMBEDDED
+        self.named = 0
+
+    def told(self) -> str:
+        """The line that says how many were only named, or nothing."""
+        what = "1 media file is" if self.named == 1 else f"{self.named} media files are"
+        return note(f"{what} only named, with the reason beside the name.") if self.named else ""
+
+    def figure(self, kind: str, path: str, sample_id: str) -> str:
+        """One media item with its name, or its name and why it is not shown."""
+        file = Path(path)
+        reason, data = self._load(kind, file)
+        if data is None:
+            self.named += 1
+            return f"<figure><figcaption>{esc(kind)}: <code>{esc(path)}</code> ({reason})</figcaption></figure>"
+        label = f'{kind} "{file.name}" of prompt {sample_id}'
+        return f"<figure>{_element(kind, file, data, label)}<figcaption>{esc(file.name)}</figcaption></figure>"
+
+    def _load(self, kind: str, file: Path) -> tuple[str, str | None]:
+        """A file as a data: URI, or the reason why not."""
+        subtype = TYPES.get(kind, {}).get(file.suffix.lower())
+        try:
+            if not file.is_file():
+                return "the file is missing", None
+            if subtype is None:
+                return "browsers do not show such files", None
+            size = file.stat().st_size
+            if size > MAX_FILE:
+                return f"{size / 1e6:.1f} MB, more than the {MAX_FILE / 1e6:g} MB that one file may take", None
+            if kind == "image":
+                Image.open(file).close()
+            uri = f"data:{kind}/{subtype};base64,{base64.b64encode(file.read_bytes()).decode()}"
+        except (OSError, ValueError, Image.DecompressionBombError):
+            return "the file cannot be read", None
+        if len(uri) > self.left:
+            return f"no room is left in the page's {MAX_EMBEDDED / 1e6:g} MB of media", None
+        self.left -= len(uri)
+        return "", uri
+
+
+def _element(kind: str, file: Path, uri: str, label: str) -> str:
+    if kind == "audio":
+        return f'<audio controls preload="metadata" aria-label="{esc(label)}" src="{uri}"></audio>'
+    if kind == "video":
+        return (
+            f'<video controls preload="metadata" width="{2 * THUMB_PX}" aria-label="{esc(label)}" src="{uri}"></video>'
+        )
+    with Image.open(file) as picture:
+        width, height = picture.size
+    scale = THUMB_PX / max(width, height)
+    pixels = ' class="pixels"' if scale > 1 else ""
+    size = f'width="{max(1, round(width * scale))}" height="{max(1, round(height * scale))}"'
+    return f'<img alt="{esc(label)}" {size}{pixels} src="{uri}">'

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from avlm.convert.weights import aside
+from avlm.errors import WeightsError
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,21 +44,38 @@ class Checkpoint:
     position: Position
 
 
+FILES = ("optimizer.safetensors", "weights.safetensors")
+
+
 def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, position: Position, *, keep: int) -> None:
-    """Write a checkpoint and remove those that are older than the last ``keep``.
+    """Write a checkpoint; of those that are there, keep the last ``keep``.
 
     Raises:
         OSError: The disk is full or read-only; what was there before is untouched.
     """
     out = folder / f"step-{position.step:08d}"
     with aside(out) as writing:
-        save_file(_weights(model), writing / "weights.safetensors")
-        save_file(_moments(model, optimizer), writing / "optimizer.safetensors")
-        hashes = {p.name: _sha256(p) for p in sorted(writing.glob("*.safetensors"))}
-        state = {"position": asdict(position), "sha256": hashes}
-        (writing / "state.json").write_text(json.dumps(state, indent=1))
-    for old in _folders(folder)[keep:]:
+        save_tensors(_weights(model), writing / "weights.safetensors")
+        save_tensors(_moments(model, optimizer), writing / "optimizer.safetensors")
+        state = {"position": asdict(position), "sha256": {name: file_sha256(writing / name) for name in FILES}}
+        (writing / "state.json").write_text(json.dumps({**state, "self": _digest(state)}, indent=1))
+    # What is newer than the checkpoint just written was found damaged, or this run would have gone on from there.
+    newer = [path for path in _folders(folder) if path.name > out.name]
+    older = [path for path in _folders(folder) if path.name <= out.name][keep:]
+    for old in [*newer, *older, *folder.glob(".step-*")]:
         shutil.rmtree(old, ignore_errors=True)
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write tensors as safetensors.
+
+    Raises:
+        OSError: The disk is full or read-only. (safetensors has an error of its own for that.)
+    """
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
 
 
 def newest(folder: Path, stage: str) -> tuple[Checkpoint | None, list[str]]:
@@ -68,10 +87,8 @@ def newest(folder: Path, stage: str) -> tuple[Checkpoint | None, list[str]]:
     passed: list[str] = []
     for path in _folders(folder):
         try:
-            state = json.loads((path / "state.json").read_text())
-            position = Position(**state["position"])
-            damaged = [name for name, digest in state["sha256"].items() if _sha256(path / name) != digest]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            position, damaged = _read_state(path)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             passed.append(f"checkpoint {path.name} is not readable ({type(error).__name__}) and was passed over")
             continue
         if damaged:
@@ -83,18 +100,43 @@ def newest(folder: Path, stage: str) -> tuple[Checkpoint | None, list[str]]:
     return None, passed
 
 
+def _read_state(path: Path) -> tuple[Position, list[str]]:
+    """Where a checkpoint stands, and which of its files are not what was written."""
+    state = json.loads((path / "state.json").read_bytes())
+    position, hashes = Position(**state["position"]), state["sha256"]
+    damaged = [name for name in FILES if file_sha256(path / name) != hashes[name]]
+    if state["self"] != _digest({"position": state["position"], "sha256": hashes}):
+        damaged.append("state.json")
+    return position, damaged
+
+
 def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put weights and moments back, bit for bit."""
+    """Put weights and moments back, bit for bit.
+
+    Raises:
+        WeightsError: It holds other weights than the stage trains.
+    """
     weights = load_file(checkpoint.folder / "weights.safetensors")
     moments = load_file(checkpoint.folder / "optimizer.safetensors")
-    targets = {**_trained(model), **dict(model.named_buffers())}
+    trained, targets = _trained(model), _weights(model)
+    strange = sorted(weights.keys() ^ targets.keys())
+    if strange:
+        raise WeightsError(
+            f"{checkpoint.folder}: holds other weights than the stage trains ({strange[0]} among them), so it was written by "
+            "another version of avlm. Remove it, and the stage begins again"
+        )
+    targets = {**dict(model.named_buffers()), **trained}
     with torch.no_grad():
         for name, value in weights.items():
             targets[name].copy_(value)
-    for name, parameter in _trained(model).items():
-        found = {key.rpartition("|")[2]: value for key, value in moments.items() if key.rpartition("|")[0] == name}
-        if found:
-            optimizer.state[parameter] = {k: v.clone() for k, v in found.items()}
+        for name, value in moments.items():
+            owner, _, key = name.rpartition("|")
+            parameter = trained[owner]
+            like = (
+                parameter if value.shape == parameter.shape else value
+            )  # moments lie in memory as their parameter does
+            kept = torch.empty_like(like, dtype=value.dtype, device=parameter.device)
+            optimizer.state[parameter][key] = kept.copy_(value)
 
 
 def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -102,6 +144,7 @@ def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
+    """What a stage changes: trained weights, and buffers that are saved."""
     saved = model.state_dict().keys()
     buffers = {name: b for name, b in model.named_buffers() if name in saved}
     return {name: t.detach().contiguous() for name, t in {**_trained(model), **buffers}.items()}
@@ -120,6 +163,11 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"), reverse=True)
 
 
-def _sha256(path: Path) -> str:
+def _digest(state: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """The hash of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

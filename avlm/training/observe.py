@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from avlm.data.loader import Bad
 from avlm.data.processor import AvlmProcessor
-from avlm.errors import DataError
 from avlm.models.modeling import AvlmForConditionalGeneration
 from avlm.samples import Sample
 
@@ -42,55 +43,119 @@ class StepMetrics:
 
 
 class Journal:
-    """The files of a run that grow line by line, cut back to a checkpoint when a run resumes from it."""
+    """The files of a run that grow line by line, cut back to a checkpoint when a run resumes from it.
+
+    A line that cannot be written (a full disk, say) waits for the next time, so a run outlives the trouble.
+    """
 
     def __init__(self, out: Path) -> None:
         self.metrics = out / "metrics.jsonl"
         self.samples = out / "samples.jsonl"
         self.quarantine = out / "quarantine.jsonl"
-        for path in (self.metrics, self.samples, self.quarantine):
+        self._waiting: dict[Path, list[str]] = {path: [] for path in (self.metrics, self.samples, self.quarantine)}
+        for path in self._waiting:
             path.touch()
+        self._listed = self._listed_bad()
 
     def step(self, metrics: StepMetrics) -> None:
-        _append(self.metrics, [asdict(metrics)])
+        self._append(self.metrics, [asdict(metrics)])
 
     def answers(self, answers: Sequence[dict[str, Any]]) -> None:
-        _append(self.samples, answers)
+        self._append(self.samples, answers)
 
-    def bad(self, stage: str, step: int, bad: Sequence[Bad]) -> None:
-        _append(self.quarantine, [{"step": step, "stage": stage, **asdict(b)} for b in bad])
+    def bad(self, stage: str, step: int, bad: Sequence[Bad]) -> int:
+        """List samples that were left out, each once for each reason, however often the data comes round.
 
-    def unreadable(self, stage: str, step: int, errors: Sequence[DataError]) -> None:
-        """Rows that are no rows at all."""
-        self.bad(stage, step, [Bad(e.sample_id, e.where, e.reason) for e in errors])
+        Returns:
+            How many were not listed before.
+        """
+        fresh = []
+        for entry in bad:
+            key = (entry.sample_id, entry.where, entry.reason)
+            if key not in self._listed:
+                self._listed.add(key)
+                fresh.append({"step": step, "stage": stage, **asdict(entry)})
+        self._append(self.quarantine, fresh)
+        return len(fresh)
 
     def cut_back(self, step: int, stage: str, stage_step: int) -> None:
         """Forget what came after a checkpoint: it will come again."""
-
-        for path in (self.metrics, self.samples, self.quarantine):
+        for path in self._waiting:
             again = stage if stage_step == 0 and path == self.samples else None  # its prompts are answered anew
-            rows = [row for row in read_lines(path) if row["step"] <= step and row["stage"] != again]
+            rows = read_lines(path)
+            kept = [row for row in rows if _number(row.get("step")) <= step and row.get("stage") != again]
             aside = path.with_suffix(".writing")
-            aside.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+            aside.write_text("".join(map(_line, kept)), encoding="utf-8")
             aside.replace(path)
+        self._listed = self._listed_bad()
+
+    def sync(self) -> None:
+        """Make sure that every line so far is on the disk.
+
+        Raises:
+            OSError: It is full or read-only.
+        """
+        for path, lines in self._waiting.items():
+            _write_end(path, lines, sync=True)
+
+    def _append(self, path: Path, rows: Sequence[dict[str, Any]]) -> None:
+        lines = self._waiting[path]
+        lines += map(_line, rows)
+        with suppress(OSError):
+            _write_end(path, lines)
+
+    def _listed_bad(self) -> set[tuple[object, object, object]]:
+        return {(row.get("sample_id"), row.get("where"), row.get("reason")) for row in read_lines(self.quarantine)}
+
+
+def _number(value: object) -> float:
+    return value if isinstance(value, (int, float)) else math.inf
+
+
+def _line(row: dict[str, Any]) -> str:
+    text = json.dumps(row, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a character, from a file name or from data
+        text = json.dumps(row)
+    return text + "\n"
+
+
+def _write_end(path: Path, lines: list[str], *, sync: bool = False) -> None:
+    """Append all lines and empty the list, or leave file and list as they were.
+
+    Raises:
+        OSError: They could not be written.
+    """
+    if not lines and not sync:
+        return
+    with path.open("ab", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        left = memoryview("".join(lines).encode())
+        try:
+            while left:
+                left = left[file.write(left) :]
+            if sync:
+                os.fsync(file.fileno())
+        except OSError:
+            with suppress(OSError):
+                os.truncate(path, size)
+            raise
+    lines.clear()
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Whole lines of a JSON-lines file; a last one that was cut off is left out."""
+    """Whole lines of a JSON-lines file; one that was cut off is left out."""
     found = []
     if path.exists():
-        for line in path.read_text().splitlines():
+        for line in path.read_bytes().split(b"\n"):
             try:
-                found.append(json.loads(line))
+                row = json.loads(line)
             except ValueError:
                 continue
+            if isinstance(row, dict):
+                found.append(row)
     return found
-
-
-def _append(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    if rows:
-        with path.open("a") as file:
-            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 class Bar:
@@ -116,7 +181,7 @@ class Bar:
         self.progress.update(self.task, completed=metrics.stage_step, facts=facts)
         every = max(1, self.total // 5)
         if not self.console.is_terminal and (metrics.stage_step % every == 0 or metrics.stage_step == self.total):
-            self.console.print(f"{self.name}: step {metrics.stage_step}/{self.total}  {facts}", highlight=False)
+            tell(self.console, f"{self.name}: step {metrics.stage_step}/{self.total}  {facts}")
 
 
 @contextmanager
@@ -130,6 +195,11 @@ def bar(name: str, total: int, done: int, console: Console) -> Iterator[Bar]:
 def make_console() -> Console:
     """Where a run tells what it does: standard error, so that standard output stays for answers."""
     return Console(file=sys.stderr)
+
+
+def tell(console: Console, sentence: str) -> None:
+    """Print a sentence as it is: what looks like markup in a file's name is none."""
+    console.print(sentence, highlight=False, markup=False, soft_wrap=True)
 
 
 @torch.no_grad()

@@ -12,17 +12,18 @@ import torch
 from rich.console import Console
 
 from avlm.config.run import RunConfig, Stage
-from avlm.data.loader import StepData, StepLoader
+from avlm.data.loader import Bad, StepData, StepLoader
 from avlm.data.plan import key
 from avlm.data.processor import AvlmProcessor
-from avlm.errors import DataError
+from avlm.errors import ConfigError, DataError
 from avlm.models.modeling import AvlmForConditionalGeneration
 from avlm.samples import Sample
 from avlm.training import checkpoint
 from avlm.training.checkpoint import Position
 from avlm.training.loss import row_loss
-from avlm.training.observe import Journal, StepMetrics, answer_prompts, bar
-from avlm.training.stages import lora_config, make_optimizer, merge_adapters, prepare, rate, save_adapters, set_modes
+from avlm.training.observe import Journal, StepMetrics, answer_prompts, bar, tell
+from avlm.training.stages import make_optimizer, merge_adapters, prepare, rate, save_adapters, set_modes
+from avlm.training.stopping import StopWish
 
 
 class Trainer:
@@ -38,6 +39,7 @@ class Trainer:
         first_step: Steps that earlier stages took.
         console: Where progress is shown.
         on_step: Called after each step; for tests that stop a run in the middle.
+        stop: Tells whether the run has been asked to stop.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Trainer:
         first_step: int,
         console: Console,
         on_step: Callable[[StepMetrics], None] | None = None,
+        stop: StopWish | None = None,
     ) -> None:
         self.run, self.stage = run, stage
         self.model, self.processor = model, processor
@@ -59,9 +62,10 @@ class Trainer:
         self.folder = out / "checkpoints"
         self.first_step = first_step
         self.console, self.on_step = console, on_step
+        self.stop = stop or StopWish()
         self.journal = Journal(out)
         self.steps = run.stage_steps(stage)
-        self.trained = prepare(model, stage)
+        self.trained = prepare(model, stage, seed=_draw(run.seed, stage, -1))
         self.optimizer = make_optimizer(self.trained, stage)
         self.done = 0
         self.bad = 0
@@ -71,8 +75,12 @@ class Trainer:
 
         Raises:
             DataError: Too many samples of the stage were bad.
+            ConfigError: The loss is no longer a number.
+            Stopped: The run was asked to stop; what was done is saved.
         """
         self._resume()
+        self._list_unreadable()
+        self.stop.grant()
         if self.done == 0:
             self._answer("before")
         set_modes(self.model, self.trained)
@@ -82,25 +90,29 @@ class Trainer:
             waited = time.perf_counter()
             for data in self.loader.steps(self.done, self.steps):
                 metrics = self._step(data, waited)
-                waited = time.perf_counter()
                 self.journal.step(metrics)
                 shown.step(metrics)
                 if self.done in asked:
                     self._answer("during")
-                if time.monotonic() - saved > self.run.save.every_s and self.done < self.steps:
+                stopping = self.stop.number is not None
+                if (stopping or time.monotonic() - saved > self.run.save.every_s) and self.done < self.steps:
                     self._save()
                     saved = time.monotonic()
+                if stopping and self.done < self.steps:
+                    self.stop.grant()
                 if self.on_step is not None:
                     self.on_step(metrics)
+                waited = time.perf_counter()
         self.model.eval()
         self._keep_adapters()
         self._answer("after")
+        self.journal.sync()
 
     def _step(self, data: StepData, waited: float) -> StepMetrics:
         """One optimizer step: every row's share of the mean over all target tokens, then one update."""
         began = time.perf_counter()
         # Whatever is drawn in a step (dropout, say) follows from its number, so a resumed run draws the same.
-        torch.manual_seed(hash((self.run.seed, key(self.stage.name), data.step)) & 0x7FFFFFFF)
+        torch.manual_seed(_draw(self.run.seed, self.stage, data.step))
         self._count_bad(data)
         share = rate(self.stage.schedule, data.step, self.steps)
         for group in self.optimizer.param_groups:
@@ -109,9 +121,10 @@ class Trainer:
         loss = 0.0
         for row in data.rows:
             row_sum = row_loss(self.model, row, self.stage.label_smoothing)
-            (row_sum / targets).backward()
+            torch.autograd.backward(row_sum / targets)
             loss += float(row_sum.detach())
         norm = self._clip()
+        self._check_finite(loss, norm, data.step)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.done = data.step + 1
@@ -137,6 +150,23 @@ class Trainer:
         limit = self.stage.optimizer.clip
         return float(torch.nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit))
 
+    def _check_finite(self, loss: float, norm: float, step: int) -> None:
+        """Stop before an update that would leave no number in the weights."""
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise ConfigError(
+                f"stage {self.stage.name}, step {step + 1}: the loss is {loss:g} and the gradient's norm {norm:g}, which no "
+                f"update survives; training has diverged. Lower the rates, stages.{self.stage.name}.train.*.lr, in a new "
+                "directory (out=DIR)"
+            )
+
+    def _list_unreadable(self) -> None:
+        """Rows that are no rows at all are listed when the first stage that reads their file begins."""
+        errors = self.loader.source.errors
+        bad = [Bad(e.sample_id, e.where, e.reason) for e in errors]
+        if self.journal.bad(self.stage.name, self.first_step, bad):
+            name = self.loader.source.path.name
+            tell(self.console, f"{len(bad)} rows of {name} cannot be read and are left out; see quarantine.jsonl")
+
     def _count_bad(self, data: StepData) -> None:
         if not data.bad:
             return
@@ -155,31 +185,30 @@ class Trainer:
     def _resume(self) -> None:
         found, passed = checkpoint.newest(self.folder, self.stage.name)
         for sentence in passed:
-            self.console.print(sentence, highlight=False)
+            tell(self.console, sentence)
         if found is not None:
             checkpoint.restore(found, self.model, self.optimizer)
             self.done, self.bad = found.position.stage_step, found.position.bad
-            self.console.print(f"{self.stage.name}: resumed at step {self.done}/{self.steps}", highlight=False)
+            tell(self.console, f"{self.stage.name}: resumed at step {self.done}/{self.steps}")
         self.journal.cut_back(self.first_step + self.done, self.stage.name, self.done)
 
     def _save(self) -> None:
         position = Position(self.stage.name, self.done, self.first_step + self.done, self.bad)
         try:
+            self.journal.sync()
             checkpoint.save(self.folder, self.model, self.optimizer, position, keep=self.run.save.keep)
         except OSError as error:
-            self.console.print(
-                f"the checkpoint at step {self.done} could not be written ({error.strerror}); training goes on, and the one "
-                "before it is untouched. Make room on the disk",
-                highlight=False,
+            tell(
+                self.console,
+                f"the checkpoint at step {self.done} could not be written ({error.strerror or error}); training goes on, and "
+                "the one before it is untouched. Make room on the disk",
             )
 
     def _keep_adapters(self) -> None:
         """Write adapters down in PEFT's format, then merge them into the weights."""
-        for how in self.stage.train.values():
-            if how.lora is not None:
-                config = lora_config(self.model, how)
-                save_adapters(self.model, config, self.folder.parent / "adapters" / self.stage.name)
-        merge_adapters(self.model)
+        if any(how.lora is not None for how in self.stage.train.values()):
+            save_adapters(self.model, self.stage, self.folder.parent / "adapters" / self.stage.name)
+            merge_adapters(self.model)
 
     def _times_to_ask(self) -> set[int]:
         times = self.run.samples.times
@@ -190,3 +219,8 @@ class Trainer:
             answers = answer_prompts(self.model, self.processor, self.prompts, self.run.samples.max_tokens)
             facts: dict[str, Any] = {"step": self.first_step + self.done, "stage": self.stage.name, "when": when}
             self.journal.answers([{**facts, **answer} for answer in answers])
+
+
+def _draw(seed: int, stage: Stage, step: int) -> int:
+    """A seed for what is drawn in one step; step -1 is what is drawn before the first."""
+    return hash((seed, key(stage.name), step)) & 0x7FFFFFFF

@@ -76,7 +76,9 @@ def test_rows_have_the_promised_form_and_every_medium_exists(world: Path) -> Non
         assert {row["task"] for row in rows} == TASKS
         for row in rows:
             assert row["id"].startswith(f"{row['task']}-{split}-")
-            assert [message["role"] for message in row["messages"]] == ["user", "assistant"]
+            roles = [message["role"] for message in row["messages"]]
+            num_turns = len(roles) // 2 if split == "train" else 1
+            assert roles == ["user", "assistant"] * num_turns
             *media, text = parts_of(row)
             assert text["type"] == "text" and text["text"]
             assert answer_of(row)
@@ -91,6 +93,16 @@ def test_the_counts_are_those_asked_for(world: Path) -> None:
     assert counts.pop("text") == 4
     assert all(24 - 7 <= count <= 24 for count in counts.values()), counts
     assert json.loads((world / "world.json").read_text())["rows"]["eval"]["match"] == 24
+
+
+def test_training_goes_on_asking_and_no_answer_stands_in_an_earlier_turn(world: Path) -> None:
+    rows = read_rows(world / "train.jsonl")
+    assert sum(len(row["messages"]) > 2 for row in rows) > len(rows) / 3
+    for row in rows:
+        questions = [parts_of(row)[-1]["text"], *(message["content"] for message in row["messages"][2::2])]
+        assert len(set(questions)) == len(questions), row
+        later = [message["content"] for message in row["messages"][3::2]]
+        assert answer_of(row) not in later, row
 
 
 def test_no_file_is_left_over(world: Path) -> None:
@@ -127,6 +139,9 @@ def test_a_spoken_word_is_most_of_its_recording(world: Path) -> None:
 
 def test_the_vocabulary_is_small(world: Path) -> None:
     words = set()
+    for row in read_rows(world / "train.jsonl"):
+        for message in row["messages"][2:]:
+            words |= set(message["content"].lower().replace("?", "").replace(".", "").split())
     for split in SPLITS:
         for draft in plan_rows(split, seed=0, train_samples=9000, eval_samples_per_task=100):
             said = [media.text for media in draft.media if isinstance(media, Speech)]
@@ -273,7 +288,7 @@ def test_the_videos_as_written_keep_one_film_and_one_track_for_two_answers(world
 def test_each_colour_is_nearest_to_itself() -> None:
     rng = np.random.default_rng(0)
     for colour in COLOURS * 8:
-        scene = Group(1, Thing(colour, SHAPES[rng.integers(5)]))
+        scene = Group(1, Thing(colour, SHAPES[rng.integers(len(SHAPES))]))
         pixels = draw_scene(scene, "train", rng).reshape(-1, 3).astype(float)
         vivid = pixels[np.argsort(np.ptp(pixels, axis=1))[-15:]].mean(axis=0)
         assert min(RGB, key=lambda name: np.abs(vivid - RGB[name]).sum()) == colour
@@ -345,7 +360,7 @@ def test_held_out_voices_are_understood_by_who_knows_the_others() -> None:
         for word in words:
             heard = features(voice, word)
             right += min(words, key=lambda other: np.linalg.norm(heard - centres[other])) == word
-        assert right >= 16, (voice, right)
+        assert right >= 0.8 * len(words), (voice, right)
 
 
 # --- the same again, whole or absent --------------------------------------------------

@@ -39,13 +39,14 @@ from avlm.data.world.tasks import (
     Task,
     Track,
     Video,
+    follow_ups,
     plan,
 )
 from avlm.data.world.video import NUM_FRAMES, write_clip
 from avlm.data.world.words import SPLITS, Split
 from avlm.errors import ConfigError
 
-VERSION = 1
+VERSION = 2
 """Raise this when the same settings come to mean another world."""
 
 MIN_TRAIN_SAMPLES = 200
@@ -53,12 +54,12 @@ MIN_EVAL_SAMPLES = 10
 """Below these some task would have no whole group of rows."""
 
 TRAIN_SHARES: dict[Task, float] = {
-    "vqa": 0.20,
-    "transcribe": 0.17,
-    "sound": 0.08,
-    "match": 0.18,
+    "vqa": 0.18,
+    "transcribe": 0.24,
+    "sound": 0.05,
+    "match": 0.17,
     "voice": 0.14,
-    "video": 0.08,
+    "video": 0.07,
     "text": 0.01,
 }
 """Captions, which need no groups, fill what remains: 14 % and the odd rows."""
@@ -79,14 +80,14 @@ _FOLDERS: dict[type, tuple[str, str]] = {
 }
 _KINDS: dict[type, str] = {Picture: "image", Speech: "audio", Noise: "audio", Video: "video"}
 # First number of each seed sequence, so that no two uses of the seed share their chance.
-_PLAN, _SHUFFLE, _DRAW, _VOICE, _FILM, _TRACK = range(6)
+_PLAN, _SHUFFLE, _DRAW, _VOICE, _FILM, _TRACK, _TURNS = range(7)
 
 
 def make_world(
     out: Path,
     *,
     seed: int = 0,
-    train_samples: int = 9000,
+    train_samples: int = 12000,
     eval_samples_per_task: int = 100,
     progress: Progress | None = None,
 ) -> None:
@@ -135,7 +136,7 @@ def plan_rows(split: Split, *, seed: int, train_samples: int, eval_samples_per_t
     """Plan all rows of a split, task after task and group after group."""
     deck = Deck(_chance(_PLAN, seed, split), split)
     if split == "eval":
-        counts = {task: eval_samples_per_task for task in FAMILIES}
+        counts = dict.fromkeys(FAMILIES, eval_samples_per_task)
         counts["text"] = max(1, int(eval_samples_per_task * EVAL_TEXT_SHARE))
         return [draft for task in FAMILIES for draft in plan(FAMILIES[task], counts[task], deck)]
     drafts = [
@@ -190,7 +191,7 @@ def _make(folder: Path, settings: dict[str, int], progress: Progress) -> None:
         wait_for_speech(lambda done, total: progress("speech", done, total))
     counts: dict[str, dict[str, int]] = {}
     for split in SPLITS:
-        rows = _rows(split, plans[split], paths[split])
+        rows = _rows(split, plans[split], paths[split], _chance(_TURNS, seed, split))
         counts[split] = dict(sorted(Counter(str(row["task"]) for row in rows).items()))
         order = _chance(_SHUFFLE, seed, split).permutation(len(rows))
         _write_lines(folder / f"{split}.jsonl", [rows[index] for index in order])
@@ -220,12 +221,14 @@ def _utterances(paths: Paths, seed: int) -> list[speech.Utterance]:
         deck = Deck(rng, split)
         for media, path in paths[split].items():
             if isinstance(media, Speech):
+                # Whole questions are not spoken slowly: every second of sound costs tokens.
+                slowest_wpm = 130 if len(media.text.split()) <= 3 else 165
                 utterances.append(
                     speech.Utterance(
                         path=path,
                         text=media.text,
                         voice=deck.deal("voice", speech.VOICES[split]),
-                        rate_wpm=int(rng.integers(130, 191)),
+                        rate_wpm=int(rng.integers(slowest_wpm, 191)),
                         pitch=int(rng.integers(30, 71)),
                         loudness=round(float(rng.uniform(0.3, 0.9)), 3),
                         seed=int(rng.integers(2**31)),
@@ -282,22 +285,21 @@ def _each(paths: Paths, kind: type[Kind], what: str, progress: Progress) -> Iter
             progress(what, done, len(found))
 
 
-def _rows(split: Split, drafts: list[Draft], paths: dict[Media, str]) -> list[dict[str, object]]:
-    """Write the drafts as rows of avlm's own format."""
+def _rows(split: Split, drafts: list[Draft], paths: dict[Media, str], rng: Generator) -> list[dict[str, object]]:
+    """Write the drafts as rows of avlm's own format; training rows go on asking about what they show."""
     rows: list[dict[str, object]] = []
     numbers = Counter[str]()
     for draft in drafts:
         content: list[dict[str, str]] = [{"type": _KINDS[type(media)], "path": paths[media]} for media in draft.media]
         content.append({"type": "text", "text": draft.question})
+        messages: list[dict[str, object]] = [
+            {"role": "user", "content": content},
+            {"role": "assistant", "content": draft.answer},
+        ]
+        for question, answer in follow_ups(draft, rng) if split == "train" else []:
+            messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
         rows.append(
-            {
-                "id": f"{draft.task}-{split}-{numbers[draft.task]:06d}",
-                "task": draft.task,
-                "messages": [
-                    {"role": "user", "content": content},
-                    {"role": "assistant", "content": draft.answer},
-                ],
-            }
+            {"id": f"{draft.task}-{split}-{numbers[draft.task]:06d}", "task": draft.task, "messages": messages}
         )
         numbers[draft.task] += 1
     return rows

@@ -26,7 +26,6 @@ RGB: dict[Colour, tuple[int, int, int]] = {
     "green": (40, 170, 60),
     "blue": (50, 90, 230),
     "yellow": (238, 208, 30),
-    "purple": (165, 55, 200),
 }
 
 EVAL_EVERY = 5
@@ -117,7 +116,7 @@ def draw_frames(first: Thing, second: Thing, rng: Generator, num_frames: int) ->
     background = _background(rng)
     frames = []
     for thing in (first, second):
-        size_px = rng.uniform(12, 15)
+        size_px = rng.uniform(13, 16)
         place_px = rng.uniform(11, 21, size=2)
         step_px = rng.uniform(-0.7, 0.7, size=2)
         shade = _shade(thing.colour, rng)
@@ -147,11 +146,9 @@ def outline(shape: Shape, centre_px: Point, size_px: float, tilt_deg: float) -> 
         corners = [(x * radius * 0.9, y * radius * 0.9) for x, y in _SQUARE]
     elif shape == "triangle":
         corners = [(x, y + radius * 0.2) for x, y in _ring(3, radius * 1.25)]
-    elif shape == "star":
+    else:
         points, notches = _ring(5, radius * 1.2), _ring(5, radius * 0.5, turn=0.1)
         corners = [corner for both in zip(points, notches, strict=True) for corner in both]
-    else:
-        corners = [(x * radius, y * radius) for x, y in _CROSS]
     tilt = math.radians(tilt_deg)
     cos, sin = math.cos(tilt), math.sin(tilt)
     return [(centre_px[0] + x * cos - y * sin, centre_px[1] + x * sin + y * cos) for x, y in corners]
@@ -165,11 +162,6 @@ def finish(canvas: Image.Image, rng: Generator, grain: float = 3.0) -> np.ndarra
 
 
 _SQUARE = ((-1, -1), (1, -1), (1, 1), (-1, 1))
-_ARM = 0.32
-_CROSS = (
-    (-_ARM, -1), (_ARM, -1), (_ARM, -_ARM), (1, -_ARM), (1, _ARM), (_ARM, _ARM),
-    (_ARM, 1), (-_ARM, 1), (-_ARM, _ARM), (-1, _ARM), (-1, -_ARM), (-_ARM, -_ARM),
-)  # fmt: skip
 
 
 def _ring(num_corners: int, radius: float, turn: float = 0.0) -> list[Point]:
@@ -185,7 +177,7 @@ def _arrange(scene: Group | Pair, rng: Generator) -> list[tuple[Thing, Point, fl
     near, far = rng.uniform(7.2, 9.2), rng.uniform(22.8, 24.8)
     # Nearly level, so that "left of" is never as true as "above".
     across = rng.uniform(11, 21) + rng.uniform(-2.5, 2.5, size=2)
-    sizes_px = rng.uniform(10, 13), rng.uniform(10, 13)
+    sizes_px = rng.uniform(11, 14), rng.uniform(11, 14)
     if scene.relation == "left of":
         centres = (near, float(across[0])), (far, float(across[1]))
     else:
@@ -196,8 +188,8 @@ def _arrange(scene: Group | Pair, rng: Generator) -> list[tuple[Thing, Point, fl
 def _scatter(count: int, rng: Generator) -> list[tuple[Point, float]]:
     """Places for equal shapes: one has the whole picture, more take a quarter each."""
     if count == 1:
-        return [((rng.uniform(9, 23), rng.uniform(9, 23)), rng.uniform(10, 15))]
-    size_px = rng.uniform(9, 11)
+        return [((rng.uniform(9, 23), rng.uniform(9, 23)), rng.uniform(12, 16))]
+    size_px = rng.uniform(10, 12)
     slack_px = (SIZE_PX / 2 - size_px * 1.25) / 2
     quarters = rng.permutation(4)[:count]
     places = []

@@ -496,3 +496,50 @@ FAMILIES: dict[Task, tuple[Family, ...]] = {
     "video": (Family(3, 4, _video_shape), Family(2, 4, _video_colour)),
     "text": (Family(1, 1, _text_next), Family(2, 1, _text_more)),
 }
+
+
+# --- more to say about the same media ---------------------------------------------------
+
+MAX_FOLLOW_UPS = 3
+
+
+def follow_ups(draft: Draft, rng: Generator) -> list[tuple[str, str]]:
+    """Further questions about a row's media, with their answers, for several turns on what was decoded once.
+
+    Returns:
+        At most three, drawn without repeating what the row asks already.
+    """
+    known = [pair for media in draft.media for pair in _facts(media) if pair[1] != draft.answer]
+    order = rng.permutation(len(known))[:MAX_FOLLOW_UPS]
+    return [known[index] for index in order]
+
+
+def _facts(media: Media) -> list[tuple[str, str]]:
+    if isinstance(media, Speech):
+        return [(_WRITE[1], media.text)]
+    if isinstance(media, Noise):
+        return [(_NAME_SOUND[1], media.name)]
+    if isinstance(media, Video):
+        return [
+            ("What was on the screen first?", str(media.film.first)),
+            ("What was on the screen last?", str(media.film.second)),
+            ("What was heard first?", media.track.first),
+            ("What was heard last?", media.track.second),
+        ]
+    return [(_DESCRIBE[0], media.scene.caption), *_scene_facts(media.scene)]
+
+
+def _scene_facts(scene: Scene) -> list[tuple[str, str]]:
+    if isinstance(scene, Digit):
+        return [("Which digit is this?", NUMBERS[scene.value])]
+    if isinstance(scene, Group):
+        return [("How many shapes are there?", NUMBERS[scene.count])]
+    sides = ("left", "right") if scene.relation == "left of" else ("top", "bottom")
+    facts = [("How many shapes are there?", NUMBERS[2])]
+    for side, thing in zip(sides, (scene.first, scene.second), strict=True):
+        facts += [
+            (f"What colour is the {thing.shape}?", thing.colour),
+            (f"What shape is {_ON[side]}?", thing.shape),
+            (f"Where is the {thing}?", side),
+        ]
+    return facts

@@ -8,10 +8,10 @@ from typing import Literal, get_args
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
-Colour = Literal["red", "green", "blue", "yellow", "purple"]
+Colour = Literal["red", "green", "blue", "yellow"]
 COLOURS: tuple[Colour, ...] = get_args(Colour)
 
-Shape = Literal["circle", "square", "triangle", "star", "cross"]
+Shape = Literal["circle", "square", "triangle", "star"]
 SHAPES: tuple[Shape, ...] = get_args(Shape)
 
 Sound = Literal["siren", "bell", "drum", "rain", "whistle", "buzzer", "bird", "clock"]
@@ -25,7 +25,7 @@ MAX_COUNT = 4
 
 
 def plural(shape: Shape) -> str:
-    return f"{shape}es" if shape == "cross" else f"{shape}s"
+    return f"{shape}s"
 
 
 def count_phrase(count: int, colour: Colour, shape: Shape) -> str:
