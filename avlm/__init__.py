@@ -47,6 +47,10 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'avlm' has no attribute {name!r}")
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_NAMES})
+
+
 def register() -> None:
     """Register avlm's classes with transformers' `Auto*` classes. Calling it twice changes nothing."""
     from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM, AutoProcessor
@@ -69,15 +73,21 @@ class _WhenTransformersComes(importlib.abc.MetaPathFinder, importlib.abc.Loader)
 
     Listing recipes must not cost an import of torch, and whoever imports transformers must find avlm registered.
     Parts of avlm that build on transformers import it before anything else, so none of them is half loaded then.
+    Libraries that only ask whether transformers is there (accelerate does) must not use up the occasion.
     """
+
+    searching = False
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != "transformers":
+        if fullname != "transformers" or self.searching:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
+        self.searching = True
+        try:
+            spec = importlib.util.find_spec(fullname)
+        finally:
+            self.searching = False
         if spec is None or spec.loader is None:
             return None
         self.loader, spec.loader = spec.loader, self
@@ -88,6 +98,8 @@ class _WhenTransformersComes(importlib.abc.MetaPathFinder, importlib.abc.Loader)
 
     def exec_module(self, module: ModuleType) -> None:
         assert module.__spec__ is not None
+        if self in sys.meta_path:
+            sys.meta_path.remove(self)
         module.__spec__.loader = self.loader
         module.__loader__ = self.loader
         self.loader.exec_module(module)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from avlm.errors import AvlmError, ConfigError
+from avlm.errors import AvlmError, ConfigError, DataError
 
 if TYPE_CHECKING:
     from avlm.config.run import RunConfig
@@ -25,23 +29,24 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, by dotted key.")
-]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings to change, by dotted key.")]
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name, or a YAML file of settings.")]
 ModelDir = Annotated[str, typer.Argument(metavar="MODEL", help="A model directory.")]
 
 
 def main() -> None:
     """Run the command line."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that knows no such letter still gets the answer
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except AvlmError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on where this one was", file=sys.stderr)
-        sys.exit(130)
+    except OSError as error:  # a full disk, say: what was asked for is right, and nothing here is to be debugged
+        print(f"{type(error).__name__}: {error}. Look after the disk or the device, and try again", file=sys.stderr)
+        sys.exit(1)
 
 
 @app.command()
@@ -73,12 +78,13 @@ def what_trains(config: RunConfig) -> str:
         how = stage.train.get(part)
         if how is None:
             return "-"
-        return f"{how.lr:g}" + (f" LoRA {how.lora.rank}" if how.lora else "")
+        return f"{how.lr:g}" + (f" LoRA {how.lora.rank}" if how.lora else "") + (" if present" if how.optional else "")
 
     header = ["stage", *PARTS, "rows", "steps", "builds"]
     lines = [
         [s.name, *(cell(s, p) for p in PARTS), s.rows, str(config.stage_steps(s)), s.builds or "-"]
         for s in config.stages
+        if s.builds is None or not isinstance(config.model, str)  # a given model brings its parts along
     ]
     widths = [max(len(row[i]) for row in [header, *lines]) for i in range(len(header))]
     rows = [
@@ -101,7 +107,7 @@ def compose(
     from avlm.config.io import assemble
     from avlm.config.model import ModelConfig
 
-    if out.exists():
+    if os.path.lexists(out):
         raise ConfigError(f"{out} exists, and composing would overwrite it. Choose another name, or remove it")
     data: dict[str, Any] = {"language": _source(language) if language else {}}
     for sense, given in (("vision", vision), ("audio", audio)):
@@ -112,9 +118,19 @@ def compose(
     from avlm.convert.compose import compose as compose_model
     from avlm.convert.weights import save_model
 
+    _quiet()
     model, processor = compose_model(config, seed=seed)
-    save_model(model, processor, out)
+    with _writing(out):
+        save_model(model, processor, out)
     print(f"{out}: {sum(p.numel() for p in model.parameters()):,} parameters in {', '.join(config.parts())}")
+
+
+def _quiet() -> None:
+    """transformers draws bars while it loads; where there is no terminal they would bury what there is to read."""
+    from transformers.utils import logging
+
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
 
 
 def _source(text: str) -> dict[str, Any]:
@@ -140,27 +156,34 @@ def demo(
     overrides: Overrides = None,
     out: Annotated[Path, typer.Option(help="Directory of the run.")] = Path("runs/demo"),
     samples: Annotated[int, typer.Option(help="Training rows to make.")] = 12_000,
+    eval_samples: Annotated[int, typer.Option(help="Held-out rows of each task.")] = 100,
 ) -> None:
     """Make a little world, train a model on it from scratch, measure it: the whole way on two cores."""
     began = time.monotonic()
     from avlm.config.io import override
     from avlm.recipes import recipe
 
-    config = override(recipe("tiny"), [f"out={out}"])
+    if not out.name:
+        raise ConfigError(
+            f"--out {out} has no name of its own to call the data after. Give a new name, such as runs/demo"
+        )
     world = out.with_name(f"{out.name}-world")
-    config = override(
-        config, [f"data.train={world / 'train.jsonl'}", f"data.eval={world / 'eval.jsonl'}", *(overrides or [])]
-    )
+    config = recipe("tiny")
+    data = config.data.model_copy(update={"train": str(world / "train.jsonl"), "eval": str(world / "eval.jsonl")})
+    config = override(config.model_copy(update={"out": str(out), "data": data}), overrides or [])
+    if os.path.lexists(config.out) and not os.path.isdir(config.out):
+        raise ConfigError(f"{config.out} is a file, and a run needs a directory. Choose another name with --out")
 
     from avlm.data.world.build import make_world
     from avlm.training.observe import make_console, world_progress
 
-    with world_progress(make_console()) as progress:
-        make_world(world, seed=config.seed, train_samples=samples, progress=progress)
+    with _writing(world), world_progress(make_console()) as progress:
+        make_world(
+            world, seed=config.seed, train_samples=samples, eval_samples_per_task=eval_samples, progress=progress
+        )
     _train_and_report(config, None, began)
-    print(
-        f'\ntalk to it:  avlm chat {out / "model"} --image {world}/img/... "What do you see?"\nlook at it:  {out / "report.html"}'
-    )
+    print(f'\ntalk to it:  avlm chat {config.out}/model --image PICTURE.png "What do you see?"')
+    print(f"look at it:  {config.out}/report.html")
 
 
 @app.command("eval")
@@ -173,12 +196,13 @@ def evaluate(
     max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 64,
 ) -> None:
     """Score a model by task, and check that it looks and listens."""
-    if not data.is_file():
-        raise ConfigError(f"{data}: there is no such file. Give a file of JSON lines")
+    _check_file("DATA", str(data))
+    if out is not None:
+        _check_writable(out)
     report = _evaluate(model, data, metric or [], swap, max_tokens)
     print(table(report))
     if out is not None:
-        out.write_text(json.dumps(report.as_dict(), indent=1, ensure_ascii=False))
+        _write_json(out, report.as_dict())
 
 
 @app.command()
@@ -195,17 +219,17 @@ def chat(
     seed: Annotated[int, typer.Option(help="Of the draws, when the temperature is above 0.")] = 0,
 ) -> None:
     """Ask a model about pictures, sounds and videos."""
-    given = [*(image or []), *(audio or []), *(video or [])]
-    for path in given:
-        if not path.exists():
-            raise ConfigError(f"{path}: there is no such file. Check the path")
-    from avlm.inference.chat import Audio, Image, MediaItem, Video, load
+    for name, paths in (("image", image), ("audio", audio), ("video", video)):
+        for path in paths or []:
+            _check_file(f"--{name}", str(path))
+    from avlm.inference.chat import Audio, Image, Video, load
     from avlm.inference.generate import Sampling
 
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed)
+    _quiet()
     loaded = load(model)
     makers = ((Image, image), (Audio, audio), (Video, video))
-    media: list[str | MediaItem] = [make(path) for make, paths in makers for path in paths or []]
+    media = [make(path) for make, paths in makers for path in paths or []]
     if text is None and not media:
         _converse(loaded, sampling)
         return
@@ -214,19 +238,22 @@ def chat(
 
 def _converse(loaded: Any, sampling: Any) -> None:
     """A conversation in the terminal; a line is a turn, a line with a slash a command."""
-    from avlm.inference.chat import Audio, Image, MediaItem, Video
+    from avlm.inference.chat import Audio, Image, Video
 
     print(
         "Ask something. /image PATH, /audio PATH, /video PATH add a medium, /clear forgets, /quit ends.",
         file=sys.stderr,
     )
     makers = {"/image": Image, "/audio": Audio, "/video": Video}
-    media: list[MediaItem] = []
+    media: list[Any] = []
     while True:
         try:
             line = input("> ").strip()
         except EOFError:
             return
+        except UnicodeDecodeError:
+            print("that line is not text in UTF-8. Write it again", file=sys.stderr)
+            continue
         command, _, rest = line.partition(" ")
         if command == "/quit":
             return
@@ -235,7 +262,7 @@ def _converse(loaded: Any, sampling: Any) -> None:
             media = []
         elif command in makers:
             path = Path(rest.strip().strip("'\""))
-            if path.is_file():
+            if os.path.isfile(path):
                 media.append(makers[command](path))
             else:
                 print(f"{path}: there is no such file. Check the path", file=sys.stderr)
@@ -250,10 +277,14 @@ def _converse(loaded: Any, sampling: Any) -> None:
 
 
 def _say(loaded: Any, parts: list[Any], sampling: Any) -> None:
-    first = True
+    for part in parts:
+        if isinstance(part, str) and any("\ud800" <= letter <= "\udfff" for letter in part):
+            raise ConfigError("the question is not text in UTF-8, so it has no tokens. Write it in UTF-8")
+    begun = False
     for piece in loaded.say(*parts, sampling=sampling):
-        print(piece.lstrip() if first else piece, end="", flush=True)
-        first = False
+        piece = piece if begun else piece.lstrip()
+        begun = begun or bool(piece)
+        print(piece, end="", flush=True)
     print()
 
 
@@ -274,30 +305,75 @@ def _check_files(config: RunConfig) -> None:
     named = {"data.train": config.data.train, "data.eval": config.data.eval}
     named |= {f"stages.{s.name}.data": s.data for s in config.stages}
     for key, path in named.items():
-        if path is not None and not Path(path).is_file():
-            raise ConfigError(f"{key}={path}: there is no such file. Give an existing file of JSON lines")
-    if isinstance(config.model, str) and not Path(config.model).is_dir():
+        if path is not None:
+            _check_file(key, path)
+    if isinstance(config.model, str) and not os.path.isdir(config.model):
         raise ConfigError(f"model={config.model}: there is no such directory. Set model=DIR to a model directory")
 
 
+def _check_file(key: str, path: str) -> None:
+    if os.path.isdir(path):
+        raise ConfigError(f"{key}={path}: is a directory, and a file is wanted. Give the path of the file itself")
+    if not os.path.isfile(path):
+        raise ConfigError(f"{key}={path}: there is no such file. Check the path")
+
+
+def _check_writable(path: Path) -> None:
+    """Refuse a place that cannot be written before the work is done, rather than after."""
+    with _writing(path):
+        new = not os.path.lexists(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("a").close()
+        if new:
+            path.unlink()
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """A place that cannot be written is the user's to change."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written ({error.strerror or error}). Choose another place") from None
+
+
+def _write_json(path: Path, data: dict[str, Any]) -> None:
+    text = json.dumps(data, indent=1, ensure_ascii=False)
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")  # half a character becomes JSON's escape for it
+
+
 def _train_and_report(config: RunConfig, stage: str | None, began: float) -> None:
+    """Train, measure on the held-out rows, and write the report: also of a run whose held-out rows are all unusable."""
     from avlm.training.chain import Run
     from avlm.training.report import write_report
+    from avlm.training.stopping import Stopped
 
+    _quiet()
     out = Path(config.out)
-    model = Run(config).train(stage)
+    try:
+        model = Run(config).train(stage)
+    except Stopped as stopped:
+        print("stopped; all that was done is saved, and the same command goes on from there", file=sys.stderr)
+        raise typer.Exit(128 + stopped.number) from None
     facts: dict[str, Any] = {"recipe": config.recipe, "seed": config.seed}
+    wrong: DataError | None = None
     if config.data.eval is not None and model.is_dir():
-        report = _evaluate(str(model), Path(config.data.eval), [], True, 64)
-        facts |= report_facts(report)
-        print(table(report))
-        (out / "answers.json").write_text(json.dumps(report.as_dict(), indent=1, ensure_ascii=False))
+        try:
+            report = _evaluate(str(model), Path(config.data.eval), [], True, 64)
+        except DataError as error:
+            wrong = error
+        else:
+            facts |= report_facts(report)
+            print(table(report))
+            _write_json(out / "answers.json", report.as_dict())
     if model.is_dir():
         facts["parameters"] = _parameters(model)
     facts["seconds"] = round(time.monotonic() - began, 1)
-    (out / "report.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False))
+    _write_json(out / "report.json", facts)
     write_report(out)
     print(f"model: {model}\nreport: {out / 'report.html'}")
+    if wrong is not None:
+        raise wrong
 
 
 def report_facts(report: Report) -> dict[str, Any]:
@@ -319,7 +395,7 @@ def _parameters(model: Path) -> int:
     total = 0
     for path in model.glob("*.safetensors"):
         with safe_open(path, "pt") as file:
-            for name in file.keys():
+            for name in file.keys():  # noqa: SIM118 (a safe_open is no dict)
                 size = 1
                 for side in file.get_slice(name).get_shape():
                     size *= side
@@ -332,9 +408,12 @@ def _evaluate(model: str, data: Path, metric: list[str], swap: bool, max_tokens:
     from avlm.data.sources import JsonLines
     from avlm.eval.benchmarks import evaluate as run
     from avlm.eval.metrics import metrics_for
+    from avlm.inference.generate import Sampling
     from avlm.training.observe import counted, make_console
 
     metrics_for("", metric)
+    Sampling(max_tokens=max_tokens)  # both are refused now rather than when the model has been loaded
+    _quiet()
     source = JsonLines(data)
     loaded, processor = load_model(model)
     with counted("answers", make_console()) as progress:

@@ -7,13 +7,13 @@ cannot disagree. Plain integers only: no torch, nothing to download, quick to te
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Literal
 
 from avlm.config.media import AudioSpec, MediaSpec, Reduction, VideoSpec, VisionSpec
 from avlm.errors import LayoutError
-import itertools
 
 Kind = Literal["image", "audio", "video"]
 """What a place is reserved for: an image, a stretch of sound, or a frame of a video."""
@@ -75,8 +75,9 @@ def mel_frame_count(num_samples: int, spec: AudioSpec) -> int:
     longest = spec.window_frames or spec.max_frames
     if frames > longest:
         raise LayoutError(
-            f"a sound of {num_samples / spec.sample_rate_hz:.2f} s has {frames} mel frames, and the audio encoder hears "
-            f"at most {longest} ({longest * spec.hop / spec.sample_rate_hz:g} s). Cut the sound into shorter clips"
+            f"a sound of {num_samples / spec.sample_rate_hz:.2f} s has {frames} mel frames, and the audio encoder "
+            f"hears at most {longest} ({longest * spec.hop / spec.sample_rate_hz:g} s). "
+            "Cut the sound into shorter clips"
         )
     return spec.window_frames or frames
 
@@ -89,6 +90,9 @@ def resampled_count(num_samples: int, from_hz: int, to_hz: int) -> int:
 def audio_embedding_count(num_samples: int, spec: AudioSpec) -> int:
     """Count the encoder's embeddings of one waveform; 0 for no sound.
 
+    Raises:
+        LayoutError: The sound is longer than the encoder can hear, or too short for its convolutions.
+
     Source:
         Convolution arithmetic; for Whisper ``(frames - 1) // 2 + 1`` (arXiv:2212.04356, section 2.2).
     """
@@ -96,7 +100,12 @@ def audio_embedding_count(num_samples: int, spec: AudioSpec) -> int:
         return 0
     length = mel_frame_count(num_samples, spec)
     for conv in spec.convolutions:
-        length = (length + 2 * conv.padding - conv.kernel) // conv.stride + 1
+        length = max(0, (length + 2 * conv.padding - conv.kernel) // conv.stride + 1)
+    if length == 0:
+        raise LayoutError(
+            f"a sound of {num_samples / spec.sample_rate_hz:.2f} s is too short for the audio encoder's convolutions, "
+            "which make nothing of it. Use longer clips"
+        )
     return length
 
 
@@ -126,7 +135,8 @@ def video_segments(facts: VideoFacts, media: MediaSpec) -> list[Segment]:
         frame is followed by the share of the sound that belongs to its stretch of time.
 
     Raises:
-        LayoutError: The model has no vision part, or the sound is too long for the encoder.
+        LayoutError: The model has no vision part, the sound is too long for the encoder, or the model only listens to
+            videos and this one has no sound.
     """
     if media.vision is None:
         raise LayoutError(
@@ -135,7 +145,7 @@ def video_segments(facts: VideoFacts, media: MediaSpec) -> list[Segment]:
     order = media.video.order
     frames = [Segment("video", image_token_count(media.vision)) for _ in frame_times_s(facts.duration_s, media.video)]
     sound = 0
-    if media.audio is not None and facts.num_samples > 0:
+    if media.audio is not None and facts.num_samples > 0 and order != "video":
         sound = audio_token_count(facts.num_samples, media.audio)
     if order == "interleaved":
         shares = split_evenly(sound, len(frames))
@@ -143,6 +153,11 @@ def video_segments(facts: VideoFacts, media: MediaSpec) -> list[Segment]:
             s for frame, share in zip(frames, shares, strict=True) for s in (frame, Segment("audio", share)) if s.count
         ]
     heard = [Segment("audio", sound)] if sound else []
+    if order == "audio" and not heard:
+        raise LayoutError(
+            "a video without sound was given to a model that only listens to videos (video.order=audio). "
+            "Leave it out, or use a model that looks at videos"
+        )
     return {
         "video_audio": frames + heard,
         "audio_video": heard + frames,

@@ -99,3 +99,67 @@ def rows(tmp_path: Path, picture: Callable[..., Path], sound: Callable[..., Path
         return path
 
     return write
+
+
+@pytest.fixture
+def small_run(rows: Callable[..., Path], tmp_path: Path) -> Callable[..., Any]:
+    """Settings of a run of seconds: two parts built, one alignment, joint tuning with LoRA and dropout.
+
+    ``small_run("out", ["max_steps=1"])`` gives the run in ``tmp_path / "out"`` with overrides; its data are `rows`,
+    unless overrides say otherwise.
+    """
+    from avlm.config.io import build, override
+    from avlm.config.run import RunConfig
+
+    def make(name: str = "run", overrides: list[str] | None = None, *, count: int = 12) -> RunConfig:
+        data = tmp_path / "rows.jsonl"
+        if not data.exists():
+            rows(count=count)
+        llama = {**LLAMA, "attention_dropout": 0.1, "initializer_range": 0.1}
+        steps: dict[str, Any] = {"steps": 3, "batch_samples": 4, "row_tokens": 128}
+        lora = {"rank": 4, "dropout": 0.2, "targets": ["q_proj", "v_proj", "down_proj"]}
+        settings = {
+            "recipe": "small",
+            "out": str(tmp_path / name),
+            "seed": 7,
+            "model": {
+                "language": {"random": llama, "chat_template": TEMPLATE, "vocabulary": 300},
+                "vision": {"encoder": {"random": SIGLIP}},
+                "audio": {"encoder": {"random": {**WHISPER, "dropout": 0.1}}, "connector": {"kind": "mlp", "stack": 4}},
+            },
+            "data": {"train": str(data)},
+            "stages": [
+                {"name": "language", "builds": "language", "train": {"language": {"lr": 3e-3}}, "rows": "text"}
+                | {"supervise": "everything", **steps},
+                {"name": "vision", "builds": "vision", "reader": {"random": llama, "chat_template": TEMPLATE}}
+                | {"train": {p: {"lr": 2e-3} for p in ("vision", "vision_connector", "language")}, "rows": "vision"}
+                | steps,
+                {"name": "align", "train": {"vision_connector": {"lr": 2e-3}}, "rows": "vision", **steps},
+                {
+                    "name": "joint",
+                    "train": {
+                        "vision_connector": {"lr": 1e-3},
+                        "audio": {"lr": 1e-3},
+                        "audio_connector": {"lr": 1e-3},
+                        "language": {"lr": 1e-3, "lora": lora},
+                    },
+                    **steps,
+                    "steps": 4,
+                    "augment": {"shift": 0.1, "pitch": 0.1, "noise": 0.5},
+                },
+            ],
+            "save": {"every_s": 0.0001},
+            "samples": {"prompts": 1, "max_tokens": 4},
+            "threads": 1,
+        }
+        return override(build(RunConfig, settings), overrides or [])
+
+    return make
+
+
+@pytest.fixture
+def small_model(small_run: Callable[..., Any], tmp_path: Path) -> Any:
+    """A fresh model with eyes and ears, and its processor; it has dropout in the language model and in the ears."""
+    from avlm.convert.compose import compose
+
+    return compose(small_run().model, seed=1, texts=["What is number 1 2 3 4 5 6 7 8 9 0? red green blue"] * 3)

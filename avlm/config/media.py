@@ -7,11 +7,14 @@ two. `layout.py` turns it into token counts. No torch, no transformers.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from avlm.config.base import Settings
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
 
 
 class Reduction(Settings):
@@ -34,7 +37,7 @@ class VisionSpec(Settings):
     """Side of the square that one embedding stands for (a ViT's patch, a ConvNet's total stride)."""
 
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[Positive, Positive, Positive] = (0.5, 0.5, 0.5)
     """Pixels in 0..1 are normalised as (x - mean) / std, per RGB channel."""
 
     fit: Literal["stretch", "pad", "crop"] = "stretch"
@@ -42,13 +45,22 @@ class VisionSpec(Settings):
 
     reduction: Reduction = Reduction()
 
+    @model_validator(mode="after")
+    def _at_least_one_cell(self) -> VisionSpec:
+        if self.image_size_px < self.cell_px:
+            raise ValueError(
+                f"image_size_px={self.image_size_px} is smaller than one cell of {self.cell_px} px, so a picture would "
+                f"have no token. Use at least {self.cell_px}"
+            )
+        return self
+
 
 class Convolution(Settings):
     """One convolution over time; only what its length depends on."""
 
-    kernel: int = 3
-    stride: int = 1
-    padding: int = 1
+    kernel: Count = 3
+    stride: Count = 1
+    padding: int = Field(1, ge=0)
 
 
 class AudioSpec(Settings):
@@ -58,22 +70,22 @@ class AudioSpec(Settings):
     two convolutions that halve the frames once, so 20 ms for each embedding.
     """
 
-    sample_rate_hz: int = 16_000
+    sample_rate_hz: Count = 16_000
     """Every waveform is resampled to this, mono, before anything else sees it."""
 
-    mel_bins: int = 80
-    n_fft: int = 400
-    hop: int = 160
+    mel_bins: Count = 80
+    n_fft: Count = 400
+    hop: Count = 160
     """Samples between two mel frames."""
 
     level: Literal["whisper", "clip"] = "whisper"
     """`whisper` keeps its normalisation; `clip` gives every clip the same mean and spread, whatever its loudness and
     its noise floor. Released encoders need `whisper`."""
 
-    window_frames: int | None = None
+    window_frames: Count | None = None
     """Mel frames the released encoder always sees (3000 for Whisper: 30 s); None hears true lengths."""
 
-    max_frames: int = 3000
+    max_frames: Count = 3000
     """The encoder's position table ends here; longer sound is refused."""
 
     convolutions: tuple[Convolution, ...] = (Convolution(stride=1), Convolution(stride=2))
@@ -96,6 +108,15 @@ class VideoSpec(Settings):
     order: VideoOrder = "interleaved"
     """`interleaved` puts each frame before the sound that follows it in time; the others put one whole medium first,
     or leave one out."""
+
+    @model_validator(mode="after")
+    def _limits_in_order(self) -> VideoSpec:
+        if self.min_frames > self.max_frames:
+            raise ValueError(
+                f"min_frames={self.min_frames} is more than max_frames={self.max_frames}, so no video has a right "
+                f"number of frames. Use at most {self.max_frames} for min_frames"
+            )
+        return self
 
 
 class MediaSpec(Settings):

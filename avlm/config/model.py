@@ -24,7 +24,7 @@ class Source(Settings):
         if (self.path is None) == (self.random is None):
             given = "both are" if self.path is not None else "neither is"
             raise ValueError(
-                f"a part comes from `path` or from `random`, and {given} given. Set exactly one of the two"
+                f"a part comes from `path` or from `random`, and {given} given. Set one of the two, the other to null"
             )
         if self.random is not None and "model_type" not in self.random:
             raise ValueError(
@@ -41,7 +41,7 @@ class LanguagePart(Source):
     """Folder or hub name of the tokenizer; default: beside the language model."""
 
     vocabulary: int = Field(1024, ge=300)
-    """Largest size of a tokenizer made from the run's own texts, which a fresh language model without a `tokenizer` gets."""
+    """Largest size of the tokenizer made from the run's own texts for a fresh language model without a `tokenizer`."""
 
     chat_template: str | None = None
     """A Jinja chat template; default: the tokenizer's own."""
@@ -55,6 +55,10 @@ class LinearConnector(Settings):
     """Consecutive embeddings joined into one token first."""
     bias: bool = True
 
+    positions: int = Field(0, ge=0)
+    """A learned vector is added to each of this many embeddings of an item, for encoders whose output does not say
+    where in the picture it was (ConvNets); 0 adds nothing."""
+
     def reduction(self) -> Reduction:
         return Reduction(stack=self.stack)
 
@@ -65,10 +69,14 @@ class MlpConnector(Settings):
     kind: Literal["mlp"] = "mlp"
     stack: int = Field(1, ge=1)
     """Consecutive embeddings joined into one token first."""
-    hidden_size: int | None = None
+    hidden_size: int | None = Field(None, ge=1)
     """Width between the layers; default: the language model's."""
     layers: int = Field(2, ge=1)
     bias: bool = True
+
+    positions: int = Field(0, ge=0)
+    """A learned vector is added to each of this many embeddings of an item, for encoders whose output does not say
+    where in the picture it was (ConvNets); 0 adds nothing."""
 
     def reduction(self) -> Reduction:
         return Reduction(stack=self.stack)
@@ -99,7 +107,7 @@ class VisionPart(Settings):
     layer: int | None = None
     """Which hidden state feeds the connector, counted as in `hidden_states`; default: the family's own choice."""
 
-    image_size_px: int | None = None
+    image_size_px: int | None = Field(None, ge=1)
     """Default: the encoder's own."""
 
     fit: Literal["stretch", "pad", "crop"] = "stretch"
@@ -114,7 +122,7 @@ class AudioPart(Settings):
     layer: int | None = None
 
     length: Literal["true", "window"] = "true"
-    """`true` hears each clip at its own length; `window` pads it to the encoder's released window, as it was trained."""
+    """`true` hears each clip at its own length; `window` pads it to the window that the encoder was released with."""
 
     level: Literal["whisper", "clip"] = "whisper"
     """`clip` gives every clip the same mean and spread; only for an encoder that is trained from scratch."""

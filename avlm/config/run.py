@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -16,11 +16,14 @@ Part = Literal["vision", "vision_connector", "audio", "audio_connector", "langua
 PARTS: tuple[Part, ...] = ("vision", "vision_connector", "audio", "audio_connector", "language")
 
 
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
 class Lora(Settings):
     """Low-rank adapters through PEFT (arXiv:2106.09685), merged when the stage ends."""
 
     rank: int = Field(32, ge=1)
-    alpha: float = 32.0
+    alpha: float = Field(32.0, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     """Last components of the module names that get an adapter."""
@@ -58,11 +61,11 @@ class Schedule(Settings):
 class Optimizer(Settings):
     """AdamW (arXiv:1711.05101)."""
 
-    betas: tuple[float, float] = (0.9, 0.98)
-    eps: float = 1e-8
-    weight_decay: float = 0.0
+    betas: tuple[Share, Share] = (0.9, 0.98)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
     """Applied to matrices only, never to biases, norms or embeddings."""
-    clip: float | None = 1.0
+    clip: float | None = Field(1.0, gt=0)
     """Gradients are scaled down to this global norm."""
 
 
@@ -199,7 +202,7 @@ class RunConfig(Settings):
     recipe: str
     out: str
     """Directory of the run. One that exists is resumed."""
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**63)
     model: ModelConfig | str
     """What to compose, or the model directory to start from."""
     data: DataConfig = DataConfig()
@@ -220,11 +223,21 @@ class RunConfig(Settings):
         if isinstance(self.model, ModelConfig):
             for stage in self.stages:
                 _check_stage(stage, self.model)
+        _check_order(self.stages)
         return self
 
     def stage_steps(self, stage: Stage) -> int:
         """Steps the stage really takes."""
         return stage.steps if self.max_steps is None else min(stage.steps, self.max_steps)
+
+
+REACHED: dict[Rows, tuple[Part, ...]] = {
+    "text": ("language",),
+    "vision": ("vision", "vision_connector", "language"),
+    "audio": ("audio", "audio_connector", "language"),
+    "any": PARTS,
+}
+"""Parts that rows of a kind go through."""
 
 
 def _check_stage(stage: Stage, model: ModelConfig) -> None:
@@ -250,7 +263,12 @@ def stage_problem(stage: Stage, parts: Sequence[str]) -> str | None:
                 f"stage {stage.name} asks for LoRA on {part}, and adapters go on the language model only. "
                 f"Remove stages.{stage.name}.train.{part}.lora"
             )
-    if not any(part in parts for part in stage.train):
+        if part not in REACHED[stage.rows] and not how.optional:
+            return (
+                f"stage {stage.name} trains {part} on rows={stage.rows}, which never reach it. "
+                f"Remove stages.{stage.name}.train.{part}, or set stages.{stage.name}.rows=any"
+            )
+    if not any(part in parts and part in REACHED[stage.rows] for part in stage.train):
         return f"stage {stage.name} trains nothing. Name a part, such as stages.{stage.name}.train.language.lr=1e-4"
     if stage.rows in ("vision", "audio") and stage.rows not in parts:
         return (
@@ -273,3 +291,31 @@ def _check_build(stage: Stage, model: ModelConfig) -> None:
             f"stage {stage.name} builds the {stage.builds} part but does not train it. "
             f"Add stages.{stage.name}.train.{stage.builds}.lr"
         )
+    around = REACHED["text"] if stage.builds == "language" else REACHED[stage.builds or "any"]
+    for part, how in stage.train.items():
+        if part not in around and not how.optional:
+            raise ValueError(
+                f"stage {stage.name} builds the {stage.builds} part in a small model of its own, which has no {part}. "
+                f"Remove stages.{stage.name}.train.{part}"
+            )
+
+
+def _check_order(stages: Sequence[Stage]) -> None:
+    """Parts are built once, before the model is composed of them."""
+    built: dict[str, str] = {}
+    composed = ""
+    for stage in stages:
+        if stage.builds is None:
+            composed = composed or stage.name
+            continue
+        if composed:
+            raise ValueError(
+                f"stage {stage.name} builds the {stage.builds} part after stage {composed} has trained the model that "
+                f"it belongs in. Put it before {composed}"
+            )
+        if stage.builds in built:
+            raise ValueError(
+                f"stages {built[stage.builds]} and {stage.name} both build the {stage.builds} part, and the second "
+                "would undo the first. Remove one of them"
+            )
+        built[stage.builds] = stage.name

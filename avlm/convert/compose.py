@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import copy
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -21,9 +23,9 @@ from avlm.config.io import read_mapping
 from avlm.config.media import MediaSpec
 from avlm.config.model import AudioPart, LanguagePart, ModelConfig, Source, VisionPart
 from avlm.data.processor import AvlmProcessor
-from avlm.data.text import PLACEHOLDERS
+from avlm.data.text import PLACEHOLDERS, chat_template
 from avlm.data.vocabulary import add_placeholders, make_tokenizer
-from avlm.errors import ConfigError, WeightsError
+from avlm.errors import AvlmError, ConfigError, WeightsError
 from avlm.models import attention
 from avlm.models.configuration import AvlmConfig
 from avlm.models.connectors import build_connector
@@ -61,6 +63,7 @@ def compose(config: ModelConfig, *, seed: int = 0, texts: Iterable[str] | None =
         WeightsError: A part cannot be loaded.
     """
     tokenizer = _tokenizer(config.language, texts)
+    chat_template(tokenizer, config.language.chat_template)  # a missing one is said before anything heavy is loaded
     text_config = _language_config(config.language, tokenizer)
     vision_config = None if config.vision is None else _encoder_config(config.vision.encoder, "vision")
     audio_config = None if config.audio is None else _encoder_config(config.audio.encoder, "audio")
@@ -83,9 +86,9 @@ def compose(config: ModelConfig, *, seed: int = 0, texts: Iterable[str] | None =
         media=media.model_dump(mode="json"),
         **ids,
     )
-    model = _assemble(model_config, config, len(tokenizer), seed)
+    model = _assemble(model_config, config, max(tokenizer.get_vocab().values()) + 1, seed)
+    model.generation_config = _generation_config(model.language_model, tokenizer)
     processor = AvlmProcessor(tokenizer, media=model_config.media, chat_template=config.language.chat_template)
-    processor.tokens()  # a missing chat template is said now rather than at the first sample
     return Composed(model.eval(), processor)
 
 
@@ -109,26 +112,52 @@ def _assemble(
             setattr(inner, f"{sense}_tower", _encoder(part.encoder, encoder_config, sense))
             connector = build_connector(part.connector.model_dump(), encoder_width(encoder_config), width)
             setattr(inner, f"{sense}_connector", connector)
-    model.to(inner.language_model.dtype)
+            for module in (getattr(inner, f"{sense}_tower"), connector):
+                _cast(module, inner.language_model.dtype)
     model.tie_weights()
     left = [name for name, p in model.named_parameters() if p.is_meta]
     if left:
         raise WeightsError(
             f"{len(left)} weights were left without values, {left[0]} among them. Report this as a defect of avlm"
         )
-    attention.register()
-    inner.language_model.set_attn_implementation(attention.NAME)
+    attention.use(inner.language_model)
     return model
+
+
+def _cast(module: nn.Module, dtype: torch.dtype) -> None:
+    """Give a part's weights the language model's type. Tables that are computed, not learned, keep their precision."""
+    saved = module.state_dict().keys()
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        if name in saved and tensor.is_floating_point():
+            tensor.data = tensor.data.to(dtype)
+
+
+def _generation_config(language: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """The released language model's settings for `generate`, which also ends an answer where the template does."""
+    settings = copy.deepcopy(language.generation_config)
+    known = settings.eos_token_id
+    ends = [*(known if isinstance(known, list) else [known]), tokenizer.eos_token_id]
+    ends = list(dict.fromkeys(int(end) for end in ends if end is not None))
+    settings.eos_token_id = ends[0] if len(ends) == 1 else ends or None
+    if settings.pad_token_id is None:
+        settings.pad_token_id = tokenizer.pad_token_id
+    return settings
 
 
 def _language_model(part: LanguagePart, config: PreTrainedConfig, vocabulary: int) -> PreTrainedModel:
     if part.path is None:
         fresh: PreTrainedModel = AutoModelForCausalLM.from_config(config)
         return fresh
-    try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(part.path, config=config, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        raise _not_loaded("language", part.path, error) from error
+    model: PreTrainedModel
+    with _loading("language", part.path):
+        model, info = AutoModelForCausalLM.from_pretrained(
+            part.path, config=config, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+        )
+    if info["missing_keys"]:
+        raise WeightsError(
+            f"model.language: {part.path} lacks {len(info['missing_keys'])} weights of a {config.model_type}, "
+            f"{sorted(info['missing_keys'])[0]} among them. Give the folder of a whole checkpoint"
+        )
     if model.get_input_embeddings().num_embeddings < vocabulary:
         model.resize_token_embeddings(vocabulary)
     return model
@@ -137,29 +166,34 @@ def _language_model(part: LanguagePart, config: PreTrainedConfig, vocabulary: in
 def _encoder(source: Source, config: PreTrainedConfig, sense: str) -> nn.Module:
     if source.path is None:
         return build_encoder(config)
-    try:
+    with _loading(f"{sense}.encoder", source.path):
         return load_encoder(source.path, config)
-    except (OSError, ValueError) as error:
-        raise _not_loaded(sense, source.path, error) from error
 
 
-def _not_loaded(part: str, path: str, error: Exception) -> WeightsError:
-    detail = " ".join(str(error).split())[:300]
-    return WeightsError(
-        f"model.{part}: {path} cannot be loaded ({detail}). Give a folder with config.json and .safetensors weights, or a hub name"
-    )
-
-
-def _read_config(path: str, part: str) -> PreTrainedConfig:
+@contextmanager
+def _loading(part: str, path: str) -> Iterator[None]:
+    """Whatever transformers and safetensors raise about a folder becomes one message about the part."""
     folder = Path(path)
     if (folder.is_absolute() or path.startswith(".")) and not folder.is_dir():
         raise ConfigError(
             f"model.{part}: there is no folder {path}. Give an existing folder in Hugging Face format, or a hub name"
         )
     try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise _not_loaded(part, path, error) from error
+        yield
+    except (AvlmError, MemoryError):
+        raise
+    except Exception as error:
+        detail = " ".join(str(error).split())[:300]
+        raise WeightsError(
+            f"model.{part}: {path} cannot be loaded ({detail}). "
+            "Give a folder with config.json and .safetensors weights, or a hub name"
+        ) from error
+
+
+def _read_config(path: str, part: str) -> PreTrainedConfig:
+    config: PreTrainedConfig
+    with _loading(part, path):
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     return config
 
 
@@ -167,7 +201,7 @@ def _random_config(random: dict[str, Any], part: str) -> PreTrainedConfig:
     values = dict(random)
     try:
         config: PreTrainedConfig = AutoConfig.for_model(values.pop("model_type"), **values)
-    except (ValueError, TypeError) as error:
+    except Exception as error:  # each configuration checks its fields in its own way
         detail = " ".join(str(error).split())[:300]
         raise ConfigError(
             f"model.{part}.random is not a configuration that transformers knows ({detail}). Correct it"
@@ -195,8 +229,8 @@ def _language_config(part: LanguagePart, tokenizer: PreTrainedTokenizerBase) -> 
     }
     if values["vocab_size"] < len(tokenizer):
         raise ConfigError(
-            f"model.language.random.vocab_size={values['vocab_size']} is less than the {len(tokenizer)} tokens of the tokenizer. "
-            "Leave it out, or make it larger"
+            f"model.language.random.vocab_size={values['vocab_size']} is less than the {len(tokenizer)} tokens of the "
+            "tokenizer. Leave it out, or make it larger"
         )
     return _random_config(values, "language")
 
@@ -210,10 +244,9 @@ def _tokenizer(part: LanguagePart, texts: Iterable[str] | None) -> PreTrainedTok
                 "Set model.language.tokenizer to a folder or a hub name"
             )
         return make_tokenizer(texts, part.vocabulary)
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise _not_loaded("language.tokenizer", path, error) from error
+    tokenizer: PreTrainedTokenizerBase
+    with _loading("language.tokenizer" if part.tokenizer else "language", path):
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     add_placeholders(tokenizer)
     return tokenizer
 
@@ -222,13 +255,22 @@ def _preprocessor(part: VisionPart) -> dict[str, Any]:
     """The released preprocessing of a local encoder folder; hub names are asked for theirs by transformers' cache."""
     if part.encoder.path is None:
         return {}
-    local = Path(part.encoder.path) / "preprocessor_config.json"
-    if local.is_file():
-        return read_mapping(local)
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        found = _file(part.encoder.path, name)
+        if found is not None:
+            settings = read_mapping(found)
+            return dict(settings.get("image_processor") or settings)
+    return {}
+
+
+def _file(path: str, name: str) -> Path | None:
+    """A file of a local folder, or of a hub name."""
+    if Path(path).is_dir():
+        return Path(path) / name if (Path(path) / name).is_file() else None
     from transformers.utils import cached_file
 
     try:
-        found = cached_file(part.encoder.path, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
+        found = cached_file(path, name)
     except OSError:
-        found = None
-    return read_mapping(Path(found)) if found else {}
+        return None
+    return None if found is None else Path(found)

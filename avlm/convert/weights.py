@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -11,7 +12,8 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from avlm.convert.compose import Composed
 from avlm.data.processor import AvlmProcessor
-from avlm.errors import ConfigError, WeightsError
+from avlm.data.text import PLACEHOLDERS
+from avlm.errors import AvlmError, ConfigError, WeightsError
 from avlm.models import attention
 from avlm.models.configuration import AvlmConfig
 from avlm.models.modeling import AvlmForConditionalGeneration
@@ -35,14 +37,21 @@ def save_part(module: PreTrainedModel, out: Path, tokenizer: PreTrainedTokenizer
             tokenizer.save_pretrained(folder)
 
 
-class aside:
-    """A folder beside its destination that takes its place when the block ends well."""
+class aside:  # noqa: N801 - reads as what it does, like contextlib's own
+    """A folder beside its destination that takes its place when the block ends well.
+
+    Where there is something already, it is set aside for the moment between two renames, and put back if the second
+    fails, or by the next writer if the program was killed between them.
+    """
 
     def __init__(self, out: Path) -> None:
-        self.out = out
-        self.folder = out.with_name(f".{out.name}.writing")
+        self.out = out.resolve()  # what a link points at is replaced, not the link
+        self.folder = self.out.with_name(f".{self.out.name}.writing")
+        self.old = self.out.with_name(f".{self.out.name}.old")
 
     def __enter__(self) -> Path:
+        if self.old.exists() and not self.out.exists():
+            self.old.rename(self.out)
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         return self.folder
@@ -54,14 +63,16 @@ class aside:
         for path in self.folder.rglob("*"):
             if path.is_file():
                 _sync(path)
+        shutil.rmtree(self.old, ignore_errors=True)
         if self.out.exists():
-            old = self.out.with_name(f".{self.out.name}.old")
-            shutil.rmtree(old, ignore_errors=True)
-            self.out.rename(old)
+            self.out.rename(self.old)
+        try:
             self.folder.rename(self.out)
-            shutil.rmtree(old)
-        else:
-            self.folder.rename(self.out)
+        except OSError:
+            if self.old.exists():
+                self.old.rename(self.out)
+            raise
+        shutil.rmtree(self.old, ignore_errors=True)
         _sync(self.out.parent)
 
 
@@ -84,6 +95,8 @@ def publish_copy(source: Path, out: Path, extra: dict[str, str]) -> None:
         for name, text in extra.items():
             (folder / name).write_text(text)
         for path in source.iterdir():
+            if path.name in extra:
+                continue
             try:
                 os.link(path, folder / path.name)
             except OSError:
@@ -105,23 +118,17 @@ def load_model(path: Path | str, *, device: str | torch.device = "cpu") -> Compo
         WeightsError: Weights are missing, or too many.
     """
     folder = Path(path)
-    if not (folder / "config.json").is_file():
-        raise ConfigError(
-            f"{path}: is not a model directory (it has no config.json). Give one that avlm compose or avlm train wrote"
-        )
-    attention.register()
+    _check_kind(folder)
     try:
         config = AvlmConfig.from_pretrained(folder)
         model, info = AvlmForConditionalGeneration.from_pretrained(
-            folder,
-            config=config,
-            use_safetensors=True,
-            output_loading_info=True,
-            attn_implementation={"text_config": attention.NAME},
+            folder, config=config, use_safetensors=True, output_loading_info=True
         )
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         processor = AvlmProcessor.from_pretrained(folder, tokenizer=tokenizer)
-    except (OSError, ValueError, KeyError) as error:
+    except (AvlmError, MemoryError):
+        raise
+    except Exception as error:  # transformers, safetensors, tokenizers and pydantic each have their own kinds
         detail = " ".join(str(error).split())[:300]
         raise WeightsError(
             f"{path}: cannot be loaded ({detail}). Publish the model again, or copy the directory again"
@@ -129,11 +136,40 @@ def load_model(path: Path | str, *, device: str | torch.device = "cpu") -> Compo
     for what, names in (("lacks", info["missing_keys"]), ("has no place for", info["unexpected_keys"])):
         if names:
             raise WeightsError(
-                f"{path}: the model {what} {len(names)} tensors, {sorted(names)[0]} among them. Copy the directory again"
+                f"{path}: the model {what} {len(names)} tensors, {sorted(names)[0]} among them. "
+                "Copy the directory again"
             )
     if processor.media != config.media:
         raise ConfigError(
-            f"{path}: config.json and processor_config.json disagree about the media settings, so tokens would be counted "
-            "differently from what the encoders make. Copy `media` from config.json to processor_config.json"
+            f"{path}: config.json and processor_config.json disagree about the media settings, so tokens would be "
+            "counted differently from what the encoders make. Copy `media` from config.json to processor_config.json"
         )
+    for kind, token in PLACEHOLDERS.items():
+        ours, theirs = getattr(config, f"{kind}_token_id"), tokenizer.convert_tokens_to_ids(token)
+        if ours != theirs:
+            raise ConfigError(
+                f"{path}: config.json has {kind}_token_id={ours}, and the tokenizer's {token} is {theirs}, so media "
+                "would have no place in the text. Copy the directory again"
+            )
+    attention.use(model.language_model)
     return Composed(model.to(device).eval(), processor)
+
+
+def _check_kind(folder: Path) -> None:
+    """Refuse another model's folder before anything of it is built."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ConfigError(
+            f"{folder}: is not a model directory (it has no config.json). "
+            "Give one that avlm compose or avlm train wrote"
+        )
+    try:
+        config = json.loads(path.read_text())
+        kind = config.get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise WeightsError(f"{path}: is not readable ({error}). Copy the directory again") from None
+    if kind != AvlmConfig.model_type:
+        raise ConfigError(
+            f"{folder}: is a model of type {kind}, not one of avlm. Give a directory that avlm compose or avlm train "
+            f"wrote, or make one with: avlm compose OUT --language {folder}"
+        )

@@ -20,12 +20,13 @@ from avlm.config.run import Augment
 
 def augment_image(pixels: Tensor, how: Augment, rng: np.random.Generator) -> Tensor:
     """Move, mirror, recolour and blot out: uint8 [3, h, w] to the same."""
-    side = pixels.shape[-1]
+    height, width = pixels.shape[-2:]
+    side = min(height, width)
     if how.shift:
         reach = round(how.shift * side)
         dx, dy = (int(d) for d in rng.integers(-reach, reach + 1, 2))
         padded = F.pad(pixels[None].float(), (reach,) * 4, mode="replicate")[0].to(torch.uint8)
-        pixels = padded[:, reach + dy : reach + dy + side, reach + dx : reach + dx + side]
+        pixels = padded[:, reach + dy : reach + dy + height, reach + dx : reach + dx + width]
     if how.flip and rng.random() < 0.5:
         pixels = pixels.flip(-1)
     if how.jitter:
@@ -103,7 +104,8 @@ def _noise(mel: np.ndarray, strength: float, rng: np.random.Generator) -> np.nda
     at = np.linspace(-1, 1, mel.shape[0])[:, None]
     level = mel.max() - 0.5 / strength - rng.uniform(0, 1.1) + rng.uniform(-0.25, 0.25) * at
     to_log = 4 * np.log(10)
-    return np.logaddexp(mel * to_log, (level + rng.normal(0, 0.06, mel.shape)) * to_log) / to_log
+    noisy: np.ndarray = np.logaddexp(mel * to_log, (level + rng.normal(0, 0.06, mel.shape)) * to_log) / to_log
+    return noisy
 
 
 def _squeezed(mel: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
@@ -131,7 +133,8 @@ def _read(rows: np.ndarray, at: np.ndarray) -> np.ndarray:
     at = np.clip(at, 0, len(rows) - 1)
     low = np.minimum(at.astype(np.int64), max(0, len(rows) - 2))
     weight = (at - low).astype(np.float32)[:, None]
-    return rows[low] * (1 - weight) + rows[np.minimum(low + 1, len(rows) - 1)] * weight
+    between: np.ndarray = rows[low] * (1 - weight) + rows[np.minimum(low + 1, len(rows) - 1)] * weight
+    return between
 
 
 def _masked(mel: np.ndarray, how: Augment, rng: np.random.Generator) -> np.ndarray:

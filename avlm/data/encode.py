@@ -6,6 +6,7 @@ Placeholders are written here, one id for each media token, with counts from
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Literal
@@ -20,30 +21,43 @@ from avlm.config.media import MediaSpec
 from avlm.config.run import Augment
 from avlm.data.augment import augment_image, augment_mel
 from avlm.data.media import Prepared, PreparedAudio, PreparedImage, PreparedVideo, levelled, normalise
-from avlm.data.text import PLACEHOLDERS, Piece, pieces
-from avlm.errors import LayoutError, MediaError
+from avlm.data.text import CUT, PLACEHOLDERS, Piece, pieces
+from avlm.errors import ConfigError, LayoutError, MediaError
 from avlm.layout import Segment, audio_segments, image_segments, video_segments
 from avlm.samples import IGNORE, Encoded, Place, Row, Sample
 
 Supervise = Literal["answers", "everything"]
 
 
+REMEMBERED = 256
+"""Longest text, in characters, whose tokens are remembered."""
+
+
 class Tokens:
-    """Text to ids for one tokenizer and template, remembering what comes again."""
+    """Text to ids for one tokenizer and template, remembering short texts, which come again."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str) -> None:
         self.tokenizer = tokenizer
         self.template = template
         self.placeholders = {kind: int(tokenizer.convert_tokens_to_ids(token)) for kind, token in PLACEHOLDERS.items()}
-        self.ids = lru_cache(maxsize=65_536)(self._ids)
+        self._short = lru_cache(maxsize=65_536)(self._read)
+        self._read("x")  # drops what the tokenizer's file says of padding now, not in two threads at once
 
-    def _ids(self, text: str) -> tuple[int, ...]:
-        return tuple(self.tokenizer(text, add_special_tokens=False).input_ids) if text else ()
+    def _read(self, text: str) -> tuple[int, ...]:
+        return tuple(i for part in text.split(CUT) if part for i in self._tokens_of(part))
 
-    def after(self, prompt: str, answer: str) -> tuple[int, ...]:
-        """Ids of an answer behind a prompt: as both are written together where the border is kept, else by itself."""
-        before, both = self.ids(prompt), self.ids(prompt + answer)
-        return both[len(before) :] if both[: len(before)] == before else self.ids(answer)
+    def _tokens_of(self, text: str) -> list[int]:
+        found: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
+        return found
+
+    def ids(self, text: str) -> tuple[int, ...]:
+        """Ids of a text. What stands on both sides of a cut is turned into tokens apart."""
+        return self._short(text) if len(text) <= REMEMBERED else self._read(text)
+
+    def after(self, before: str, text: str) -> tuple[int, ...]:
+        """Ids of a text behind another: as both are written together where the border is kept, else by itself."""
+        first, both = self.ids(before), self.ids(before + text)
+        return both[len(first) :] if both[: len(first)] == first else self.ids(text)
 
 
 def encode(
@@ -74,18 +88,33 @@ def encode(
         DataError: The conversation cannot be written down.
         MediaError: A medium does not fit the model.
     """
+    written = pieces(sample, tokens.tokenizer, tokens.template, prompt_only=prompt_only)
+    learned: Supervise | Literal["nothing"] = "nothing" if prompt_only else supervise
+    return encode_pieces(sample, written, tokens, media, prepared, supervise=learned, augment=augment)
+
+
+def encode_pieces(
+    sample: Sample,
+    written: Sequence[Piece],
+    tokens: Tokens,
+    media: MediaSpec,
+    prepared: Sequence[Prepared],
+    *,
+    supervise: Supervise | Literal["nothing"],
+    augment: tuple[Augment, np.random.Generator] | None = None,
+) -> Encoded:
+    """Write a conversation down that has been rendered already; see `encode`."""
     out = Encoded(sample.id, [], [])
-    prompt: list[Piece] = []
-    for piece in [*pieces(sample, tokens.tokenizer, tokens.template, prompt_only=prompt_only), None]:
-        if piece is not None and not piece.answer:
-            prompt.append(piece)
+    before = ""
+    for is_answer, run in itertools.groupby(written, key=lambda piece: piece.answer):
+        if not is_answer:
+            before = _write_prompt(out, list(run), tokens, media, prepared, sample, supervise, before)
             continue
-        text = _write_prompt(out, prompt, tokens, media, prepared, sample, supervise)
-        if piece is not None:
-            ids = tokens.after(text, piece.text)
+        for piece in run:
+            ids = tokens.after(before, piece.text)
             out.ids += ids
-            out.labels += ids
-        prompt = []
+            out.labels += [IGNORE] * len(ids) if supervise == "nothing" else ids
+            before = piece.text
     _add_tensors(out, prepared, media, augment)
     return out
 
@@ -97,26 +126,33 @@ def _write_prompt(
     media: MediaSpec,
     prepared: Sequence[Prepared],
     sample: Sample,
-    supervise: Supervise,
+    supervise: Supervise | Literal["nothing"],
+    before: str,
 ) -> str:
-    """Append a stretch of prompt, each medium's placeholder written out as often as `layout` says."""
+    """Append a stretch of prompt, each medium's placeholder written out as often as `layout` says; returns its text."""
     text = ""
-    waiting: list[tuple[int, tuple[Segment, ...]]] = []
+    waiting: list[tuple[Segment, ...]] = []
     for piece in prompt:
         if piece.media is None:
             text += piece.text
             continue
         segments = _segments(prepared[piece.media], media, sample)
         out.places.append(Place(sample.id, piece.media, segments))
-        waiting.append((piece.media, segments))
+        waiting.append(segments)
         text += PLACEHOLDERS["image"]
-    for token in tokens.ids(text):
-        if token != tokens.placeholders["image"]:
+    place = tokens.placeholders["image"]
+    ids = tokens.after(before, text)
+    if ids.count(place) != len(waiting):
+        raise ConfigError(
+            f"the tokenizer reads {ids.count(place)} tokens {PLACEHOLDERS['image']} in a prompt with {len(waiting)} "
+            f"media. Make {PLACEHOLDERS['image']} a special token of the tokenizer, with no place in the template"
+        )
+    for token in ids:
+        if token != place:
             out.ids.append(token)
             out.labels.append(token if supervise == "everything" else IGNORE)
             continue
-        _, segments = waiting.pop(0)
-        for segment in segments:
+        for segment in waiting.pop(0):
             out.ids += [tokens.placeholders[segment.kind]] * segment.count
             out.labels += [IGNORE] * segment.count
     return text

@@ -75,12 +75,15 @@ class StepLoader:
         if ahead == 0:
             yield from (self.step(k) for k in range(first, last))
             return
-        with ThreadPoolExecutor(ahead, "avlm-data", initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        pool = ThreadPoolExecutor(ahead, "avlm-data", initializer=torch.set_num_threads, initargs=(1,))
+        try:
             waiting: list[Future[StepData]] = []
             for k in range(first, last):
                 while len(waiting) <= ahead and k + len(waiting) < last:
                     waiting.append(pool.submit(self.step, k + len(waiting)))
                 yield waiting.pop(0).result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def step(self, k: int) -> StepData:
         """Read, decode, change, encode and pack the samples of step ``k``.

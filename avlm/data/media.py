@@ -16,10 +16,11 @@ import math
 import stat
 import struct
 import threading
+import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -45,10 +46,16 @@ class Limits:
 
     max_bytes: int = 512 * 2**20
     max_pixels: int = 100_000_000
+    max_samples: int = 3600 * 48_000
+    """Of one channel of a recording, at its own rate."""
     max_seconds: float = 3600.0
+    max_decode_s: float = 300.0
+    """Time that decoding one video may take."""
 
 
 LIMITS = Limits()
+PICTURES = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO")
+"""Formats that are decoded; among Pillow's others are some that start another program (EPS)."""
 QUIETEST = 1e-4
 """A recording whose loudest sample is below this (-80 dB) is silent."""
 
@@ -95,7 +102,8 @@ def _about(item: MediaItem) -> Iterator[None]:
     except Exception as error:
         kind = type(error).__name__
         raise MediaError(
-            f"{item.name()}: not readable as {_article(item.kind)} ({kind}). Replace the file, or remove it from the sample"
+            f"{item.name()}: not readable as {_article(item.kind)} ({kind}). "
+            "Replace the file, or remove it from the sample"
         ) from error
 
 
@@ -107,6 +115,10 @@ def _read(item: MediaItem, limits: Limits) -> bytes:
     """The item's bytes, refused before they are read when they are too many or no file at all."""
     if item.data is not None:
         data = item.data
+        if len(data) > limits.max_bytes:
+            raise MediaError(
+                f"{item.name()}: has {len(data)} bytes, and at most {limits.max_bytes} are decoded. Cut it"
+            )
     else:
         path = item.path
         if path is None:
@@ -139,28 +151,47 @@ def decode_image(item: MediaItem, limits: Limits = LIMITS) -> Picture:
         return item.decoded
     with _about(item), warnings.catch_warnings():
         warnings.simplefilter("ignore", PILImage.DecompressionBombWarning)
-        with PILImage.open(io.BytesIO(_read(item, limits))) as image:
-            if image.width * image.height > limits.max_pixels:
-                raise MediaError(
-                    f"{item.name()}: is {image.width} x {image.height} pixels, and at most {limits.max_pixels} are decoded. "
-                    "Make it smaller"
-                )
-            image.load()
-            upright = ImageOps.exif_transpose(image)
-            return Picture(np.array(_to_rgb(upright)))
+        try:
+            with PILImage.open(io.BytesIO(_read(item, limits)), formats=PICTURES) as image:
+                if image.width * image.height > limits.max_pixels:
+                    size = f"is {image.width} x {image.height} pixels"
+                    raise MediaError(f"{item.name()}: {size}, and {_at_most(limits)} are decoded. Make it smaller")
+                return to_picture(image)
+        except PILImage.DecompressionBombError:
+            raise MediaError(
+                f"{item.name()}: {_at_most(limits)} are decoded, and it has more. Make it smaller"
+            ) from None
     raise AssertionError
 
 
+def _at_most(limits: Limits) -> str:
+    return f"at most {limits.max_pixels} pixels"
+
+
+def to_picture(image: PILImage.Image) -> Picture:
+    """A Pillow image as RGB, upright (EXIF), transparency over white."""
+    image.load()
+    with suppress(Exception):  # EXIF that cannot be parsed says nothing about the picture; viewers show it as it lies
+        image = ImageOps.exif_transpose(image)
+    return Picture(np.array(_to_rgb(image)))
+
+
 def _to_rgb(image: PILImage.Image) -> PILImage.Image:
-    if image.mode in ("I", "I;16", "I;16B", "F"):
-        values = np.asarray(image, dtype=np.float32)
-        scale = 257.0 if values.max(initial=0) > 255 else 1.0
-        return PILImage.fromarray(np.clip(values / scale, 0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode.startswith("I;16"):
+        return _grey(np.asarray(image, dtype=np.float32) / 257)
+    if image.mode in ("I", "F"):  # whatever range a program chose
+        values = np.nan_to_num(np.asarray(image, dtype=np.float32))
+        top = values.max(initial=0)
+        return _grey(values / 257 if top > 255 else values * 255 if image.mode == "F" and top <= 1 else values)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = PILImage.new("RGBA", image.size, (255, 255, 255, 255))
         return PILImage.alpha_composite(white, image).convert("RGB")
     return image.convert("RGB")
+
+
+def _grey(values: np.ndarray) -> PILImage.Image:
+    return PILImage.fromarray(np.clip(values, 0, 255).astype(np.uint8)).convert("RGB")
 
 
 def decode_audio(item: MediaItem, rate_hz: int, limits: Limits = LIMITS) -> Sound:
@@ -180,10 +211,14 @@ def decode_audio(item: MediaItem, rate_hz: int, limits: Limits = LIMITS) -> Soun
         raise MediaError(f"{item.name()}: has samples that are not numbers. Replace the recording")
     if float(np.abs(wave).max()) < QUIETEST:
         raise MediaError(
-            f"{item.name()}: is silent (its loudest sample is below {QUIETEST:g} of full scale), so there is nothing to hear. "
-            "Replace the recording"
+            f"{item.name()}: is silent (its loudest sample is below {QUIETEST:g} of full scale), so there is nothing "
+            "to hear. Replace the recording"
         )
-    return Sound(resample(wave, source_hz, rate_hz), rate_hz)
+    with _about(item):
+        wave = resample(wave, source_hz, rate_hz)
+    if wave.size == 0:
+        raise MediaError(f"{item.name()}: is shorter than one sample at {rate_hz} Hz. Replace the recording")
+    return Sound(wave, rate_hz)
 
 
 def _decode_samples(item: MediaItem, limits: Limits) -> tuple[np.ndarray, int]:
@@ -197,19 +232,30 @@ def _decode_samples(item: MediaItem, limits: Limits) -> tuple[np.ndarray, int]:
             "Copy or record it again"
         )
     try:
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
-            if file.frames / file.samplerate > limits.max_seconds:
-                raise MediaError(
-                    f"{item.name()}: lasts {file.frames / file.samplerate:.0f} s, and at most {limits.max_seconds:.0f} s are "
-                    "decoded. Cut it"
-                )
-            samples = file.read(dtype="float32", always_2d=True)
-            return samples.mean(1), int(file.samplerate)
+        file = soundfile.SoundFile(io.BytesIO(data))
     except soundfile.LibsndfileError:
         clip = _decode_av(data, None, limits, item)
         if clip.sound is None:
             raise MediaError(f"{item.name()}: holds no sound that can be decoded. Replace the recording") from None
         return clip.sound.waveform, clip.sound.sample_rate_hz
+    with file:
+        _check_length(file.frames, file.samplerate, limits, item)
+        blocks = [block.mean(1) for block in file.blocks(2**16, dtype="float32", always_2d=True)]
+        wave = np.concatenate([np.zeros(0, np.float32), *blocks])
+        if len(wave) < file.frames:
+            raise MediaError(
+                f"{item.name()}: is truncated: its header announces {file.frames} samples and the file has "
+                f"{len(wave)}. Copy or record it again"
+            )
+        return wave, int(file.samplerate)
+
+
+def _check_length(num_samples: int, rate_hz: int, limits: Limits, item: MediaItem) -> None:
+    if num_samples > limits.max_samples or num_samples > limits.max_seconds * rate_hz:
+        raise MediaError(
+            f"{item.name()}: has {num_samples} samples at {rate_hz} Hz, and at most {limits.max_samples} samples and "
+            f"{limits.max_seconds:.0f} s are decoded. Cut it"
+        )
 
 
 def _missing_wav_bytes(data: bytes) -> int:
@@ -220,7 +266,9 @@ def _missing_wav_bytes(data: bytes) -> int:
     while at + 8 <= len(data):
         name, size = struct.unpack("<4sI", data[at : at + 8])
         if name == b"data":
-            streamed = size in (0, 0xFFFFFFFF)  # written by a program that could not go back to fill it in
+            streamed = (
+                size == 0 or size >= 0x7FFF0000
+            )  # by a program that could not go back to fill it in (sox, ffmpeg)
             return 0 if streamed else max(0, at + 8 + size - len(data))
         at += 8 + size + size % 2
     return 0
@@ -256,68 +304,171 @@ def decode_video(item: MediaItem, media: MediaSpec, limits: Limits = LIMITS) -> 
 
 
 def _decode_av(data: bytes, media: MediaSpec | None, limits: Limits, item: MediaItem) -> Clip:
+    """Decode with FFmpeg: the frames that ``media`` wants and the sound, or with None the sound alone."""
     import av
 
     with av.open(io.BytesIO(data)) as container:
         video = container.streams.video[0] if container.streams.video and media is not None else None
         audio = container.streams.audio[0] if container.streams.audio else None
-        duration = _duration_s(container, video or audio)
+        main = video or audio
+        if main is None:
+            return Clip((), 0.0, None)
+        duration = _duration_s(container, main) or _measured_duration_s(data, main.index)
         if duration > limits.max_seconds:
             raise MediaError(
                 f"{item.name()}: lasts {duration:.0f} s, and at most {limits.max_seconds:.0f} s are decoded. Cut it"
             )
-        times = frame_times_s(duration, media.video) if video is not None and media is not None else []
-        frames: list[Picture] = []
-        last: Any = None
-        chunks: list[tuple[float, np.ndarray]] = []
-        for frame in container.decode([s for s in (video, audio) if s is not None]):
-            if isinstance(frame, av.AudioFrame):
-                chunks.append((float(frame.time or 0.0), _mono(frame)))
-                continue
-            while len(frames) < len(times) and last is not None and float(frame.time or 0.0) > times[len(frames)]:
-                frames.append(_picture(last, limits, item))
-            last = frame
-        while last is not None and len(frames) < len(times):
-            frames.append(_picture(last, limits, item))
-        sound = None
-        if chunks and audio is not None:
-            sound = Sound(_on_timeline(chunks, audio.rate, duration if video is not None else None), audio.rate)
-        return Clip(tuple(frames), duration, sound)
+        if video is not None:
+            _check_frame(video.codec_context.width, video.codec_context.height, limits, item)
+        wanted = [] if video is None or media is None else frame_times_s(duration, media.video)
+        origin = max(0.0, float(container.start_time or 0) / 1_000_000)  # broadcasts do not begin at 0
+        eyes, ears = _Eyes(wanted, limits, item), _Ears(limits, item)
+        deadline, end = time.monotonic() + limits.max_decode_s, math.inf
+        for packet in container.demux([s for s in (video, audio) if s is not None]):
+            if packet.pts is not None and packet.time_base is not None:
+                until = float((packet.pts + (packet.duration or 0)) * packet.time_base) - origin
+                end = until if end == math.inf else max(end, until)
+            for frame in packet.decode():
+                if isinstance(frame, av.AudioFrame):
+                    ears.hear(frame, origin)
+                else:
+                    eyes.see(frame, origin, video.average_rate if video is not None else None)
+            if time.monotonic() > deadline:
+                raise MediaError(f"{item.name()}: takes longer than {limits.max_decode_s:g} s to decode. Cut it")
+        knows = container.format.name.split(",")[0] in ("matroska", "mov", "avi")  # others guess from the bit rate
+        if knows and duration - end > max(1.0, 0.1 * duration):
+            raise MediaError(
+                f"{item.name()}: is truncated: its header announces {duration:.2f} s and it ends at {end:.2f} s. "
+                "Copy or record it again"
+            )
+        return Clip(eyes.chosen(), duration, ears.sound(duration if video is not None else None))
+
+
+class _Eyes:
+    """Chooses from the frames, as they come, those that are on the screen at the wanted times."""
+
+    def __init__(self, wanted: list[float], limits: Limits, item: MediaItem) -> None:
+        self.wanted, self.limits, self.item = wanted, limits, item
+        self.frames: list[Picture] = []
+        self.last: Any = None
+        self.count = 0
+
+    def see(self, frame: Any, origin_s: float, fps: Any) -> None:
+        """The next frame; without a clock of its own it comes ``1 / fps`` after the one before."""
+        clock = self.count / float(fps or 25) if frame.time is None else float(frame.time) - origin_s
+        while self.last is not None and len(self.frames) < len(self.wanted) and clock > self.wanted[len(self.frames)]:
+            self._keep()
+        self.last = frame
+        self.count += 1
+
+    def chosen(self) -> tuple[Picture, ...]:
+        while self.last is not None and len(self.frames) < len(self.wanted):
+            self._keep()
+        return tuple(self.frames)
+
+    def _keep(self) -> None:
+        _check_frame(self.last.width, self.last.height, self.limits, self.item)
+        pixels = self.last.to_ndarray(format="rgb24")
+        turns = round(self.last.rotation / 90) % 4  # telephones film lying down and say how to turn it
+        self.frames.append(Picture(np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels))
+
+
+class _Ears:
+    """Collects sound as it comes, with the clock of each stretch."""
+
+    def __init__(self, limits: Limits, item: MediaItem) -> None:
+        self.limits, self.item = limits, item
+        self.chunks: list[tuple[float, np.ndarray]] = []
+        self.rate_hz = 0
+        self.count = 0
+
+    def hear(self, frame: Any, origin_s: float) -> None:
+        samples = _mono(frame)
+        if self.rate_hz not in (0, frame.sample_rate):
+            raise MediaError(f"{self.item.name()}: changes its sample rate on the way. Encode it again at one rate")
+        self.rate_hz = int(frame.sample_rate)
+        clock = self.count / self.rate_hz if frame.time is None else float(frame.time) - origin_s
+        self.chunks.append((clock, samples))
+        self.count += len(samples)
+        _check_length(self.count, self.rate_hz, self.limits, self.item)
+
+    def sound(self, duration_s: float | None) -> Sound | None:
+        """All of it: on a video's timeline, or from its own beginning."""
+        if not self.chunks:
+            return None
+        if duration_s is None:
+            start = self.chunks[0][0]
+            self.chunks = [(clock - start, samples) for clock, samples in self.chunks]
+            duration_s = self.chunks[-1][0] + len(self.chunks[-1][1]) / self.rate_hz
+            duration_s = min(max(duration_s, self.count / self.rate_hz), self.limits.max_seconds)
+        wave = _on_timeline(self.chunks, self.rate_hz, round(duration_s * self.rate_hz))
+        if not np.isfinite(wave).all():
+            raise MediaError(f"{self.item.name()}: has samples that are not numbers. Replace the recording")
+        return Sound(wave, self.rate_hz)
 
 
 def _duration_s(container: Any, stream: Any) -> float:
-    if stream is not None and stream.duration is not None and stream.time_base is not None:
-        return float(stream.duration * stream.time_base)
-    return float(container.duration or 0) / 1_000_000
+    """Length as the header has it; 0 if it does not say."""
+    if stream.duration is not None and stream.time_base is not None:
+        return max(0.0, float(stream.duration * stream.time_base))
+    return max(0.0, float(container.duration or 0) / 1_000_000)
 
 
-def _picture(frame: Any, limits: Limits, item: MediaItem) -> Picture:
-    if frame.width * frame.height > limits.max_pixels:
-        raise MediaError(f"{item.name()}: its frames are {frame.width} x {frame.height} pixels. Make it smaller")
-    return Picture(frame.to_ndarray(format="rgb24"))
+def _measured_duration_s(data: bytes, index: int) -> float:
+    """Length by the clocks of all packets, for recordings whose header could not know it (a browser's, say)."""
+    import av
+
+    first, end, count, fps = math.inf, 0.0, 0, 25.0
+    with av.open(io.BytesIO(data)) as container:
+        stream = container.streams[index]
+        fps = float(getattr(stream, "average_rate", None) or fps)
+        for packet in container.demux(stream):
+            count += bool(packet.size)
+            if packet.pts is not None and packet.time_base is not None:
+                first = min(first, float(packet.pts * packet.time_base))
+                end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+    return end - first if end > first else count / fps
+
+
+def _check_frame(width: int, height: int, limits: Limits, item: MediaItem) -> None:
+    if width * height > limits.max_pixels:
+        raise MediaError(
+            f"{item.name()}: its frames are {width} x {height} pixels, and {_at_most(limits)} are decoded. "
+            "Make it smaller"
+        )
 
 
 def _mono(frame: Any) -> np.ndarray:
     """Average the channels ourselves: libswresample's downmix is louder by the square root of two."""
-    samples = frame.to_ndarray()
+    samples: np.ndarray = frame.to_ndarray()
     if not frame.format.is_planar:
         samples = samples.reshape(-1, frame.layout.nb_channels).T
     if samples.dtype.kind in "iu":
-        info = np.iinfo(samples.dtype)
-        middle = 128 if samples.dtype.kind == "u" else 0
-        samples = (samples.astype(np.float32) - middle) / (info.max if middle == 0 else 128)
-    return samples.astype(np.float32).mean(0)
+        full = float(2 ** (8 * samples.dtype.itemsize - 1))
+        middle = full if samples.dtype.kind == "u" else 0.0
+        samples = (samples.astype(np.float32) - middle) / full
+    mono: np.ndarray = samples.astype(np.float32).mean(0)
+    return mono
 
 
-def _on_timeline(chunks: list[tuple[float, np.ndarray]], rate_hz: int, duration_s: float | None) -> np.ndarray:
-    """Join decoded sound, starting where its clock says, to the video's length."""
-    joined = np.concatenate([samples for _, samples in chunks])
-    late = round(chunks[0][0] * rate_hz)
-    joined = np.pad(joined, (late, 0)) if late > 0 else joined[-late:]
-    if duration_s is None:
-        return joined
-    count = round(duration_s * rate_hz)
-    return np.pad(joined[:count], (0, max(0, count - len(joined))))
+JITTER_S = 0.2
+"""Clocks of sound that are off by less are taken for imprecise; by more, for a gap or an overlap."""
+
+
+def _on_timeline(chunks: list[tuple[float, np.ndarray]], rate_hz: int, count: int) -> np.ndarray:
+    """Lay decoded sound where its clock says, ``count`` samples from time 0."""
+    wave = np.zeros(count, np.float32)
+    at: int | None = None
+    for clock, samples in chunks:
+        due = round(clock * rate_hz)
+        if at is None or abs(due - at) > JITTER_S * rate_hz:
+            at = due if at is None else max(due, at)
+            samples = samples[at - due :]
+        first, last = max(0, at), min(count, at + len(samples))
+        if first < last:
+            wave[first:last] = samples[first - at : last - at]
+        at += len(samples)
+    return wave
 
 
 # ---------------------------------------------------------------- preparing
@@ -350,12 +501,21 @@ def _centre_square(pixels: Tensor) -> Tensor:
 def _padded_square(pixels: Tensor, spec: VisionSpec) -> Tensor:
     """Pad with the mean colour, which is zero after normalising (LLaVA-1.5)."""
     height, width = pixels.shape[1:]
+    if max(height, width) > WIDEST:  # a thin strip must not become a square of its length
+        share = WIDEST / max(height, width)
+        size = max(1, round(height * share)), max(1, round(width * share))
+        pixels = F.interpolate(pixels[None], size, mode="bicubic", antialias=True)[0]
+        height, width = size
     side = max(height, width)
     colour = torch.tensor([round(255 * m) for m in spec.mean], dtype=torch.uint8)
     square = colour[:, None, None].expand(3, side, side).clone()
     top, left = (side - height) // 2, (side - width) // 2
     square[:, top : top + height, left : left + width] = pixels
     return square
+
+
+WIDEST = 8192
+"""Longest side, in pixels, that is padded to a square as it is; longer ones are made smaller first."""
 
 
 def normalise(pixels: Tensor, spec: VisionSpec) -> Tensor:
@@ -411,7 +571,7 @@ def _mel_filters(bins: int, n_fft: int, rate_hz: int) -> Tensor:
         num_frequency_bins=1 + n_fft // 2,
         num_mel_filters=bins,
         min_frequency=0.0,
-        max_frequency=8000.0 if rate_hz == 16_000 else rate_hz / 2,
+        max_frequency=rate_hz / 2,
         sampling_rate=rate_hz,
         norm="slaney",
         mel_scale="slaney",
@@ -430,9 +590,11 @@ class MediaReader:
     def __init__(self, media: MediaSpec, cache_mb: int = 0, limits: Limits = LIMITS) -> None:
         self.media = media
         self.limits = limits
-        self._room = cache_mb * 2**20
+        self._capacity = cache_mb * 2**20
+        self._used = 0
         self._kept: OrderedDict[tuple[str, Path], Prepared] = OrderedDict()
         self._lock = threading.Lock()
+        PILImage.init()  # here, because Pillow loads its formats late and does not lock: two threads would trip over it
 
     def prepare(self, item: MediaItem) -> Prepared:
         """Decode and prepare one item.
@@ -447,7 +609,7 @@ class MediaReader:
                     self._kept.move_to_end(key)
                     return self._kept[key]
         prepared = self._prepare(item)
-        if key is not None and self._room:
+        if key is not None and _size(prepared) <= self._capacity:
             self._remember(key, prepared)
         return prepared
 
@@ -455,10 +617,10 @@ class MediaReader:
         with self._lock:
             if key not in self._kept:
                 self._kept[key] = prepared
-                self._room -= _size(prepared)
-            while self._room < 0 and self._kept:
+                self._used += _size(prepared)
+            while self._used > self._capacity:
                 _, oldest = self._kept.popitem(last=False)
-                self._room += _size(oldest)
+                self._used -= _size(oldest)
 
     def _prepare(self, item: MediaItem) -> Prepared:
         vision, audio = self.media.vision, self.media.audio

@@ -47,11 +47,12 @@ def stage_rows(facts: Sequence[RowFacts], stage: Stage) -> list[int]:
     """
     found = usable(facts, stage.rows, stage.tasks)
     if not found:
-        what = {"vision": "a picture and no sound", "audio": "a sound and no picture"}.get(
-            stage.rows, "the wanted tasks"
-        )
+        wanted = {"vision": " with a picture and no sound", "audio": " with a sound and no picture"}.get(stage.rows, "")
+        if stage.tasks:
+            tasks = sorted({row.task or "(none)" for row in facts})
+            wanted += f" of the tasks {', '.join(stage.tasks)} (the data has {', '.join(tasks[:20])})"
         raise ConfigError(
-            f"stage {stage.name} learns from rows with {what}, and the data has none. "
+            f"stage {stage.name} learns from rows{wanted}, and the data has none. "
             f"Add such rows, or give the stage its own with stages.{stage.name}.data"
         )
     return found
@@ -94,6 +95,7 @@ def pack_rows(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     Source:
         Best-fit-decreasing bin packing (Johnson, 1973).
     """
+    assert all(length <= capacity for length in lengths), "a sample longer than a row was not left out"
     rows: list[list[int]] = []
     room: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):

@@ -11,15 +11,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image as PILImage
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
+from avlm.config.io import build
 from avlm.config.media import MediaSpec
 from avlm.config.run import Augment
-from avlm.data.encode import Supervise, Tokens, encode, pad
-from avlm.data.media import MediaReader, Prepared
+from avlm.data.encode import Supervise, Tokens, encode, encode_pieces, pad
+from avlm.data.media import MediaReader, Prepared, to_picture
 from avlm.data.sources import parse_row
-from avlm.data.text import PLACEHOLDERS, chat_template, without_media
-from avlm.errors import ConfigError, DataError
+from avlm.data.text import (
+    PLACEHOLDERS,
+    chat_template,
+    control_tokens,
+    read_back,
+    without_media,
+    written,
+)
+from avlm.errors import ConfigError, DataError, MediaError
 from avlm.samples import Clip, Encoded, MediaItem, Picture, Sample, Sound, Text, Turn
 
 
@@ -43,7 +52,7 @@ class AvlmProcessor(ProcessorMixin):
         chat_template: A Jinja template; default: the tokenizer's own.
 
     Raises:
-        ConfigError: The tokenizer lacks the placeholder tokens.
+        ConfigError: The tokenizer lacks the placeholder tokens, or the media settings are wrong.
     """
 
     tokenizer_class = "AutoTokenizer"
@@ -69,7 +78,7 @@ class AvlmProcessor(ProcessorMixin):
                 f"the tokenizer has no token {', '.join(missing)}, so media have no place in the text. "
                 "Add them with `avlm compose`, which also gives them embeddings"
             )
-        self.media = MediaSpec.model_validate(media or {}).model_dump(mode="json")
+        self.media = build(MediaSpec, media or {}, where="the processor's media").model_dump(mode="json")
         super().__init__(tokenizer, chat_template=chat_template)
         self._tools = _Tools()
 
@@ -93,8 +102,9 @@ class AvlmProcessor(ProcessorMixin):
         Raises:
             ConfigError: There is no chat template.
         """
-        if self._tools.tokens is None:
-            self._tools.tokens = Tokens(self.tokenizer, chat_template(self.tokenizer, self.chat_template))
+        template = chat_template(self.tokenizer, self.chat_template)
+        if self._tools.tokens is None or self._tools.tokens.template != template:
+            self._tools.tokens = Tokens(self.tokenizer, template)
         return self._tools.tokens
 
     def prepare(self, sample: Sample) -> list[Prepared]:
@@ -142,7 +152,15 @@ class AvlmProcessor(ProcessorMixin):
         )
 
     def collate(self, samples: Sequence[Encoded], side: str = "left") -> BatchFeature:
-        """A padded batch of model inputs (with labels)."""
+        """A padded batch of model inputs (with labels).
+
+        Args:
+            side: Where the padding goes: ``left`` to generate, ``right`` to train.
+        """
+        if side not in ("left", "right"):
+            raise ConfigError(f"side={side!r} is neither end of a batch. Pad on the left or on the right")
+        if not samples:
+            raise ConfigError("there is nothing to make a batch of. Give at least one sample")
         pad_id = self.tokenizer.pad_token_id
         return BatchFeature(pad(samples, 0 if pad_id is None else pad_id, "left" if side == "left" else "right"))
 
@@ -153,66 +171,132 @@ class AvlmProcessor(ProcessorMixin):
             conversation: Messages whose content is a text or a list of typed parts; media by path (``path``, ``url`` or
                 the kind's own name) or as arrays.
             chat_template: Another template for this call.
-            kwargs: ``tokenize=True`` with ``return_dict=True`` gives model inputs; ``add_generation_prompt``.
+            kwargs: ``tokenize=True`` with ``return_dict=True`` gives model inputs, padded on the left or on
+                ``padding_side``; what ends with a question is written up to where the model is to speak.
+                ``add_generation_prompt`` asks for that wherever it ends. Without ``tokenize`` it is a text, with one
+                placeholder for each media item.
+
+        Raises:
+            ConfigError: An option is asked for that avlm does not have.
+            DataError: A message is not understood.
         """
+        for name in ("tools", "documents", "continue_final_message", "return_assistant_tokens_mask"):
+            if kwargs.get(name):
+                raise ConfigError(f"{name} is not something that avlm's templates can do. Leave it out")
         if chat_template is not None:
             other = AvlmProcessor(self.tokenizer, media=self.media, chat_template=chat_template)
             return other.apply_chat_template(conversation, **kwargs)
         single = bool(conversation) and isinstance(conversation[0], dict)
         samples = [conversation_sample(c) for c in ([conversation] if single else conversation)]
+        asked = bool(kwargs.get("add_generation_prompt", False))
         if not kwargs.get("tokenize", False):
-            texts = [self._rendered(s, kwargs.get("add_generation_prompt", False)) for s in samples]
+            texts = [written(s, self.tokenizer, self.tokens().template, prompt=asked) for s in samples]
             return texts[0] if single else texts
-        prompt = bool(kwargs.get("add_generation_prompt", False)) or all(
-            s.turns[-1].role != "assistant" for s in samples
-        )
-        batch = self.collate([self.encode(s, prompt_only=prompt) for s in samples])
+        encoded = [self.encode(s, prompt_only=asked or s.turns[-1].role != "assistant") for s in samples]
+        batch = self.collate(encoded, kwargs.get("padding_side") or "left")
         batch.pop("labels")
         return batch if kwargs.get("return_dict", False) else batch["input_ids"]
-
-    def _rendered(self, sample: Sample, prompt: bool) -> str:
-        """The text with one placeholder for each media item."""
-        messages = []
-        for turn in sample.turns:
-            words = [p.text if isinstance(p, Text) else PLACEHOLDERS[p.kind] for p in turn.parts]
-            messages.append({"role": turn.role, "content": "".join(words)})
-        template = self.tokens().template
-        return str(
-            self.tokenizer.apply_chat_template(
-                messages, chat_template=template, add_generation_prompt=prompt, tokenize=False
-            )
-        )
 
     def __call__(
         self, text: Any = None, images: Any = None, audio: Any = None, videos: Any = None, **kwargs: Any
     ) -> BatchFeature:
-        """Inputs for one question: a text with any media before it. For conversations use `apply_chat_template`."""
-        parts: list[Text | MediaItem] = []
-        for kind, given in (("image", images), ("audio", audio), ("video", videos)):
-            for value in [] if given is None else given if isinstance(given, (list, tuple)) else [given]:
-                parts.append(media_item(kind, value, kwargs.get("sampling_rate")))
-        if text:
-            parts.append(Text(text if isinstance(text, str) else " ".join(text)))
-        batch = self.collate([self.encode(Sample("0", (Turn("user", tuple(parts)),)), prompt_only=True)])
+        """Model inputs for a text, or for a list of texts as a batch.
+
+        Args:
+            text: What `apply_chat_template` wrote: it is taken as it is, and each placeholder in it stands for the next
+                medium of its kind. Or a question in plain words, which the template is applied to, with the media in
+                front of it.
+            images, audio, videos: One medium or a list; for a batch of plain questions a list for each.
+            kwargs: ``sampling_rate`` of sounds given as arrays; ``padding_side``.
+
+        Raises:
+            ConfigError: Texts and media do not go together.
+        """
+        texts = list(text) if isinstance(text, (list, tuple)) else [text or ""]
+        media = {"image": images, "audio": audio, "video": videos}
+        marks = (*PLACEHOLDERS.values(), *control_tokens(self.tokenizer, self.tokens().template))
+        if any(mark in t for t in texts for mark in marks):
+            encoded = self._encode_written(texts, media, kwargs.get("sampling_rate"))
+        else:
+            encoded = self._encode_questions(texts, media, kwargs.get("sampling_rate"))
+        batch = self.collate(encoded, kwargs.get("padding_side") or "left")
         batch.pop("labels")
         return batch
 
+    def _encode_written(self, texts: Sequence[str], media: dict[str, Any], rate_hz: int | None) -> list[Encoded]:
+        """Texts with placeholders, each of which takes the next medium of its kind."""
+        queues = {kind: [media_item(kind, v, rate_hz) for v in _flat(given)] for kind, given in media.items()}
+        found = []
+        for number, text in enumerate(texts):
+            written_pieces, kinds = read_back(text)
+            if any(kinds.count(kind) > len(queue) for kind, queue in queues.items()):
+                raise ConfigError(
+                    f"text {number} has the placeholders {kinds}, and not so many media are left. Add media"
+                )
+            items = tuple(queues[kind].pop(0) for kind in kinds)
+            sample = Sample(str(number), (Turn("user", items),))
+            prepared = self.prepare(sample)
+            spec = self.media_spec()
+            found.append(encode_pieces(sample, written_pieces, self.tokens(), spec, prepared, supervise="nothing"))
+        left = {kind: len(queue) for kind, queue in queues.items() if queue}
+        if left:
+            raise ConfigError(f"media have no placeholder in the text: {left}. Write one for each, such as <image>")
+        return found
+
+    def _encode_questions(self, texts: Sequence[str], media: dict[str, Any], rate_hz: int | None) -> list[Encoded]:
+        """Questions in plain words, media before them."""
+        found = []
+        for number, text in enumerate(texts):
+            parts: list[Text | MediaItem] = []
+            for kind, given in media.items():
+                if len(texts) > 1 and given is not None:
+                    if len(given) != len(texts) or not all(isinstance(of_one, (list, tuple)) for of_one in given):
+                        raise ConfigError(
+                            f"{len(texts)} texts were given, and not a list of {kind} media for each. "
+                            f"Give {len(texts)} lists, some of them empty"
+                        )
+                    given = given[number]
+                parts += [media_item(kind, value, rate_hz) for value in _flat(given)]
+            if text:
+                parts.append(Text(text))
+            if not parts:
+                raise ConfigError("neither a text nor a medium was given. Give at least one of them")
+            found.append(self.encode(Sample(str(number), (Turn("user", tuple(parts)),)), prompt_only=True))
+        return found
+
+
+def _flat(given: Any) -> list[Any]:
+    """One medium, a list, or a list of lists, as a list."""
+    if given is None:
+        return []
+    return [inner for value in given for inner in _flat(value)] if isinstance(given, (list, tuple)) else [given]
+
 
 def conversation_sample(messages: Sequence[dict[str, Any]]) -> Sample:
-    """A conversation in the messages form, media by path or as arrays, as a sample."""
+    """A conversation in the messages form, media by path or as arrays, as a sample.
+
+    Raises:
+        DataError: A message is not understood.
+    """
     turns = []
     for message in messages:
-        content = message.get("content")
-        parts = [{"type": "text", "text": content}] if isinstance(content, str) else list(content or [])
-        found: list[Text | MediaItem] = []
-        for part in parts:
-            kind = part.get("type")
-            given = part.get("path", part.get("url", part.get(str(kind))))
-            if kind in PLACEHOLDERS and given is not None:
-                found.append(media_item(kind, given, part.get("sampling_rate")))
-            else:
-                found += parse_row({"messages": [{"role": "user", "content": [part]}]}, Path()).turns[0].parts
-        turns.append(Turn(message["role"], tuple(found)))
+        given: dict[int, MediaItem] = {}
+        content = message.get("content") if isinstance(message, dict) else None
+        for i, part in enumerate(content if isinstance(content, (list, tuple)) else ()):
+            kind = part.get("type") if isinstance(part, dict) else None
+            if kind in PLACEHOLDERS:
+                values = [v for v in map(part.get, ("path", "url", kind)) if v is not None]
+                if values:
+                    given[i] = media_item(kind, values[0], part.get("sampling_rate"))
+        if given:
+            kept = [{"type": "text", "text": ""} if i in given else part for i, part in enumerate(content or ())]
+            message = {**message, "content": kept}
+        elif isinstance(content, tuple):
+            message = {**message, "content": list(content)}
+        turn = parse_row({"messages": [message]}, Path()).turns[0]
+        turns.append(Turn(turn.role, tuple(given.get(i, part) for i, part in enumerate(turn.parts))))
+    if not turns:
+        raise DataError("a conversation has no message. Give at least one")
     return Sample("0", tuple(turns))
 
 
@@ -225,19 +309,49 @@ def media_item(kind: Any, value: Any, rate_hz: int | None = None) -> MediaItem:
     if isinstance(value, MediaItem):
         return value
     if isinstance(value, (str, Path)):
-        if str(value).startswith(("http://", "https://", "s3://")):
-            raise DataError(f"{value}: is not fetched, because nobody allowed it. Download the file and give its path")
+        if "://" in str(value) or str(value).startswith("data:"):
+            raise DataError(
+                f"{str(value)[:60]}: is a URL, and nothing is fetched. "
+                "Download the file and give its path, or give its bytes"
+            )
         return MediaItem(kind, path=Path(value))
     if isinstance(value, (bytes, bytearray)):
         return MediaItem(kind, data=bytes(value))
     if isinstance(value, (Picture, Sound, Clip)):
         return MediaItem(kind, decoded=value)
     if kind == "image":
-        pixels = np.asarray(value.convert("RGB") if hasattr(value, "convert") else value)
-        if pixels.ndim == 3 and pixels.shape[2] == 3 and pixels.dtype == np.uint8:
-            return MediaItem(kind, decoded=Picture(pixels))
-    if kind == "audio" and np.asarray(value).ndim == 1:
-        return MediaItem(kind, decoded=Sound(np.asarray(value, dtype=np.float32), rate_hz or 16_000))
-    raise DataError(
-        f"a {kind} was given as {type(value).__name__}, which is not understood. Give a path, bytes or an array"
-    )
+        decoded: Picture | Sound | None = _picture(value)
+    else:
+        decoded = _sound(value, rate_hz) if kind == "audio" else None
+    if decoded is None:
+        shape = getattr(value, "shape", None)
+        described = type(value).__name__ + ("" if shape is None else f" of {tuple(shape)} {value.dtype}")
+        wanted = {"image": " of uint8 [height, width, 3]", "audio": " of one channel"}.get(kind)
+        raise DataError(
+            f"a{'n' if kind in ('image', 'audio') else ''} {kind} was given as {described}, which is not understood. "
+            f"Give a path, bytes{', or an array' + wanted if wanted else ''}"
+        )
+    return MediaItem(kind, decoded=decoded)
+
+
+def _picture(value: Any) -> Picture | None:
+    if isinstance(value, PILImage.Image):
+        try:
+            return to_picture(value)
+        except OSError as error:
+            raise MediaError(f"a Pillow picture does not load ({type(error).__name__}). Give another") from error
+    pixels = np.asarray(value)
+    right = pixels.ndim == 3 and pixels.shape[2] == 3 and pixels.dtype == np.uint8 and pixels.size > 0
+    return Picture(pixels) if right else None
+
+
+def _sound(value: Any, rate_hz: int | None) -> Sound | None:
+    """One channel; whole numbers are taken for samples as WAV files have them."""
+    wave = np.asarray(value)
+    rate = 16_000 if rate_hz is None else rate_hz
+    if wave.ndim != 1 or wave.dtype.kind not in "fiu" or rate < 1:
+        return None
+    if wave.dtype.kind in "iu":
+        full = 2.0 ** (8 * wave.dtype.itemsize - 1)
+        wave = wave / full - (1.0 if wave.dtype.kind == "u" else 0.0)
+    return Sound(wave.astype(np.float32), int(rate))

@@ -7,6 +7,7 @@ that names the file, the line and the row's id; reading goes on behind it.
 from __future__ import annotations
 
 import json
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,7 @@ class JsonLines:
         path: The file.
 
     Raises:
-        ConfigError: There is no such file, or it holds no row.
+        ConfigError: There is no such file, it is no regular file, or it holds no row that can be read.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -44,15 +45,18 @@ class JsonLines:
         self.facts: list[RowFacts] = []
         self.errors: list[DataError] = []
         try:
+            if not stat.S_ISREG(self.path.stat().st_mode):  # a pipe can be read once only, and waits for its writer
+                raise ConfigError(f"{self.path}: is not a regular file. Give a file of JSON lines")
             with self.path.open("rb") as file:
                 self._scan(file)
         except OSError as error:
-            raise ConfigError(
-                f"{self.path}: not readable ({error.strerror}). Give an existing file of JSON lines"
-            ) from None
+            raise self._unreadable(error) from None
         if not self.facts:
             first = f" The first row: {self.errors[0].reason}" if self.errors else " It is empty."
             raise ConfigError(f"{self.path}: has no row that can be read, so there is nothing to learn from.{first}")
+
+    def _unreadable(self, error: OSError) -> ConfigError:
+        return ConfigError(f"{self.path}: not readable ({error.strerror}). Give an existing file of JSON lines")
 
     def _scan(self, file: Any) -> None:
         offset = 0
@@ -71,9 +75,13 @@ class JsonLines:
     def __getitem__(self, index: int) -> Sample:
         """The sample of one readable row."""
         facts = self.facts[index]
-        with self.path.open("rb") as file:
-            file.seek(facts.offset)
-            return self._parse(file.readline(), facts.line)
+        try:
+            with self.path.open("rb") as file:
+                file.seek(facts.offset)
+                line = file.readline()
+        except OSError as error:
+            raise self._unreadable(error) from None
+        return self._parse(line, facts.line)
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[i] for i in range(len(self)))
@@ -82,7 +90,7 @@ class JsonLines:
         where = f"{self.path.name} line {number}"
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"is not JSON ({error}). Write one object on a line", where=where) from None
         return parse_row(row, self.path.parent, where)
 
@@ -98,41 +106,87 @@ def parse_row(row: Any, base: Path, where: str = "") -> Sample:
     Raises:
         DataError: The row is not in that form.
     """
-    if not isinstance(row, dict) or not isinstance(row.get("messages"), list):
-        raise DataError(
-            'has no list "messages". A row is {"messages": [{"role": "user", "content": ...}, ...]}', where=where
-        )
-    sample_id = str(row.get("id", where))
+    named = isinstance(row, dict) and isinstance(row.get("id"), (str, int))
+    sample_id = str(row["id"]) if named else where
     try:
-        turns = tuple(_turn(message, base) for message in row["messages"])
+        if not isinstance(row, dict):
+            raise DataError(f"is {_kind(row)} and not an object. {_FORM}")
+        messages = row.get("messages")
+        if not isinstance(messages, list) or not messages:
+            raise DataError(f'has no list "messages" with a message in it. {_FORM}')
+        turns = tuple(_turn(message, base) for message in messages)
+        task = _word(row, "task")
+        _word(row, "id")
+        _unbroken(sample_id, "id")
     except DataError as error:
-        raise DataError(error.reason, where=f'{where} (id "{sample_id}")', sample_id=sample_id) from None
-    return Sample(sample_id, turns, str(row.get("task", "")), where)
+        shown = f" (id {json.dumps(sample_id)})" if named else ""
+        writable = sample_id.encode(errors="replace").decode()
+        raise DataError(error.reason, where=where + shown, sample_id=writable) from None
+    return Sample(sample_id, turns, task, where)
+
+
+_FORM = 'A row is {"messages": [{"role": "user", "content": ...}, ...]}'
+
+
+def _kind(value: Any) -> str:
+    """What JSON calls a value."""
+    names = {dict: "an object", list: "a list", str: "a text", bool: "a truth value", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def _word(row: dict[str, Any], key: str) -> str:
+    """A name that a row may have; null is none."""
+    value = row.get(key)
+    if value is not None and (not isinstance(value, (str, int)) or isinstance(value, bool)):
+        raise DataError(f'has {_kind(value)} as "{key}", which is a text. Correct it, or leave it out')
+    return _unbroken("" if value is None else str(value), key)
+
+
+def _unbroken(text: str, what: str) -> str:
+    """A text that can be written as UTF-8: JSON can hold half of a character, and no tokenizer takes that."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(text[error.start]):04x}"
+        raise DataError(f"its {what} holds half of a character ({half}). Write the whole one") from None
+    return text
 
 
 def _turn(message: Any, base: Path) -> Turn:
-    if not isinstance(message, dict) or message.get("role") not in ROLES:
-        role = message.get("role") if isinstance(message, dict) else message
-        raise DataError(f"a message has the role {role!r}, and roles are {', '.join(ROLES)}. Correct it")
+    if not isinstance(message, dict):
+        raise DataError(f'a message is {_kind(message)} and not an object. Write {{"role": ..., "content": ...}}')
+    role = message.get("role")
+    if role not in ROLES:
+        raise DataError(
+            f"a message has the role {json.dumps(role, default=repr)}, and roles are {', '.join(ROLES)}. Correct it"
+        )
     content = message.get("content")
     if isinstance(content, str):
-        return Turn(message["role"], (Text(content),))
+        return Turn(role, (Text(_unbroken(content, "text")),))
     if not isinstance(content, list):
         raise DataError('a message has no "content". Give a text, or a list of typed parts')
-    return Turn(message["role"], tuple(_part(part, base) for part in content))
+    return Turn(role, tuple(_part(part, base) for part in content))
 
 
 def _part(part: Any, base: Path) -> Text | MediaItem:
-    kind = part.get("type") if isinstance(part, dict) else None
-    if kind == "text" and isinstance(part.get("text"), str):
-        return Text(part["text"])
-    if kind in KINDS:
-        path = part.get("path")
-        if not isinstance(path, str) or not path:
-            raise DataError(
-                f'a part of type {kind} has no "path". Give the path of its file, relative to the data file'
-            )
-        if "\0" in path:
-            raise DataError(f"the path of a part of type {kind} holds a zero character. Correct it")
-        return MediaItem(kind, path=base / path)
-    raise DataError(f"a part has the type {kind!r}, and parts are text, image, audio or video. Correct its type")
+    if not isinstance(part, dict):
+        raise DataError(f'a part is {_kind(part)} and not an object. Write {{"type": "text", "text": ...}}')
+    kind = part.get("type")
+    if kind == "text":
+        if not isinstance(part.get("text"), str):
+            raise DataError('a part of type text has no "text". Give its words')
+        return Text(_unbroken(part["text"], "text"))
+    if kind not in KINDS:
+        given = json.dumps(kind, default=repr)
+        raise DataError(f"a part has the type {given}, and parts are text, image, audio or video. Correct its type")
+    path = part.get("path")
+    if not isinstance(path, str) or not path:
+        raise DataError(f'a part of type {kind} has no "path". Give the path of its file, relative to the data file')
+    if "\0" in path:
+        raise DataError(f"the path of a part of type {kind} holds a zero character. Correct it")
+    if "://" in path or path.startswith("data:"):
+        raise DataError(
+            f"the path of a part of type {kind} is a URL ({path[:60]}), and nothing is fetched. "
+            "Download the file and give its path, relative to the data file"
+        )
+    return MediaItem(kind, path=base / _unbroken(path, "path"))

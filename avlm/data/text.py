@@ -3,8 +3,9 @@
 A conversation becomes a list of pieces: prompt text, media, answer text. The answer
 pieces are the assistant's own words and the end token behind them. They are never
 searched for: the template is rendered up to each answer and with it, and the answer
-is what was added. Prompt and answer are turned into tokens apart, so training sees
-exactly the ids that a prompt followed by generation would have.
+is what was added; it is rendered once more with a mark for an answer, and what stands
+behind the mark closes it. Prompt and answer are turned into tokens apart, so training
+sees exactly the ids that a prompt followed by generation would have.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
+from jinja2 import TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
 from avlm.errors import ConfigError, DataError
@@ -22,9 +25,15 @@ from avlm.samples import Sample, Text, Turn
 PLACEHOLDERS = {"image": "<image>", "audio": "<audio>", "video": "<video>"}
 """Placeholder tokens in the tokenizer, by the field's usual names."""
 
-_MARK = "\ue000{}\ue001"
-"""Stands for a media item while a template is rendered; private-use characters, which no text has."""
-_MARKS = re.compile("\ue000([0-9]+)\ue001")
+CUT = "\ufdd0"
+"""Between characters that are to be turned into tokens apart from each other. Removed when that is done."""
+_ANSWER = "\ufdd1"
+"""Stands for an answer while a template is rendered."""
+_MARK = "\ufdd2{}\ufdd3"
+"""Stands for a media item while a template is rendered."""
+_MARKS = re.compile("\ufdd2([0-9]+)\ufdd3")
+_RESERVED = dict.fromkeys(range(0xFDD0, 0xFDF0))
+"""Unicode's noncharacters, which are for a program's own use: they mean nothing in a text and are left out of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +58,8 @@ def chat_template(tokenizer: PreTrainedTokenizerBase, own: str | None) -> str:
         template = template.get("default")
     if not template:
         raise ConfigError(
-            f"the tokenizer {tokenizer.name_or_path or ''} has no chat template, so a conversation cannot be written down. "
-            "Set model.language.chat_template to a Jinja template"
+            f"the tokenizer {tokenizer.name_or_path or ''} has no chat template, so a conversation cannot be written "
+            "down. Set model.language.chat_template to a Jinja template"
         )
     return str(template)
 
@@ -70,14 +79,37 @@ def pieces(
         Pieces in reading order.
 
     Raises:
-        DataError: A text holds a placeholder that belongs to media, or there is nothing to answer.
+        DataError: A text holds a placeholder that belongs to media, a medium finds no place, or nothing is to be said.
         ConfigError: The template rewrites what was said before, or closes an answer without an end token.
     """
-    messages = _messages(sample)
+    messages = _messages(sample, control_tokens(tokenizer, template))
+    while prompt_only and messages and messages[-1]["role"] == "assistant":
+        messages.pop()
+    if not prompt_only:
+        while messages and messages[-1]["role"] != "assistant":
+            messages.pop()  # nothing can be learned behind the last answer
+    if not messages:
+        what = "question to answer. Add a user turn" if prompt_only else "answer to learn from. Add an assistant turn"
+        raise DataError(f"there is no {what}", where=sample.where, sample_id=sample.id)
     if prompt_only:
-        while messages and messages[-1]["role"] == "assistant":
-            messages.pop()
-        return _split(_render(tokenizer, template, messages, True, sample), answer=False)
+        found = _prompt(messages, tokenizer, template, sample)
+    else:
+        found, _ = _answered(messages, tokenizer, template, sample)
+    wanted = [number for message in messages for number in _MARKS.findall(message["content"])]
+    if sorted(str(piece.media) for piece in found if piece.media is not None) != sorted(wanted):
+        raise DataError(
+            "the chat template does not write every medium of this conversation down once. "
+            "Put media into the user's turns",
+            where=sample.where,
+            sample_id=sample.id,
+        )
+    return found
+
+
+def _answered(
+    messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, template: str, sample: Sample
+) -> tuple[list[Piece], str]:
+    """Pieces up to the last answer, and the text that they make up."""
     found: list[Piece] = []
     done = ""
     for i, message in enumerate(messages):
@@ -90,28 +122,128 @@ def pieces(
                 "the chat template changes earlier text when an answer is added, so what is to be learned cannot be "
                 "told from the prompt. Use a template in which a longer conversation begins with the shorter one"
             )
-        found += _split(before[len(done) :], answer=False)
-        answer, rest = _close(after[len(before) :], message["content"], tokenizer)
-        found.append(Piece(answer, answer=True))
-        done = after[: len(after) - len(rest)]
-    if not found:
+        found += _split(before[len(done) :])
+        marked = _render(tokenizer, template, [*messages[:i], {"role": "assistant", "content": _ANSWER}], False, sample)
+        done = after[: _end_of_answer(after, marked, tokenizer, sample)]
+        found.append(Piece(done[len(before) :], answer=True))
+    return found, done
+
+
+def _prompt(
+    messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, template: str, sample: Sample
+) -> list[Piece]:
+    """The same pieces that training sees for the answers given so far, then the rest of the prompt."""
+    whole = _render(tokenizer, template, messages, True, sample)
+    try:
+        found, done = _answered(messages, tokenizer, template, sample)
+    except (ConfigError, DataError):  # a template that cannot be trained with can be answered with
+        return _split(whole)
+    return [*found, *_split(whole[len(done) :])] if whole.startswith(done) else _split(whole)
+
+
+def _end_of_answer(after: str, marked: str, tokenizer: PreTrainedTokenizerBase, sample: Sample) -> int:
+    """Where an answer ends in a rendered conversation: behind the first special token that the template puts there.
+
+    Args:
+        after: The conversation with its answer.
+        marked: The same with a mark for the answer.
+    """
+    closing = marked.rpartition(_ANSWER)[2]
+    if _ANSWER not in marked or not after.endswith(closing):
         raise DataError(
-            "there is no answer to learn from. Add an assistant turn", where=sample.where, sample_id=sample.id
+            "the chat template does not write this answer down as it does others, so its end is not known. "
+            "Give the answer as plain text",
+            where=sample.where,
+            sample_id=sample.id,
         )
+    ends = [(closing.find(token), -len(token)) for token in special_tokens(tokenizer) if token in closing]
+    if not ends:
+        raise ConfigError(
+            f"the chat template closes an answer with {closing!r}, which has no special token, so the model could "
+            "not learn where to stop. End the assistant's turn with the tokenizer's end token"
+        )
+    at, length = min(ends)
+    return len(after) - len(closing) + at - length
+
+
+_SPECIAL: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[int, tuple[str, ...]]] = WeakKeyDictionary()
+_CONTROL: WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[int, str], tuple[str, ...]]] = WeakKeyDictionary()
+
+
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """Every special token of a tokenizer but the placeholders."""
+    size, found = _SPECIAL.get(tokenizer, (-1, ()))
+    if size != len(tokenizer):
+        added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+        tokens = {str(token) for token in [*tokenizer.all_special_tokens, *added]} - set(PLACEHOLDERS.values())
+        found = tuple(sorted(tokens - {""}))
+        _SPECIAL[tokenizer] = len(tokenizer), found
     return found
 
 
-def _messages(sample: Sample) -> list[dict[str, str]]:
+def control_tokens(tokenizer: PreTrainedTokenizerBase, template: str) -> tuple[str, ...]:
+    """Special tokens that build the conversation: those the template writes, and the tokenizer's own named ones.
+
+    What somebody writes in a message never becomes one of them; other special tokens (a state token, say) may be
+    written in messages.
+    """
+    known = _CONTROL.setdefault(tokenizer, {})
+    key = (len(tokenizer), template)
+    if key not in known:
+        asked, answered = {"role": "user", "content": "x"}, {"role": "assistant", "content": "x"}
+        written = template
+        for messages in ([asked, answered], [{"role": "system", "content": "x"}, asked]):
+            try:
+                written += _render(tokenizer, template, messages, True, Sample("", ()))
+            except DataError:
+                continue  # a template without system turns, say
+        named = {str(token) for token in tokenizer.special_tokens_map.values() if isinstance(token, str)}
+        known[key] = tuple(t for t in special_tokens(tokenizer) if t in named or t in written)
+    return known[key]
+
+
+def written(sample: Sample, tokenizer: PreTrainedTokenizerBase, template: str, *, prompt: bool) -> str:
+    """A conversation as one text, with the placeholder of its kind for each media item.
+
+    Args:
+        prompt: End where the model is to speak.
+    """
+    kinds = [PLACEHOLDERS[item.kind] for item in sample.media()]
+    text = _render(tokenizer, template, _messages(sample, ()), prompt, sample)
+    return _MARKS.sub(lambda mark: kinds[int(mark[1])], text)
+
+
+def read_back(text: str) -> tuple[list[Piece], list[str]]:
+    """Pieces of a text that `written` made (or somebody else), and the kinds of its media in order."""
+    found: list[Piece] = []
+    kinds: list[str] = []
+    names = {token: kind for kind, token in PLACEHOLDERS.items()}
+    for chunk in re.split("(" + "|".join(map(re.escape, names)) + ")", text.translate(_RESERVED)):
+        if chunk in names:
+            found.append(Piece(media=len(kinds)))
+            kinds.append(names[chunk])
+        elif chunk:
+            found.append(Piece(chunk))
+    return found, kinds
+
+
+def _messages(sample: Sample, control: Sequence[str]) -> list[dict[str, str]]:
     number = 0
     messages: list[dict[str, str]] = []
     for turn in sample.turns:
         words = []
         for part in turn.parts:
             if isinstance(part, Text):
-                words.append(_checked(part.text, sample))
-            else:
-                words.append(_MARK.format(number))
-                number += 1
+                words.append(_checked(part.text, control, sample))
+                continue
+            if turn.role == "assistant":
+                raise DataError(
+                    f"an assistant turn holds {part.name()}, and models answer in words. Move it to a user turn",
+                    where=sample.where,
+                    sample_id=sample.id,
+                )
+            words.append(_MARK.format(number))
+            number += 1
         messages.append({"role": turn.role, "content": "\n".join(_joined(words))})
     return messages
 
@@ -127,16 +259,22 @@ def _joined(words: list[str]) -> list[str]:
     return lines
 
 
-def _checked(text: str, sample: Sample) -> str:
+def _checked(text: str, control: Sequence[str], sample: Sample) -> str:
+    """A text as it may stand in a conversation: without marks of ours, and without control tokens."""
+    text = text.translate(_RESERVED)
     for kind, token in PLACEHOLDERS.items():
         if token in text:
             raise DataError(
                 f"a text holds the marker {token}, which stands for {kind} data, and no {kind} belongs to it there. "
-                f'Give the {kind} as a part of its own ({{"type": "{kind}", "path": ...}}) or write the marker differently',
+                f'Give the {kind} as a part of its own ({{"type": "{kind}", "path": ...}}) or write the marker in '
+                "another way",
                 where=sample.where,
                 sample_id=sample.id,
             )
-    return _MARKS.sub("", text)
+    for token in control:
+        if token in text:
+            text = text.replace(token, token[0] + CUT + token[1:])
+    return text
 
 
 def _render(
@@ -146,6 +284,8 @@ def _render(
         rendered = tokenizer.apply_chat_template(
             list(messages), chat_template=template, add_generation_prompt=prompt, tokenize=False
         )
+    except TemplateSyntaxError as error:
+        raise ConfigError(f"the chat template is not Jinja ({error}, line {error.lineno}). Correct it") from None
     except Exception as error:  # a Jinja template raises whatever it likes, on purpose (roles in the wrong order, say)
         raise DataError(
             f"the chat template refuses this conversation ({error}). Correct the order of its turns",
@@ -155,29 +295,15 @@ def _render(
     return str(rendered)
 
 
-def _split(text: str, *, answer: bool) -> list[Piece]:
+def _split(text: str) -> list[Piece]:
+    """Prompt text and media in reading order."""
     found: list[Piece] = []
     for i, chunk in enumerate(_MARKS.split(text)):
         if i % 2:
-            found.append(Piece(media=int(chunk), answer=answer))
+            found.append(Piece(media=int(chunk)))
         elif chunk:
-            found.append(Piece(chunk, answer=answer))
+            found.append(Piece(chunk))
     return found
-
-
-def _close(added: str, content: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
-    """Cut what an answer added behind its end token: (learned, the rest, which opens the next prompt)."""
-    start = added.find(content.strip())
-    tail = start + len(content.strip()) if start >= 0 else 0
-    ends = [(added.find(token, tail), token) for token in tokenizer.all_special_tokens]
-    ends = [(at, token) for at, token in ends if at >= 0]
-    if not ends:
-        raise ConfigError(
-            f"the chat template closes an answer with {added[tail:]!r}, which has no special token, so the model could "
-            "not learn where to stop. End the assistant's turn with the tokenizer's end token"
-        )
-    at, token = min(ends)
-    return added[: at + len(token)], added[at + len(token) :]
 
 
 def without_media(sample: Sample) -> Sample:

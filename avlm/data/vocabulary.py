@@ -53,6 +53,6 @@ def make_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerBase:
 
 def add_placeholders(tokenizer: PreTrainedTokenizerBase) -> None:
     """Give a released tokenizer the placeholder tokens that it lacks."""
-    missing = [t for t in PLACEHOLDERS.values() if t not in tokenizer.get_vocab()]
+    missing = [t for t in PLACEHOLDERS.values() if t not in tokenizer.get_added_vocab()]
     if missing:
         tokenizer.add_tokens(missing, special_tokens=True)

@@ -7,12 +7,14 @@ looks and listens then does no better than guessing.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+from torch import Tensor
 
 from avlm.data.media import Prepared, PreparedAudio, PreparedImage, PreparedVideo
 from avlm.data.processor import AvlmProcessor
@@ -21,7 +23,7 @@ from avlm.eval.metrics import METRICS, metrics_for, normalise
 from avlm.inference.generate import Sampling, generate
 from avlm.layout import VideoFacts
 from avlm.models.modeling import AvlmForConditionalGeneration
-from avlm.samples import Sample
+from avlm.samples import Encoded, Sample
 
 Sense = Literal["image", "audio"]
 Progress = Callable[[int, int], None]
@@ -154,15 +156,40 @@ def _has(prepared: Sequence[Prepared], sense: Sense) -> bool:
 def _swapped(
     ready: Sequence[tuple[Sample, list[Prepared]]], group: Sequence[int], sense: Sense, rng: np.random.Generator
 ) -> list[_Job]:
-    """Every sample of a group with the pictures, or sounds, of another: a random cycle, so nobody keeps their own."""
-    if len(group) < 2:
-        return []
+    """Every sample of a group with the pictures, or sounds, of another, drawn at random; nobody keeps their own.
+
+    Samples of the same medium (several questions about one picture) stand beside each other on a circle, and each
+    takes from so far ahead that none of its like is reached. Where more than half share one medium, some of them find
+    no other and are not asked again.
+    """
     order = [group[i] for i in rng.permutation(len(group))]
+    names = {i: _digest(ready[i][1], sense) for i in order}
+    seats = {name: seat for seat, name in reversed(list(enumerate(names.values())))}
+    order.sort(key=lambda i: seats[names[i]])
+    ahead = max(Counter(names.values()).values())
     jobs = []
-    for i, donor in zip(order, order[1:] + order[:1], strict=True):
+    for at, i in enumerate(order):
+        donor = order[(at + ahead) % len(order)]
+        if names[donor] == names[i]:
+            continue
         sample, own = ready[i]
         jobs.append(_Job(sample, [_swap(a, b, sense) for a, b in zip(own, ready[donor][1], strict=True)], sense))
     return jobs
+
+
+def _digest(prepared: Sequence[Prepared], sense: Sense) -> bytes:
+    """What a sample shows, or lets hear."""
+    content = hashlib.sha256()
+    for item in prepared:
+        tensors: tuple[Tensor | None, ...]
+        if sense == "image":
+            tensors = item.frames if isinstance(item, PreparedVideo) else (getattr(item, "pixels", None),)
+        else:
+            tensors = (getattr(item, "mel", None),)
+        for tensor in tensors:
+            if tensor is not None:
+                content.update(str(tuple(tensor.shape)).encode() + tensor.contiguous().numpy().tobytes())
+    return content.digest()
 
 
 def _swap(own: Prepared, other: Prepared, sense: Sense) -> Prepared:
@@ -184,12 +211,16 @@ def _ask(
     progress: Progress | None,
 ) -> list[str]:
     """Greedy answers, prompts of similar length together."""
-    encoded = [processor.encode(j.sample, prompt_only=True, prepared=j.prepared) for j in jobs]
-    order = sorted(range(len(jobs)), key=lambda i: len(encoded[i]))
+
+    def encoded(i: int) -> Encoded:  # twice for each job: what encoders take is too large to keep for all
+        return processor.encode(jobs[i].sample, prompt_only=True, prepared=jobs[i].prepared)
+
+    lengths = [len(encoded(i)) for i in range(len(jobs))]
+    order = sorted(range(len(jobs)), key=lambda i: lengths[i])
     answers = [""] * len(jobs)
     for start in range(0, len(order), batch):
         members = order[start : start + batch]
-        found = generate(model, processor, [encoded[i] for i in members], Sampling(max_tokens=max_tokens))
+        found = generate(model, processor, [encoded(i) for i in members], Sampling(max_tokens=max_tokens))
         for i, ids in zip(members, found, strict=True):
             answers[i] = processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
         if progress is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections.abc import Callable, Sequence
 
@@ -10,9 +9,13 @@ from avlm.errors import ConfigError, MissingExtraError
 
 
 def normalise(text: str) -> str:
-    """Lower case, no punctuation, single blanks: what two answers are compared as."""
+    """Lower case, no punctuation, single blanks: what two answers are compared as.
+
+    Letters keep their marks (vowel signs of Hindi, say). An answer of signs alone stays as it is.
+    """
     text = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(re.sub(r"[^\w\s]|_", " ", text).split())
+    words = "".join(" " if unicodedata.category(c)[0] in "PSZC" else c for c in text).split()
+    return " ".join(words or text.split())
 
 
 def exact_match(answers: Sequence[str], expected: Sequence[str]) -> float:
@@ -23,6 +26,9 @@ def exact_match(answers: Sequence[str], expected: Sequence[str]) -> float:
 def word_error_rate(answers: Sequence[str], expected: Sequence[str]) -> float:
     """Wrong, missing and added words per right word, over all answers together.
 
+    Where nothing is to be said, every word that is said is an added one; where nothing is to be said in any of them,
+    the rate is the number of added words.
+
     Raises:
         MissingExtraError: jiwer is not installed.
     """
@@ -30,7 +36,14 @@ def word_error_rate(answers: Sequence[str], expected: Sequence[str]) -> float:
         import jiwer
     except ImportError:
         raise MissingExtraError("jiwer", "metrics", "the word error rate") from None
-    return float(jiwer.wer([normalise(e) or "-" for e in expected], [normalise(a) for a in answers]))
+    pairs = [(normalise(e), normalise(a)) for e, a in zip(expected, answers, strict=True)]
+    wrong = sum(len(said.split()) for right, said in pairs if not right)
+    words = sum(len(right.split()) for right, _ in pairs)
+    spoken = [(right, said) for right, said in pairs if right]
+    if spoken:
+        found = jiwer.process_words([right for right, _ in spoken], [said for _, said in spoken])
+        wrong += found.substitutions + found.deletions + found.insertions
+    return wrong / max(1, words)
 
 
 METRICS: dict[str, Callable[[Sequence[str], Sequence[str]], float]] = {

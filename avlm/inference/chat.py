@@ -14,17 +14,17 @@ from avlm.models.modeling import AvlmForConditionalGeneration
 from avlm.samples import MediaItem, Sample, Text, Turn
 
 
-def Image(value: Any) -> MediaItem:
+def Image(value: Any) -> MediaItem:  # noqa: N802 - reads as the noun it returns
     """A picture: a path, bytes, a PIL picture, or uint8 [height, width, 3]."""
     return media_item("image", value)
 
 
-def Audio(value: Any, sample_rate_hz: int | None = None) -> MediaItem:
+def Audio(value: Any, sample_rate_hz: int | None = None) -> MediaItem:  # noqa: N802
     """A sound: a path, bytes, or a mono waveform with its rate (default 16,000 Hz)."""
     return media_item("audio", value, sample_rate_hz)
 
 
-def Video(value: Any) -> MediaItem:
+def Video(value: Any) -> MediaItem:  # noqa: N802
     """A video with or without sound: a path or bytes."""
     return media_item("video", value)
 
@@ -66,7 +66,8 @@ class Chat:
             assert token is not None
             ids.append(token)
             text = self.processor.tokenizer.decode(ids, skip_special_tokens=True)
-            if not text.endswith("\ufffd"):  # half of a character: wait for the rest of its bytes
+            # Half of a character waits for the rest of its bytes; so does what a tokenizer may yet rewrite.
+            if text != shown and text.startswith(shown) and not text.endswith("\ufffd"):
                 yield text[len(shown) :]
                 shown = text
         final = self.processor.tokenizer.decode(ids, skip_special_tokens=True)

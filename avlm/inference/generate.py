@@ -6,12 +6,13 @@ begins; media are encoded once, with the prompt, and later steps read the cache.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import Cache
 
 from avlm.data.processor import AvlmProcessor
 from avlm.errors import ConfigError
@@ -34,9 +35,14 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
             raise ConfigError(f"max_tokens={self.max_tokens} leaves no room for an answer. Use at least 1")
-        if self.temperature < 0:
+        if not 0 <= self.temperature < math.inf:
             raise ConfigError(
-                f"temperature={self.temperature} is negative, and probabilities cannot be sharpened below 0. Use 0 or more"
+                f"temperature={self.temperature} is not a number that logits can be divided by. "
+                "Use 0 for the likeliest token, or more"
+            )
+        if self.top_k < 0:
+            raise ConfigError(
+                f"top_k={self.top_k} is not a number of tokens to choose among. Use 0 for all of them, or more"
             )
         if not 0 < self.top_p <= 1:
             raise ConfigError(
@@ -62,7 +68,7 @@ def stream(
     *,
     use_cache: bool = True,
 ) -> Iterator[list[int | None]]:
-    """Decode a batch of prompts.
+    """Decode a batch of prompts. A placeholder of media is never an answer.
 
     Args:
         prompts: Encoded with ``prompt_only``.
@@ -71,13 +77,16 @@ def stream(
     Yields:
         For each step the next token of every prompt; None where the answer has ended (the end token is not yielded).
     """
+    if not prompts:
+        return
     device = model.device
     inputs = {k: v.to(device) for k, v in processor.collate(prompts).items() if k != "labels"}
     ids, mask = inputs.pop("input_ids"), inputs.pop("attention_mask")
-    ends = torch.tensor(sorted(end_tokens(model, processor)), device=device)
+    ends = torch.tensor(sorted(end_tokens(model, processor)), device=device, dtype=torch.long)
+    never = torch.tensor(model.placeholder_ids(), device=device, dtype=torch.long)
     generators = [torch.Generator().manual_seed(sampling.seed) for _ in prompts]
     open_ = torch.ones(len(prompts), dtype=torch.bool, device=device)
-    cache = DynamicCache(config=model.config.text_config) if use_cache else None
+    cache: Cache | None = None  # the language model makes the kind it needs
     step_ids, media = ids, inputs
     for _ in range(sampling.max_tokens):
         positions = (mask.cumsum(1) - 1).clamp(min=0)
@@ -90,13 +99,14 @@ def stream(
             logits_to_keep=1,
             **media,
         )
-        token = _choose(output.logits[:, -1].float(), sampling, generators)
+        token = _choose(output.logits[:, -1].float().index_fill(1, never, -math.inf), sampling, generators)
         open_ = open_ & ~torch.isin(token, ends)
         if not bool(open_.any()):
             return
         yield [int(t) if o else None for t, o in zip(token.tolist(), open_.tolist(), strict=True)]
         mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], 1)
-        if use_cache:
+        cache = output.past_key_values if use_cache else None
+        if cache is not None:
             step_ids, media = token[:, None], {}
         else:
             step_ids = torch.cat([step_ids, token[:, None]], 1)
@@ -123,7 +133,8 @@ def _choose(logits_BV: Tensor, sampling: Sampling, generators: Sequence[torch.Ge
     """The next token of each prompt. Each draws from its own generator, so a batch draws what one by one would."""
     if sampling.temperature == 0:
         return logits_BV.argmax(-1)
-    probabilities = (logits_BV / sampling.temperature).softmax(-1)
+    likeliest = logits_BV.max(-1, keepdim=True).values  # taken away first, so that no temperature is too small
+    probabilities = ((logits_BV - likeliest) / sampling.temperature).softmax(-1)
     ordered, index = probabilities.sort(-1, descending=True)
     keep = ordered.cumsum(-1) - ordered < sampling.top_p
     if sampling.top_k:

@@ -34,6 +34,13 @@ def register() -> None:
     AttentionMaskInterface.register(NAME, AttentionMaskInterface()["sdpa"])
 
 
+def use(model: PreTrainedModel) -> None:
+    """Give a language model our attention, where its layers can be packed; the others keep their own."""
+    register()
+    if can_pack(model):
+        model.set_attn_implementation(NAME)
+
+
 def can_pack(model: PreTrainedModel) -> bool:
     """Whether a language model's samples can be walled off in a row, as far as its own description tells.
 
@@ -112,8 +119,8 @@ def packed_attention(
         return output, None
     if kwargs.get("position_bias") is not None:
         raise LayoutError(
-            f"{type(module).__name__} adds a bias to its attention, which cannot be cut at the borders of a packed row. "
-            "Run this model on padded rows"
+            f"{type(module).__name__} adds a bias to its attention, which cannot be cut at the borders of a packed "
+            "row. Run this model on padded rows"
         )
     lengths = kwargs.get("row_lengths") or tuple(torch.diff(borders).tolist())
     _check_row(lengths, query, key)

@@ -23,6 +23,7 @@ class AvlmConfig(PreTrainedConfig):
 
     model_type = "avlm"
     sub_configs = {"text_config": AutoConfig, "vision_config": AutoConfig, "audio_config": AutoConfig}
+    keys_to_ignore_at_inference = ["past_key_values"]
 
     def __init__(
         self,

@@ -11,6 +11,8 @@ Shapes in this file:
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -23,7 +25,8 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from avlm.config.media import AudioSpec, Convolution, VisionSpec
 from avlm.config.model import AudioPart, VisionPart
-from avlm.errors import ConfigError, WeightsError
+from avlm.errors import ConfigError, LayoutError, WeightsError
+from avlm.layout import image_embedding_count
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)
@@ -40,7 +43,7 @@ def _convnext_stride(config: Any) -> int:
 
 
 def _bit_stride(config: Any) -> int:
-    return 4 * 2 ** (len(config.hidden_sizes) - 1)
+    return min(4 * 2 ** (len(config.hidden_sizes) - 1), int(config.output_stride))
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +54,16 @@ class VisionFamily:
     """transformers' name of the encoder's configuration."""
     inside: tuple[str, ...] = ()
     """Names of composite configurations that hold one as `vision_config`."""
+    held_as: tuple[str, ...] = ()
+    """Where in a composite checkpoint its weights stand, when transformers does not find them by itself."""
     prefix_tokens: int = 0
     """Class and register tokens before the picture's own; they are dropped."""
     layer: int | None = None
     """Hidden state that feeds the connector; None is the encoder's last one with its final norm."""
     feature_map: bool = False
     """The output is a map (C, h, w) rather than a sequence."""
+    whole_cells: bool = False
+    """A picture's side must be a whole number of cells: what is left over would make one more."""
     cell_px: Callable[[Any], int] = _patch
     image_size_px: int | None = None
     """Used when the configuration does not name one."""
@@ -67,8 +74,15 @@ class VisionFamily:
 VISION_FAMILIES = (
     VisionFamily("clip_vision_model", inside=("clip",), prefix_tokens=1, layer=-2, mean=CLIP_MEAN, std=CLIP_STD),
     VisionFamily("siglip_vision_model", inside=("siglip",)),
-    VisionFamily("internvl_vision", inside=("internvl",), prefix_tokens=1, mean=IMAGENET_MEAN, std=IMAGENET_STD),
-    VisionFamily("bit", feature_map=True, cell_px=_bit_stride, image_size_px=224),
+    VisionFamily(
+        "internvl_vision",
+        inside=("internvl",),
+        held_as=("model.vision_tower", "vision_tower"),
+        prefix_tokens=1,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+    ),
+    VisionFamily("bit", feature_map=True, whole_cells=True, cell_px=_bit_stride, image_size_px=224),
     VisionFamily(
         "convnext", feature_map=True, cell_px=_convnext_stride, image_size_px=224, mean=IMAGENET_MEAN, std=IMAGENET_STD
     ),
@@ -81,6 +95,8 @@ class AudioFamily:
 
     model_type: str
     inside: tuple[str, ...] = ()
+    held_as: tuple[str, ...] = ()
+    """Where in a composite checkpoint its weights stand."""
     lengths: tuple[Literal["true", "window"], ...] = ("true", "window")
     """Which ways of hearing it has: each clip at its own length, or padded to the released window."""
     convolutions: tuple[Convolution, ...] = (Convolution(stride=1), Convolution(stride=2))
@@ -89,7 +105,8 @@ class AudioFamily:
     hop: int = 160
 
 
-AUDIO_FAMILIES = (AudioFamily("whisper"),)
+# A released Whisper is a whole speech-to-text model; its decoder is never built.
+AUDIO_FAMILIES = (AudioFamily("whisper", held_as=("model.encoder", "encoder")),)
 
 
 def vision_family(config: PreTrainedConfig) -> VisionFamily:
@@ -142,17 +159,23 @@ def vision_spec(config: PreTrainedConfig, part: VisionPart, preprocessor: dict[s
         preprocessor: Contents of ``preprocessor_config.json``, or nothing.
 
     Raises:
-        ConfigError: The picture's side is not a whole number of the encoder's cells.
+        ConfigError: The picture's side does not fit the encoder's cells, or the connector's positions the picture.
     """
     family = vision_family(config)
-    size = part.image_size_px or getattr(config, "image_size", None) or family.image_size_px
-    size = int(size[0] if isinstance(size, (list, tuple)) else size)
+    given: Any = part.image_size_px or getattr(config, "image_size", None) or family.image_size_px
+    size = int(given[0] if isinstance(given, (list, tuple)) else given)
     cell = family.cell_px(config)
     if size < cell:
         raise ConfigError(
-            f"model.vision.image_size_px={size} is smaller than one cell of the encoder ({cell} px). Use at least {cell}"
+            f"model.vision.image_size_px={size} is smaller than one cell of the encoder ({cell} px). "
+            f"Use at least {cell}"
         )
-    return VisionSpec(
+    if family.whole_cells and size % cell:
+        raise ConfigError(
+            f"model.vision.image_size_px={size} is not a whole number of the encoder's cells ({cell} px). "
+            f"Use {size - size % cell} or {size - size % cell + cell}"
+        )
+    spec = VisionSpec(
         image_size_px=size,
         cell_px=cell,
         mean=tuple(preprocessor.get("image_mean") or family.mean),
@@ -160,19 +183,38 @@ def vision_spec(config: PreTrainedConfig, part: VisionPart, preprocessor: dict[s
         fit=part.fit,
         reduction=part.connector.reduction(),
     )
+    _check_layer("vision", part.layer, len(config.hidden_sizes) if family.feature_map else config.num_hidden_layers)
+    if family.feature_map and part.layer not in (None, -1):
+        raise ConfigError(
+            f"model.vision.layer={part.layer}: the layers of {config.model_type} differ in size, and only the last one "
+            "fits the count of its tokens. Use -1, or leave it out"
+        )
+    positions = getattr(part.connector, "positions", 0)
+    if positions and positions != image_embedding_count(spec):
+        raise ConfigError(
+            f"model.vision.connector.positions={positions}, and a picture of {size} px has "
+            f"{image_embedding_count(spec)} embeddings. Use positions={image_embedding_count(spec)}"
+        )
+    return spec
 
 
 def audio_spec(config: PreTrainedConfig, part: AudioPart) -> AudioSpec:
     """What the encoder wants to hear.
 
     Raises:
-        ConfigError: The family cannot hear at the asked length.
+        ConfigError: The family cannot hear at the asked length, or has no such layer.
     """
     family = audio_family(config)
     if part.length not in family.lengths:
         raise ConfigError(
             f"model.audio.length={part.length} is not something {config.model_type} can do. "
             f"Use model.audio.length={family.lengths[0]}"
+        )
+    _check_layer("audio", part.layer, config.encoder_layers)
+    if getattr(part.connector, "positions", 0) and part.length == "true":
+        raise ConfigError(
+            "model.audio.connector.positions is set, and clips of true length have any number of embeddings. "
+            "Use model.audio.length=window, or positions=0"
         )
     longest = int(config.max_source_positions) * family.convolutions[-1].stride
     return AudioSpec(
@@ -186,6 +228,14 @@ def audio_spec(config: PreTrainedConfig, part: AudioPart) -> AudioSpec:
         convolutions=family.convolutions,
         reduction=part.connector.reduction(),
     )
+
+
+def _check_layer(sense: str, layer: int | None, layers: int) -> None:
+    if layer is not None and not -layers - 1 <= layer <= layers:
+        raise ConfigError(
+            f"model.{sense}.layer={layer}: the encoder has {layers} layers, so its hidden states are 0 to {layers}, or "
+            f"{-layers - 1} to -1 from behind. Use one of them"
+        )
 
 
 def build_encoder(config: PreTrainedConfig) -> PreTrainedModel:
@@ -207,10 +257,14 @@ def load_encoder(path: str, config: PreTrainedConfig) -> PreTrainedModel:
         WeightsError: The checkpoint lacks weights of the encoder.
     """
     kind = type(build_on_meta(config))
-    # A released Whisper is a whole speech-to-text model; its decoder is never built.
-    mapping = {r"^(model\.)?encoder\.": ""} if config.model_type == "whisper" else None
+    families = (*VISION_FAMILIES, *AUDIO_FAMILIES)
+    held = [name for family in families if family.model_type == config.model_type for name in family.held_as]
     model, info = kind.from_pretrained(
-        path, config=config, key_mapping=mapping, use_safetensors=True, output_loading_info=True
+        path,
+        config=config,
+        key_mapping={rf"^{re.escape(name)}\.(.+)": r"\1" for name in held} or None,
+        use_safetensors=True,
+        output_loading_info=True,
     )
     if info["missing_keys"]:
         raise WeightsError(
@@ -228,11 +282,13 @@ def build_on_meta(config: PreTrainedConfig) -> PreTrainedModel:
 
 def read_config(path: str, sense: Literal["vision", "audio"]) -> PreTrainedConfig:
     """Read an encoder's configuration from the hub or a folder."""
-    return inner_config(AutoConfig.from_pretrained(path), sense)
+    return inner_config(AutoConfig.from_pretrained(path, trust_remote_code=False), sense)
 
 
 def encoder_width(config: PreTrainedConfig) -> int:
     """C, the width of an encoder's embeddings."""
+    if config.model_type == "bit" and config.width_factor != 1:
+        return int(build_on_meta(config).encoder.stages[-1].layers[-1].conv3.out_channels)
     if hasattr(config, "hidden_sizes"):
         return int(config.hidden_sizes[-1])
     return int(getattr(config, "d_model", None) or config.hidden_size)
@@ -254,16 +310,27 @@ def encode_images(encoder: PreTrainedModel, pixel_values: Tensor, layer: int | N
     pixel_values = pixel_values.to(encoder.dtype)
     if family.feature_map:
         pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)  # a third faster on a processor
+    kwargs = _other_size(encoder, pixel_values)
     if layer is None:
-        states = encoder(pixel_values).last_hidden_state
+        states = encoder(pixel_values, **kwargs).last_hidden_state
     else:
-        states = encoder(pixel_values, output_hidden_states=True).hidden_states[layer]
+        states = encoder(pixel_values, output_hidden_states=True, **kwargs).hidden_states[layer]
     if family.feature_map:
         return states.flatten(2).transpose(1, 2)
     return states[:, family.prefix_tokens :]
 
 
-def encode_sounds(encoder: PreTrainedModel, features: Tensor, mask: Tensor, spec: AudioSpec) -> list[Tensor]:
+def _other_size(encoder: PreTrainedModel, pixel_values: Tensor) -> dict[str, bool]:
+    """What the encoder must be told about pictures of another size than it was trained on."""
+    own = getattr(encoder.config, "image_size", None)
+    own = tuple(own) if isinstance(own, (list, tuple)) else (own, own)
+    can = "interpolate_pos_encoding" in inspect.signature(encoder.forward).parameters
+    return {"interpolate_pos_encoding": True} if can and own != tuple(pixel_values.shape[-2:]) else {}
+
+
+def encode_sounds(
+    encoder: PreTrainedModel, features: Tensor, mask: Tensor, spec: AudioSpec, layer: int | None = None
+) -> list[Tensor]:
     """Hear clips, each as if it were alone.
 
     Args:
@@ -271,22 +338,43 @@ def encode_sounds(encoder: PreTrainedModel, features: Tensor, mask: Tensor, spec
         features: (N, B, M) log-mel frames, padded with zeros to the longest clip.
         mask: bool (N, M), True where there is sound.
         spec: The window, or true lengths.
+        layer: Hidden state to read, counted as in `hidden_states`; None is the encoder's output.
 
     Returns:
         N tensors (n_i, C).
+
+    Raises:
+        LayoutError: A clip is empty or longer than the encoder hears.
     """
     features = features.to(encoder.dtype)
+    lengths = [int(length) for length in mask.sum(1)]
+    _check_lengths(lengths, features.shape[2], spec)
     if spec.window_frames is not None:
-        states = encoder(features).last_hidden_state
-        return list(states)
-    lengths = mask.sum(1).tolist()
+        if layer is None:
+            return list(encoder(features).last_hidden_state)
+        return list(encoder(features, output_hidden_states=True).hidden_states[layer])
     found: list[Tensor | None] = [None] * len(lengths)
     for members in _similar(lengths):
         longest = lengths[members[0]]
-        states = _whisper_true_length(encoder, features[members, :, :longest], mask[members, :longest])
+        states = _whisper_true_length(encoder, features[members, :, :longest], mask[members, :longest], layer)
         for i, state in zip(members, states, strict=True):
             found[i] = state
     return [state for state in found if state is not None]
+
+
+def _check_lengths(lengths: list[int], padded: int, spec: AudioSpec) -> None:
+    """Refuse clips that the encoder cannot hear, by their number in the batch."""
+    if spec.window_frames is not None and padded != spec.window_frames:
+        raise LayoutError(
+            f"clips of {padded} mel frames were given, and the audio encoder hears windows of {spec.window_frames}. "
+            "Prepare the data with the model's own processor"
+        )
+    for i, length in enumerate(lengths):
+        if not 0 < length <= spec.max_frames:
+            raise LayoutError(
+                f"clip {i} has {length} mel frames, and the audio encoder hears 1 to {spec.max_frames}. "
+                "Leave it out, or cut it into shorter clips"
+            )
 
 
 def _similar(lengths: list[int]) -> list[list[int]]:
@@ -300,14 +388,15 @@ def _similar(lengths: list[int]) -> list[list[int]]:
     return groups
 
 
-def _whisper_true_length(encoder: Any, features: Tensor, mask: Tensor) -> list[Tensor]:
+def _whisper_true_length(encoder: Any, features: Tensor, mask: Tensor, which: int | None) -> list[Tensor]:
     """Whisper's encoder on clips shorter than its window: no position beyond a clip's end is ever seen.
 
     transformers' own forward insists on the full window and hears the padding as silence (arXiv:2212.04356 trains on
     it); here each clip ends where it ends, as Ultravox does. At the full window both agree.
     """
-    states = F.gelu(encoder.conv1(features))
-    states = states * mask[:, None]  # the second convolution must see zeros beyond the end, as at the end of a window
+    # Each convolution must see zeros beyond a clip's end, as at the end of a window.
+    features = features.masked_fill(~mask[:, None], 0)
+    states = F.gelu(encoder.conv1(features)).masked_fill(~mask[:, None], 0)
     states = F.gelu(encoder.conv2(states)).transpose(1, 2)
     inside = mask[:, ::2]
     positions = torch.arange(states.shape[1], device=states.device)
@@ -317,7 +406,10 @@ def _whisper_true_length(encoder: Any, features: Tensor, mask: Tensor) -> list[T
     if not bool(inside.all()):
         attention_mask = torch.zeros(inside.shape, dtype=states.dtype, device=states.device)
         attention_mask = attention_mask.masked_fill(~inside, torch.finfo(states.dtype).min)[:, None, None, :]
-    for layer in encoder.layers:
+    last = len(encoder.layers)
+    wanted = last if which is None else which % (last + 1)
+    for layer in encoder.layers[:wanted]:
         states = layer(states, attention_mask)
-    states = encoder.layer_norm(states)
+    if wanted == last:
+        states = encoder.layer_norm(states)
     return [state[:count] for state, count in zip(states, inside.sum(1).tolist(), strict=True)]

@@ -23,7 +23,7 @@ def place_embeddings(text_BTD: Tensor, input_ids_BT: Tensor, token_id: int, medi
         text_BTD: Text embeddings. What stands at a reserved place is overwritten.
         input_ids_BT: Tokens; places are where ``token_id`` stands.
         token_id: The placeholder of this kind.
-        media_MD: Connector outputs, cast to the dtype of ``text_BTD``.
+        media_MD: Connector outputs, cast to the dtype and moved to the device of ``text_BTD``.
         kind: Word for messages: image, audio or video.
 
     Returns:
@@ -46,7 +46,7 @@ def place_embeddings(text_BTD: Tensor, input_ids_BT: Tensor, token_id: int, medi
     if not count:
         return text_BTD
     index = places.flatten().nonzero().squeeze(1)
-    flat = text_BTD.flatten(0, 1).index_copy(0, index, media_MD.to(text_BTD.dtype))
+    flat = text_BTD.flatten(0, 1).index_copy(0, index, media_MD.to(text_BTD))
     return flat.view_as(text_BTD)
 
 
@@ -78,7 +78,8 @@ def check_counts(places: Sequence[Place], found: dict[str, list[int]]) -> None:
     for kind, queue in left.items():
         if queue:
             raise LayoutError(
-                f"{len(queue)} {kind} items have no place in the text. Prepare the data with the model's own processor"
+                f"{len(queue)} {kind} items have no place in the text: 0 places are reserved for them and the encoder "
+                f"made {sum(queue)} embeddings. Prepare the data with the model's own processor"
             )
 
 

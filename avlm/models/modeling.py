@@ -13,22 +13,39 @@ Shapes in this file:
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, Cache, GenerationMixin, PreTrainedModel
-from transformers.modeling_outputs import ModelOutput
+from torch.nn.utils.rnn import pad_sequence
+from transformers import (
+    AutoModelForCausalLM,
+    Cache,
+    GenerationMixin,
+    LogitsProcessorList,
+    PreTrainedModel,
+    SuppressTokensLogitsProcessor,
+)
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
+from transformers.utils import logging
 
-from avlm.errors import LayoutError
+from avlm.errors import ConfigError, LayoutError
 from avlm.layout import reduced_count
 from avlm.models import attention
 from avlm.models.configuration import AvlmConfig
 from avlm.models.connectors import build_connector
 from avlm.models.encoders import build_encoder, encode_images, encode_sounds, encoder_width
 from avlm.models.fusion import check_counts, place_embeddings
-from avlm.samples import Place
+from avlm.samples import IGNORE, Place
+
+logger = logging.get_logger(__name__)
+
+MEDIA = ("pixel_values", "pixel_values_videos", "input_features", "input_features_mask")
+"""What the forward pass takes beside text."""
+
+KINDS = ("image", "video", "audio")
 
 
 @dataclass
@@ -68,6 +85,15 @@ class AvlmPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _skip_keys_device_placement = ["past_key_values"]
 
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        """As transformers saves, with every tensor under its name in this model.
+
+        Left alone, transformers 5.23 takes ``model.language_model.model`` for a slip of older versions: a model that
+        was loaded would be saved under other names than it had, which other versions cannot read.
+        """
+        kwargs.setdefault("save_original_format", False)
+        return super().save_pretrained(save_directory, *args, **kwargs)
+
 
 class AvlmModel(AvlmPreTrainedModel):
     """Encoders, connectors and the language model; returns hidden states."""
@@ -84,7 +110,15 @@ class AvlmModel(AvlmPreTrainedModel):
             setattr(self, f"{sense}_tower", tower)
             setattr(self, f"{sense}_connector", connector)
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
+        self._packs: bool | None = None  # whether rows go through packed; None until it has been seen
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As transformers loads; a directory of the whole model gives its inner one."""
+        own = {r"^model\.(?=(language_model|vision_tower|audio_tower|vision_connector|audio_connector)\.)": ""}
+        kwargs["key_mapping"] = {**own, **(kwargs.get("key_mapping") or {})}
+        return super().from_pretrained(*args, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
@@ -95,45 +129,106 @@ class AvlmModel(AvlmPreTrainedModel):
     def get_decoder(self) -> nn.Module:
         return self.language_model.get_decoder()
 
-    def get_image_features(self, pixel_values: Tensor) -> Tensor:
-        """Pictures (N, 3, height, width) to tokens, end to end: (N * tokens, D)."""
+    def get_image_features(self, pixel_values: Tensor) -> BaseModelOutputWithPooling:
+        """Look at pictures (N, 3, height, width).
+
+        Returns:
+            ``pooler_output``: for each picture its tokens (tokens, D); ``last_hidden_state``: the encoder's embeddings.
+        """
         if self.vision_tower is None or self.vision_connector is None:
             raise LayoutError(
                 "pixels were given to a model without a vision part. Leave them out, or use a model that sees"
             )
         states = encode_images(self.vision_tower, pixel_values, self.config.vision_layer)
-        tokens: Tensor = self.vision_connector(list(states))
-        return tokens
+        tokens = self.vision_connector(list(states))
+        return BaseModelOutputWithPooling(states, list(tokens.chunk(len(states))))
 
-    def get_video_features(self, pixel_values_videos: Tensor) -> Tensor:
-        """Frames (F, 3, height, width) to tokens, end to end."""
+    def get_video_features(self, pixel_values_videos: Tensor) -> BaseModelOutputWithPooling:
+        """Look at frames (F, 3, height, width); as `get_image_features`, for each frame."""
         return self.get_image_features(pixel_values_videos)
 
-    def get_audio_features(self, input_features: Tensor, input_features_mask: Tensor | None = None) -> Tensor:
-        """Clips (A, bins, frames) and their mask to tokens, end to end."""
-        return self._hear(input_features, input_features_mask)[0]
+    def get_audio_features(
+        self, input_features: Tensor, input_features_mask: Tensor | None = None
+    ) -> BaseModelOutputWithPooling:
+        """Hear clips (A, bins, frames) with their mask (A, frames).
 
-    def _hear(self, input_features: Tensor, mask: Tensor | None) -> tuple[Tensor, list[int]]:
+        Returns:
+            ``pooler_output``: for each clip its tokens (tokens, D); ``last_hidden_state``: the encoder's embeddings,
+            padded with zeros to the longest clip.
+        """
         spec = self.config.media_spec().audio
         if self.audio_tower is None or self.audio_connector is None or spec is None:
             raise LayoutError(
                 "sound was given to a model without an audio part. Leave it out, or use a model that hears"
             )
-        if mask is None:
-            mask = input_features.new_ones(input_features.shape[0], input_features.shape[2], dtype=torch.bool)
-        states = encode_sounds(self.audio_tower, input_features, mask.bool(), spec)
-        return self.audio_connector(states), [reduced_count(s.shape[0], spec.reduction) for s in states]
+        if input_features_mask is None:
+            shape = input_features.shape[0], input_features.shape[2]
+            input_features_mask = torch.ones(shape, dtype=torch.bool, device=input_features.device)
+        mask = input_features_mask.bool()
+        states = encode_sounds(self.audio_tower, input_features, mask, spec, self.config.audio_layer)
+        counts = [reduced_count(s.shape[0], spec.reduction) for s in states]
+        tokens = self.audio_connector(states)
+        return BaseModelOutputWithPooling(pad_sequence(states, batch_first=True), list(tokens.split(counts)))
+
+    def get_placeholder_mask(
+        self,
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor | None = None,
+        image_features: Tensor | None = None,
+        video_features: Tensor | None = None,
+        audio_features: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Places of images, of frames and of sound, each bool (B, T, 1).
+
+        Args:
+            input_ids: Tokens, or None to find the places by the placeholders' embeddings in ``inputs_embeds``.
+
+        Raises:
+            LayoutError: Features were given and are more or fewer than their places.
+        """
+        ids = self._ids(inputs_embeds) if input_ids is None else input_ids
+        masks = []
+        for kind, features in zip(KINDS, (image_features, video_features, audio_features), strict=True):
+            token_id = getattr(self.config, f"{kind}_token_id")
+            mask = torch.zeros_like(ids, dtype=torch.bool) if token_id is None else ids == token_id
+            places = int(mask.sum())
+            found = None if features is None else features.numel() // features.shape[-1]
+            if found is not None and found != places:
+                raise LayoutError(
+                    f"the text reserves {places} {kind} places, and there are {found} embeddings. "
+                    "Prepare the data with the model's own processor"
+                )
+            masks.append(mask.unsqueeze(-1))
+        return masks[0], masks[1], masks[2]
+
+    def _ids(self, inputs_embeds: Tensor | None) -> Tensor:
+        """Tokens as far as embeddings tell: placeholders where theirs stand, -1 everywhere else."""
+        if inputs_embeds is None:
+            raise _neither()
+        table = self.get_input_embeddings()
+        ids = torch.full(inputs_embeds.shape[:2], -1, device=inputs_embeds.device)
+        for kind in KINDS:
+            token_id = getattr(self.config, f"{kind}_token_id")
+            if token_id is not None:
+                placeholder = table(torch.tensor(token_id, device=ids.device))
+                ids = ids.masked_fill((inputs_embeds == placeholder).all(-1), token_id)
+        return ids
 
     def embed(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None,
         pixel_values: Tensor | None = None,
         pixel_values_videos: Tensor | None = None,
         input_features: Tensor | None = None,
         input_features_mask: Tensor | None = None,
         places: list[Place] | None = None,
+        inputs_embeds: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Embed tokens and fill the places of media.
+
+        Args:
+            places: Reserved places, so that a mismatch is reported by sample and item.
+            inputs_embeds: Embeddings instead of tokens; those of placeholders are filled.
 
         Returns:
             Embeddings (B, T, D), and the connector outputs of each kind.
@@ -141,26 +236,83 @@ class AvlmModel(AvlmPreTrainedModel):
         Raises:
             LayoutError: Places and embeddings disagree; with ``places`` the message names the sample and the item.
         """
-        features: dict[str, Tensor] = {}
-        counts: dict[str, list[int]] = {}
+        items: dict[str, Sequence[Tensor]] = {}
         for kind, pixels in (("image", pixel_values), ("video", pixel_values_videos)):
             if pixels is not None and len(pixels):
-                features[kind] = self.get_image_features(pixels)
-                counts[kind] = [len(features[kind]) // len(pixels)] * len(pixels)
+                items[kind] = self.get_image_features(pixels).pooler_output
         if input_features is not None and len(input_features):
-            features["audio"], counts["audio"] = self._hear(input_features, input_features_mask)
+            items["audio"] = self.get_audio_features(input_features, input_features_mask).pooler_output
         if places is not None:
-            check_counts(places, counts)
-        embeds = self.get_input_embeddings()(input_ids)
-        for kind in ("image", "video", "audio"):
-            token_id = getattr(self.config, f"{kind}_token_id")
-            if token_id is None:
-                continue
-            media = features.get(kind)
-            if media is None:
-                media = embeds.new_zeros(0, embeds.shape[-1])
-            embeds = place_embeddings(embeds, input_ids, token_id, media, kind)
+            check_counts(places, {kind: [len(item) for item in found] for kind, found in items.items()})
+        features = {kind: torch.cat(list(found)) for kind, found in items.items()}
+        if inputs_embeds is not None:
+            embeds, input_ids = inputs_embeds, self._ids(inputs_embeds) if features else None
+        elif input_ids is not None:
+            embeds = self.get_input_embeddings()(input_ids)
+        else:
+            raise _neither()
+        if input_ids is not None:
+            for kind in KINDS:
+                embeds = self._fill(embeds, input_ids, kind, features.get(kind))
         return embeds, features
+
+    def _fill(self, embeds: Tensor, input_ids: Tensor, kind: str, media: Tensor | None) -> Tensor:
+        token_id = getattr(self.config, f"{kind}_token_id")
+        if token_id is None:
+            if media is None:
+                return embeds
+            raise LayoutError(
+                f"{len(media)} embeddings of {kind} were made, and the model's configuration has no {kind}_token_id "
+                f"that reserves places for them. Set {kind}_token_id to the tokenizer's placeholder"
+            )
+        if media is None:
+            media = embeds.new_zeros(0, embeds.shape[-1])
+        return place_embeddings(embeds, input_ids, token_id, media, kind)
+
+    def read(
+        self,
+        reader: nn.Module,
+        embeds: Tensor,
+        *,
+        row_lengths: Sequence[int] | None = None,
+        position_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        logits_to_keep: int | Tensor | None = None,
+        **kwargs: Any,
+    ) -> ModelOutput:
+        """Run the language model, or its decoder alone, over embeddings.
+
+        Args:
+            reader: The one or the other.
+            embeds: (B, T, D); one row where it is packed.
+            row_lengths: Tokens of each sample of a packed row. Where the language model cannot keep samples apart in a
+                row, they are laid out as a padded batch and end to end again behind it: slower, with the same result.
+            logits_to_keep: For the language model; see `AvlmForConditionalGeneration.forward`.
+
+        Raises:
+            LayoutError: The lengths are not those of the row.
+        """
+        kwargs["return_dict"] = True
+        if row_lengths is None:
+            kwargs |= {"attention_mask": attention_mask, "position_ids": position_ids}
+            return _read(reader, embeds, logits_to_keep, kwargs)
+        lengths = _checked_lengths(row_lengths, embeds)
+        if position_ids is None:
+            position_ids = torch.cat([torch.arange(length, device=embeds.device) for length in lengths])[None]
+        kwargs |= {"position_ids": position_ids, "use_cache": False}
+        name = self.language_model.config.get_text_config()._attn_implementation
+        if name == attention.NAME and self._packs is not False and attention.can_pack(self.language_model):
+            calls: list[str] | None = [] if self._packs is None else None
+            output = _read(reader, embeds, logits_to_keep, {**kwargs, **_borders(embeds, lengths, calls)})
+            if calls is None or attention.proven(calls, self.language_model):
+                self._packs = True
+                return output
+            self._packs = False
+        logger.warning_once(
+            f"{type(self.language_model).__name__} with {name} attention cannot keep the samples of a packed row apart, "
+            "so every row is laid out as a padded batch: the same losses, more computing."
+        )
+        return _read_padded(reader, embeds, lengths, logits_to_keep, kwargs)
 
     def forward(
         self,
@@ -173,30 +325,34 @@ class AvlmModel(AvlmPreTrainedModel):
         pixel_values_videos: Tensor | None = None,
         input_features: Tensor | None = None,
         input_features_mask: Tensor | None = None,
+        row_lengths: Sequence[int] | None = None,
+        places: list[Place] | None = None,
+        return_dict: bool | None = None,
         **kwargs: Any,
-    ) -> AvlmOutput:
-        """Hidden states of the language model over text and media."""
-        features: dict[str, Tensor] = {}
-        if inputs_embeds is None:
-            assert input_ids is not None
-            inputs_embeds, features = self.embed(
-                input_ids, pixel_values, pixel_values_videos, input_features, input_features_mask
-            )
+    ) -> AvlmOutput | tuple[Any, ...]:
+        """Hidden states of the language model over text and media; see `AvlmForConditionalGeneration.forward`."""
+        _one_of(input_ids, inputs_embeds)
+        embeds, features = self.embed(
+            input_ids, pixel_values, pixel_values_videos, input_features, input_features_mask, places, inputs_embeds
+        )
         kwargs.pop("logits_to_keep", None)
-        outputs = self.language_model.get_decoder()(
-            attention_mask=attention_mask,
+        outputs = self.read(
+            self.language_model.get_decoder(),
+            embeds,
+            row_lengths=row_lengths,
             position_ids=position_ids,
+            attention_mask=attention_mask,
             past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
             **kwargs,
         )
-        return AvlmOutput(
+        output = AvlmOutput(
             last_hidden_state=outputs.last_hidden_state,
             past_key_values=outputs.get("past_key_values"),
             hidden_states=outputs.get("hidden_states"),
             attentions=outputs.get("attentions"),
             **_media_outputs(features),
         )
+        return output if _wants_dict(return_dict, self.config) else output.to_tuple()
 
 
 class AvlmForConditionalGeneration(AvlmPreTrainedModel, GenerationMixin):
@@ -228,17 +384,28 @@ class AvlmForConditionalGeneration(AvlmPreTrainedModel, GenerationMixin):
     def get_decoder(self) -> nn.Module:
         return self.model.get_decoder()
 
-    def get_image_features(self, pixel_values: Tensor) -> Tensor:
+    def get_image_features(self, pixel_values: Tensor) -> BaseModelOutputWithPooling:
         """See `AvlmModel.get_image_features`."""
         return self.model.get_image_features(pixel_values)
 
-    def get_video_features(self, pixel_values_videos: Tensor) -> Tensor:
+    def get_video_features(self, pixel_values_videos: Tensor) -> BaseModelOutputWithPooling:
         """See `AvlmModel.get_video_features`."""
         return self.model.get_video_features(pixel_values_videos)
 
-    def get_audio_features(self, input_features: Tensor, input_features_mask: Tensor | None = None) -> Tensor:
+    def get_audio_features(
+        self, input_features: Tensor, input_features_mask: Tensor | None = None
+    ) -> BaseModelOutputWithPooling:
         """See `AvlmModel.get_audio_features`."""
         return self.model.get_audio_features(input_features, input_features_mask)
+
+    def get_placeholder_mask(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """See `AvlmModel.get_placeholder_mask`."""
+        return self.model.get_placeholder_mask(*args, **kwargs)
+
+    def placeholder_ids(self) -> list[int]:
+        """Tokens that stand for media; never an answer."""
+        ids = (getattr(self.config, f"{kind}_token_id") for kind in KINDS)
+        return sorted({token_id for token_id in ids if token_id is not None})
 
     def forward(
         self,
@@ -253,53 +420,59 @@ class AvlmForConditionalGeneration(AvlmPreTrainedModel, GenerationMixin):
         input_features_mask: Tensor | None = None,
         labels: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
-        row_lengths: list[int] | None = None,
+        row_lengths: Sequence[int] | None = None,
         places: list[Place] | None = None,
+        prompt_embeds: Tensor | None = None,
+        return_dict: bool | None = None,
         **kwargs: Any,
-    ) -> AvlmOutput:
+    ) -> AvlmOutput | tuple[Any, ...]:
         """Read text and media.
 
         Args:
             input_ids: (B, T), placeholders written out, one id for each media token.
             attention_mask: (B, T) for padded prompts; leave out for a packed row.
+            inputs_embeds: (B, T, D) instead of tokens; media fill the placeholders' embeddings.
             pixel_values: (N, 3, height, width), all pictures in reading order.
             pixel_values_videos: (F, 3, height, width), all frames in reading order.
             input_features, input_features_mask: (A, bins, frames) and (A, frames), all clips in reading order.
-            labels: (B, T), -100 where nothing is learned; shifted here, not by the caller.
+            labels: (B, T), -100 where nothing is learned; shifted here, not by the caller. In a packed row the first
+                token of a sample is nobody's next token.
             logits_to_keep: Compute logits only for the last so many positions, or at these positions.
             row_lengths: Tokens of each sample, when the one row of the batch is packed.
             places: Reserved places, so that a mismatch is reported by sample and item.
+            prompt_embeds: (B, prompt, D), a prompt whose places are filled already; `generate` makes them once.
 
         Returns:
             Logits, and the loss as a mean over target tokens when labels are given.
 
         Raises:
             LayoutError: Places and media disagree.
+            ConfigError: Both or neither of tokens and embeddings were given.
         """
+        _one_of(input_ids, inputs_embeds)
         features: dict[str, Tensor] = {}
-        if inputs_embeds is None:
-            assert input_ids is not None
-            inputs_embeds, features = self.model.embed(
-                input_ids, pixel_values, pixel_values_videos, input_features, input_features_mask, places
+        if prompt_embeds is not None and input_ids is not None:
+            embeds = self._behind_prompt(prompt_embeds, input_ids, past_key_values)
+        else:
+            embeds, features = self.model.embed(
+                input_ids, pixel_values, pixel_values_videos, input_features, input_features_mask, places, inputs_embeds
             )
-        if row_lengths is not None:
-            kwargs.update(attention.packed_kwargs(row_lengths, inputs_embeds.device))
-            kwargs["use_cache"] = False  # with a cache transformers overlooks the borders that the positions show
-            attention_mask = self._packed_mask(inputs_embeds)
-        kept = _can_keep(self.language_model)
-        outputs = self.language_model(
-            attention_mask=attention_mask,
+        loss_kwargs = {k: kwargs.pop(k) for k in ("num_items_in_batch",) if k in kwargs}
+        outputs = self.model.read(
+            self.language_model,
+            embeds,
+            row_lengths=row_lengths,
             position_ids=position_ids,
+            attention_mask=attention_mask,
             past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            **({"logits_to_keep": logits_to_keep} if kept else {}),
+            logits_to_keep=logits_to_keep,
             **kwargs,
         )
-        logits = outputs.logits if kept else _keep(outputs.logits, logits_to_keep)
-        loss = None
+        logits, loss = outputs.logits, None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **_loss_kwargs(kwargs))
-        return AvlmOutput(
+            labels = labels if row_lengths is None else _walled(labels, row_lengths)
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **loss_kwargs)
+        output = AvlmOutput(
             loss=loss,
             logits=logits,
             past_key_values=outputs.get("past_key_values"),
@@ -307,20 +480,110 @@ class AvlmForConditionalGeneration(AvlmPreTrainedModel, GenerationMixin):
             attentions=outputs.get("attentions"),
             **_media_outputs(features),
         )
+        return output if _wants_dict(return_dict, self.config) else output.to_tuple()
 
-    def _packed_mask(self, embeds: Tensor) -> Tensor | None:
-        """A packed row has no mask: its borders are its mask.
+    def _behind_prompt(self, prompt_embeds: Tensor, input_ids: Tensor, cache: Cache | None) -> Tensor:
+        """Embeddings of what comes now: the prompt's as they were made, and the answer's tokens."""
+        start = 0 if cache is None else int(cache.get_seq_length())
+        seen = prompt_embeds[:, start : start + input_ids.shape[1]]
+        answer: Tensor = self.get_input_embeddings()(input_ids[:, seen.shape[1] :])
+        return torch.cat([seen, answer], 1)
 
-        transformers would build one of T x T from the positions. Its door for a mask made elsewhere (four dimensions,
-        passed on as it is) keeps it from doing so for our attention; the others get the one it builds.
+    @torch.no_grad()
+    def generate(
+        self, inputs: Tensor | None = None, generation_config: Any = None, logits_processor: Any = None, *args: Any,
+        **kwargs: Any,
+    ) -> Any:  # fmt: skip
+        """As transformers generates, with `GenerationMixin.generate`'s own arguments.
+
+        Media are encoded once, however many beams or samples a prompt has, and stay with their prompt; placeholders are
+        never an answer.
         """
-        if self.config.text_config._attn_implementation == attention.NAME:
-            return embeds.new_zeros(1, 1, 1, 1)
-        return None
+        media = {name: kwargs.pop(name) for name in MEDIA if name in kwargs}
+        if any(value is not None for value in media.values()):
+            media = {k: v if v is None else v.to(self.device) for k, v in media.items()}
+            ids = inputs if inputs is not None else kwargs.get("input_ids")
+            given = kwargs.get("inputs_embeds")
+            if given is None:
+                kwargs["prompt_embeds"] = self.model.embed(None if ids is None else ids.to(self.device), **media)[0]
+            else:
+                kwargs["inputs_embeds"] = self.model.embed(None, **media, inputs_embeds=given)[0]
+        processors = LogitsProcessorList(logits_processor or [])
+        if self.placeholder_ids():
+            processors.append(SuppressTokensLogitsProcessor(self.placeholder_ids(), device=self.device))
+        return super().generate(inputs, generation_config, processors, *args, **kwargs)
 
 
-def _can_keep(language_model: nn.Module) -> bool:
-    return "logits_to_keep" in inspect.signature(language_model.forward).parameters
+def _read(
+    reader: nn.Module, embeds: Tensor, logits_to_keep: int | Tensor | None, kwargs: dict[str, Any]
+) -> ModelOutput:
+    """One pass, with logits only where they are wanted, whether or not the language model knows how to do that."""
+    knows = logits_to_keep is not None and "logits_to_keep" in inspect.signature(reader.forward).parameters
+    output: ModelOutput = reader(
+        inputs_embeds=embeds, **kwargs, **({"logits_to_keep": logits_to_keep} if knows else {})
+    )  # fmt: skip
+    if logits_to_keep is not None and not knows:
+        output["logits"] = _keep(output["logits"], logits_to_keep)
+    return output
+
+
+def _borders(embeds: Tensor, lengths: list[int], calls: list[str] | None) -> dict[str, Any]:
+    """What tells a language model of the samples in a row, which has no mask: its borders are its mask.
+
+    transformers would build a mask of T x T from the positions, for those families that hand it the positions. Its door
+    for a mask made elsewhere (four dimensions, passed on as it is) keeps it from doing so.
+    """
+    borders = attention.packed_kwargs(lengths, embeds.device)
+    if calls is not None:
+        borders["packed_calls"] = calls
+    return {**borders, "attention_mask": embeds.new_zeros(1, 1, 1, 1)}
+
+
+def _read_padded(
+    reader: nn.Module,
+    embeds: Tensor,
+    lengths: list[int],
+    logits_to_keep: int | Tensor | None,
+    kwargs: dict[str, Any],
+) -> ModelOutput:
+    """A packed row through a language model that must have its samples side by side."""
+    rows = pad_sequence(list(embeds[0].split(lengths)), batch_first=True)
+    inside = torch.arange(rows.shape[1], device=rows.device) < torch.tensor(lengths, device=rows.device)[:, None]
+    positions = pad_sequence(list(kwargs["position_ids"][0].split(lengths)), batch_first=True)
+    output = _read(reader, rows, None, {**kwargs, "attention_mask": inside.long(), "position_ids": positions})
+    for name in ("logits", "last_hidden_state"):
+        if output.get(name) is not None:
+            output[name] = output[name][inside][None]
+    if output.get("hidden_states") is not None:
+        output["hidden_states"] = tuple(states[inside][None] for states in output["hidden_states"])
+    if logits_to_keep is not None:
+        output["logits"] = _keep(output["logits"], logits_to_keep)
+    return output
+
+
+def _checked_lengths(row_lengths: Sequence[int], embeds: Tensor) -> list[int]:
+    lengths = [int(length) for length in row_lengths if length]
+    if embeds.shape[0] != 1 or sum(lengths) != embeds.shape[1]:
+        raise LayoutError(
+            f"row_lengths add up to {sum(lengths)} tokens, and the batch has {embeds.shape[0]} rows of "
+            f"{embeds.shape[1]}. A packed batch is one row whose samples lie end to end"
+        )
+    return lengths
+
+
+def _one_of(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> None:
+    if input_ids is None and inputs_embeds is None:
+        raise _neither()
+    if input_ids is not None and inputs_embeds is not None:
+        raise ConfigError("input_ids and inputs_embeds are both given, and one of them is read. Leave one of them out")
+
+
+def _neither() -> ConfigError:
+    return ConfigError("neither input_ids nor inputs_embeds is given, so there is nothing to read. Give one of them")
+
+
+def _wants_dict(asked: bool | None, config: AvlmConfig) -> bool:
+    return bool(config.return_dict if asked is None else asked)
 
 
 def _keep(logits: Tensor, positions: int | Tensor) -> Tensor:
@@ -330,8 +593,10 @@ def _keep(logits: Tensor, positions: int | Tensor) -> Tensor:
     return logits[:, positions]
 
 
-def _loss_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
-    return {"num_items_in_batch": kwargs["num_items_in_batch"]} if "num_items_in_batch" in kwargs else {}
+def _walled(labels_BT: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Labels of a packed row without the first token of each sample, which follows on nothing."""
+    starts = torch.tensor([0, *lengths], device=labels_BT.device).cumsum(0)[:-1]
+    return labels_BT.index_fill(1, starts[starts < labels_BT.shape[1]], IGNORE)
 
 
 def _media_outputs(features: dict[str, Tensor]) -> dict[str, Tensor | None]:

@@ -44,7 +44,8 @@ def _from_file(name: str, arguments: dict[str, Any]) -> RunConfig:
     if path.suffix in (".yaml", ".yml", ".json"):
         if arguments:
             raise ConfigError(
-                f"{name} is a file of settings and takes no {next(iter(arguments))}. Change the file, or override its keys"
+                f"{name} is a file of settings and takes no {next(iter(arguments))}. "
+                "Change the file, or override its keys"
             )
         return build(RunConfig, read_mapping(path), where=name)
     import difflib

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from avlm.config.media import VideoSpec
-from avlm.config.model import AudioPart, LanguagePart, MlpConnector, ModelConfig, Source, VisionPart
+from avlm.config.model import AudioPart, LanguagePart, LinearConnector, MlpConnector, ModelConfig, Source, VisionPart
 from avlm.config.run import (
     Augment,
     DataConfig,
@@ -72,7 +72,7 @@ def tiny(pace: float = 1.0) -> RunConfig:
                     }
                 ),
                 image_size_px=64,
-                connector=MlpConnector(),
+                connector=LinearConnector(),
             ),
             audio=AudioPart(
                 encoder=Source(
@@ -109,10 +109,14 @@ def tiny(pace: float = 1.0) -> RunConfig:
                 name="vision",
                 builds="vision",
                 reader=reader,
-                train={p: TrainPart(lr=2e-3) for p in ("vision", "vision_connector", "language")},
+                train={
+                    "vision": TrainPart(lr=2e-3),
+                    "vision_connector": TrainPart(lr=1e-3),
+                    "language": TrainPart(lr=6e-4),
+                },
                 rows="vision",
-                steps=steps(800),
-                batch_samples=32,
+                steps=steps(1600),
+                batch_samples=16,
                 optimizer=fresh,
                 augment=see,
             ),
@@ -148,10 +152,10 @@ def tiny(pace: float = 1.0) -> RunConfig:
                 train={
                     "vision_connector": TrainPart(lr=1e-3),
                     "audio_connector": TrainPart(lr=1e-3),
-                    "language": TrainPart(lr=1e-3),
+                    "language": TrainPart(lr=7e-4),
                 },
-                steps=steps(1000),
-                batch_samples=48,
+                steps=steps(1500),
+                batch_samples=32,
                 optimizer=fresh,
                 augment=both,
                 schedule=Schedule(kind="wsd", decay=0.3),

@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 
 from avlm.config.io import build, read_mapping, to_yaml
 from avlm.config.model import LanguagePart, ModelConfig, Source
-from avlm.config.run import RunConfig, Stage, stage_problem
+from avlm.config.run import RunConfig, Stage
 from avlm.convert.compose import Composed, compose
 from avlm.convert.weights import load_model, publish_copy, save_model, save_part
 from avlm.data.loader import StepLoader
@@ -39,7 +39,7 @@ from avlm.models.modeling import AvlmForConditionalGeneration
 from avlm.samples import Sample
 from avlm.training.checkpoint import file_sha256
 from avlm.training.observe import StepMetrics, make_console, tell
-from avlm.training.stages import part_modules
+from avlm.training.stages import check_parts, part_modules
 from avlm.training.stopping import StopWish, stop_wishes
 from avlm.training.trainer import Trainer
 
@@ -131,8 +131,8 @@ class Run:
             bad, rows = len(source.errors), len(source.errors) + len(source)
             if bad > max(10, self.config.data.max_bad * rows):
                 raise DataError(
-                    f"{bad} of {rows} rows cannot be read, more than data.max_bad={self.config.data.max_bad:g} allows; the "
-                    f"first one: {source.errors[0].reason}. Correct them, or raise data.max_bad",
+                    f"{bad} of {rows} rows cannot be read, more than data.max_bad={self.config.data.max_bad:g} allows; "
+                    f"the first one: {source.errors[0].reason}. Correct them, or raise data.max_bad",
                     where=source.errors[0].where,
                 )
         return self._sources[path]
@@ -158,7 +158,8 @@ class Run:
                 )
         elif os.path.lexists(self.out):
             raise ConfigError(
-                f"{self.out} is a file, and a run needs a directory. Choose another name with out=DIR, or remove the file"
+                f"{self.out} is a file, and a run needs a directory. "
+                "Choose another name with out=DIR, or remove the file"
             )
 
     @contextmanager
@@ -179,8 +180,8 @@ class Run:
                 ) from None
             if not alone:
                 raise ConfigError(
-                    f"another process is training in {self.out}, and two would overwrite each other. Wait for it, or choose "
-                    "another directory with out=DIR"
+                    f"another process is training in {self.out}, and two would overwrite each other. "
+                    "Wait for it, or choose another directory with out=DIR"
                 )
             for pattern in (".*.old", ".*.writing", "*/.*.writing"):  # left by a run that was killed
                 for path in self.out.glob(pattern):
@@ -202,10 +203,9 @@ class Run:
         changed = _first_difference(before, now) or self._changed_steps(old)
         if changed is not None:
             key, a, b = changed
-            a, b = ("null" if value is None else value for value in (a, b))
             raise ConfigError(
-                f"{self.out} was begun with {key}={a}, and now {key}={b}. A run goes on with the settings it began with: "
-                f"set {key}={a}, or choose another directory with out=DIR"
+                f"{self.out} was begun with {key}={_shown(a)}, and now {key}={_shown(b)}. A run goes on with the "
+                f"settings it began with: set {key}={_shown(a)}, or choose another directory with out=DIR"
             )
         self._compare_data()
 
@@ -228,8 +228,8 @@ class Run:
         if sorted(known.values()) != sorted(self._fingerprint.values()):
             changed = [name for name, digest in known.items() if digest not in self._fingerprint.values()]
             raise ConfigError(
-                f"{self.out} was begun with other training data ({', '.join(changed or known)} changed since). Put the data back "
-                "as it was, or choose another directory with out=DIR"
+                f"{self.out} was begun with other training data ({', '.join(changed or known)} changed since). "
+                "Put the data back as it was, or choose another directory with out=DIR"
             )
 
     def _result(self, stage: Stage) -> Path:
@@ -357,9 +357,7 @@ def _stages(config: RunConfig) -> tuple[Stage, ...]:
         )
     parts = _parts_of(Path(config.model))
     for stage in stages:
-        problem = stage_problem(stage, parts)
-        if problem is not None:
-            raise ConfigError(f"{config.model}: {problem}")
+        check_parts(stage, parts)
     return stages
 
 
@@ -367,7 +365,8 @@ def _parts_of(model: Path) -> list[str]:
     """The parts of a model directory, from its config.json alone."""
     if not (model / "config.json").is_file():
         raise ConfigError(
-            f"model={model}: is not a model directory (it has no config.json). Give one that avlm compose or avlm train wrote"
+            f"model={model}: is not a model directory (it has no config.json). "
+            "Set model=DIR to one that avlm compose or avlm train wrote"
         )
     settings = read_mapping(model / "config.json")
     senses = [sense for sense in ("vision", "audio") if settings.get(f"{sense}_config")]
@@ -398,6 +397,11 @@ def _first_difference(a: object, b: object, path: str = "") -> tuple[str, object
                 return found
         return None
     return None if a == b else (path, a, b)
+
+
+def _shown(value: object) -> str:
+    text = "null" if value is None else str(value)
+    return text if len(text) <= 100 else text[:100] + "..."
 
 
 def _write(path: Path, text: str) -> None:

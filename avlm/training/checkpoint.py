@@ -93,7 +93,8 @@ def newest(folder: Path, stage: str) -> tuple[Checkpoint | None, list[str]]:
             continue
         if damaged:
             passed.append(
-                f"checkpoint {path.name} is damaged ({', '.join(damaged)} changed since it was written) and was passed over"
+                f"checkpoint {path.name} is damaged ({', '.join(damaged)} changed since it was written) "
+                "and was passed over"
             )
         elif position.stage == stage:
             return Checkpoint(path, position), passed
@@ -122,8 +123,8 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Opt
     strange = sorted(weights.keys() ^ targets.keys())
     if strange:
         raise WeightsError(
-            f"{checkpoint.folder}: holds other weights than the stage trains ({strange[0]} among them), so it was written by "
-            "another version of avlm. Remove it, and the stage begins again"
+            f"{checkpoint.folder}: holds other weights than the stage trains ({strange[0]} among them), so it was "
+            "written by another version of avlm. Remove it, and the stage begins again"
         )
     targets = {**dict(model.named_buffers()), **trained}
     with torch.no_grad():

@@ -52,7 +52,7 @@ class Journal:
         self.metrics = out / "metrics.jsonl"
         self.samples = out / "samples.jsonl"
         self.quarantine = out / "quarantine.jsonl"
-        self._waiting: dict[Path, list[str]] = {path: [] for path in (self.metrics, self.samples, self.quarantine)}
+        self._waiting: dict[Path, list[bytes]] = {path: [] for path in (self.metrics, self.samples, self.quarantine)}
         for path in self._waiting:
             path.touch()
         self._listed = self._listed_bad()
@@ -85,7 +85,7 @@ class Journal:
             rows = read_lines(path)
             kept = [row for row in rows if _number(row.get("step")) <= step and row.get("stage") != again]
             aside = path.with_suffix(".writing")
-            aside.write_text("".join(map(_line, kept)), encoding="utf-8")
+            aside.write_bytes(b"".join(map(_line, kept)))
             aside.replace(path)
         self._listed = self._listed_bad()
 
@@ -112,16 +112,12 @@ def _number(value: object) -> float:
     return value if isinstance(value, (int, float)) else math.inf
 
 
-def _line(row: dict[str, Any]) -> str:
-    text = json.dumps(row, ensure_ascii=False)
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # half of a character, from a file name or from data
-        text = json.dumps(row)
-    return text + "\n"
+def _line(row: dict[str, Any]) -> bytes:
+    """A row as one line; half a character, from data or from a file's name, becomes JSON's escape for it."""
+    return json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
 
 
-def _write_end(path: Path, lines: list[str], *, sync: bool = False) -> None:
+def _write_end(path: Path, lines: list[bytes], *, sync: bool = False) -> None:
     """Append all lines and empty the list, or leave file and list as they were.
 
     Raises:
@@ -131,7 +127,7 @@ def _write_end(path: Path, lines: list[str], *, sync: bool = False) -> None:
         return
     with path.open("ab", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
-        left = memoryview("".join(lines).encode())
+        left = memoryview(b"".join(lines))
         try:
             while left:
                 left = left[file.write(left) :]

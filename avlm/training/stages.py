@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,9 +48,7 @@ def prepare(model: AvlmForConditionalGeneration, stage: Stage, seed: int = 0) ->
         ConfigError: The stage trains nothing, or a part that the model does not have, or wants adapters on an encoder.
     """
     modules = part_modules(model)
-    problem = stage_problem(stage, tuple(modules))
-    if problem is not None:
-        raise ConfigError(problem)
+    check_parts(stage, tuple(modules))
     train = {part: how for part, how in stage.train.items() if part in modules}
     fixed = _fixed_parameters(model)
     for parameter in model.parameters():
@@ -62,6 +61,17 @@ def prepare(model: AvlmForConditionalGeneration, stage: Stage, seed: int = 0) ->
             for parameter in modules[part].parameters():
                 parameter.requires_grad_(id(parameter) not in fixed)
     return {part: modules[part] for part in train}
+
+
+def check_parts(stage: Stage, parts: Sequence[str]) -> None:
+    """Make sure that a model of these parts has what a stage trains and reads.
+
+    Raises:
+        ConfigError: It has not.
+    """
+    problem = stage_problem(stage, parts)
+    if problem is not None:
+        raise ConfigError(problem)
 
 
 def _fixed_parameters(model: nn.Module) -> set[int]:
@@ -170,7 +180,8 @@ def make_optimizer(trained: dict[Part, nn.Module], stage: Stage) -> torch.optim.
 def _by_decay(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Trained matrices and kernels; and what is never decayed: biases, norms, embeddings of tokens and positions."""
     tables = {id(p) for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         last = name.rpartition(".")[2]  # ViTs keep position embeddings and class tokens as bare parameters
         embedding = id(parameter) in tables or "embed" in last or last.endswith("token")

@@ -154,9 +154,9 @@ class Trainer:
         """Stop before an update that would leave no number in the weights."""
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise ConfigError(
-                f"stage {self.stage.name}, step {step + 1}: the loss is {loss:g} and the gradient's norm {norm:g}, which no "
-                f"update survives; training has diverged. Lower the rates, stages.{self.stage.name}.train.*.lr, in a new "
-                "directory (out=DIR)"
+                f"stage {self.stage.name}, step {step + 1}: the loss is {loss:g} and the gradient's norm {norm:g}, "
+                "which no update survives; training has diverged. "
+                f"Lower the rates, stages.{self.stage.name}.train.*.lr, in a new directory (out=DIR)"
             )
 
     def _list_unreadable(self) -> None:
@@ -176,8 +176,8 @@ class Trainer:
         if self.bad > max(10, self.run.data.max_bad * seen):
             last = data.bad[-1]
             raise DataError(
-                f"{self.bad} of {seen} samples were bad, more than data.max_bad={self.run.data.max_bad:g} allows; the last one: "
-                f"{last.reason}. All are listed in quarantine.jsonl; correct them, or raise data.max_bad",
+                f"{self.bad} of {seen} samples were bad, more than data.max_bad={self.run.data.max_bad:g} allows; the "
+                f"last one: {last.reason}. All are listed in quarantine.jsonl; correct them, or raise data.max_bad",
                 where=last.where,
                 sample_id=last.sample_id,
             )
@@ -200,8 +200,8 @@ class Trainer:
         except OSError as error:
             tell(
                 self.console,
-                f"the checkpoint at step {self.done} could not be written ({error.strerror or error}); training goes on, and "
-                "the one before it is untouched. Make room on the disk",
+                f"the checkpoint at step {self.done} could not be written ({error.strerror or error}); training goes "
+                "on, and the one before it is untouched. Make room on the disk",
             )
 
     def _keep_adapters(self) -> None:

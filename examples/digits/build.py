@@ -126,6 +126,8 @@ def _pairs(part: Part, name: str, rng: np.random.Generator) -> Iterator[dict[str
     frequent as two fair draws make it."""
     pictures = _by_digit(part.digits)
     recordings = _by_digit(part.spoken)
+    if not (all(pictures) and all(recordings)):
+        raise SystemExit("a digit has no picture or no recording on one side of the split. Use more of the data sets")
     for i in range(PAIRS[name]):
         a, b = (int(d) for d in rng.integers(0, 10, 2))
         picture, recording = _pick(pictures[a], rng), _pick(recordings[b], rng)

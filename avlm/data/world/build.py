@@ -46,7 +46,7 @@ from avlm.data.world.video import NUM_FRAMES, write_clip
 from avlm.data.world.words import SPLITS, Split
 from avlm.errors import ConfigError
 
-VERSION = 2
+VERSION = 3
 """Raise this when the same settings come to mean another world."""
 
 MIN_TRAIN_SAMPLES = 200
@@ -60,12 +60,8 @@ TRAIN_SHARES: dict[Task, float] = {
     "match": 0.17,
     "voice": 0.14,
     "video": 0.07,
-    "text": 0.01,
 }
 """Captions, which need no groups, fill what remains: 14 % and the odd rows."""
-
-EVAL_TEXT_SHARE = 0.2
-"""Text alone proves little, so fewer of its rows are held out."""
 
 Progress = Callable[[str, int, int], None]
 Paths = dict[Split, dict[Media, str]]
@@ -101,7 +97,7 @@ def make_world(
         seed: Another seed gives other samples; voices and handwriting are split alike.
         train_samples: Rows of ``train.jsonl``, exactly.
         eval_samples_per_task: Rows of each task in ``eval.jsonl``, less what does not
-            fill a balanced group (at most 7), and a fifth of it for task "text".
+            fill a balanced group (at most 7).
         progress: Told ``(what, done, total)`` as the work goes on.
 
     Raises:
@@ -137,7 +133,6 @@ def plan_rows(split: Split, *, seed: int, train_samples: int, eval_samples_per_t
     deck = Deck(_chance(_PLAN, seed, split), split)
     if split == "eval":
         counts = dict.fromkeys(FAMILIES, eval_samples_per_task)
-        counts["text"] = max(1, int(eval_samples_per_task * EVAL_TEXT_SHARE))
         return [draft for task in FAMILIES for draft in plan(FAMILIES[task], counts[task], deck)]
     drafts = [
         draft
@@ -298,9 +293,7 @@ def _rows(split: Split, drafts: list[Draft], paths: dict[Media, str], rng: Gener
         ]
         for question, answer in follow_ups(draft, rng) if split == "train" else []:
             messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-        rows.append(
-            {"id": f"{draft.task}-{split}-{numbers[draft.task]:06d}", "task": draft.task, "messages": messages}
-        )
+        rows.append({"id": f"{draft.task}-{split}-{numbers[draft.task]:06d}", "task": draft.task, "messages": messages})
         numbers[draft.task] += 1
     return rows
 

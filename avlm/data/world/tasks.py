@@ -27,7 +27,7 @@ from avlm.data.world.words import (
     count_phrase,
 )
 
-Task = Literal["caption", "vqa", "transcribe", "sound", "match", "voice", "video", "text"]
+Task = Literal["caption", "vqa", "transcribe", "sound", "match", "voice", "video"]
 Card = TypeVar("Card")
 
 
@@ -434,32 +434,6 @@ def _video_colour(deck: Deck) -> list[Draft]:
     return _video(deck, (one.colour, two.colour), (one, two), "Which colour")
 
 
-# --- text alone -----------------------------------------------------------------------
-
-
-def _is_held_out(one: int, two: int) -> bool:
-    """A fifth of the pairs of numbers, the same whichever comes first."""
-    return (min(one, two) + 2 * max(one, two)) % 5 == 0
-
-
-def _text(question: str, answer: int) -> list[Draft]:
-    return [Draft("text", (), question, NUMBERS[answer])]
-
-
-def _text_next(deck: Deck) -> list[Draft]:
-    number = deck.deal("number", range(9))
-    if deck.deal("way", ("after", "before")) == "after":
-        return _text(f"What comes after {NUMBERS[number]}?", number + 1)
-    return _text(f"What comes before {NUMBERS[number + 1]}?", number)
-
-
-def _text_more(deck: Deck) -> list[Draft]:
-    held_out = deck.split == "eval"
-    pairs = [(one, two) for one in _DIGITS for two in _DIGITS if one != two and _is_held_out(one, two) == held_out]
-    one, two = deck.deal("numbers", pairs)
-    return _text(f"Which is more, {NUMBERS[one]} or {NUMBERS[two]}?", max(one, two))
-
-
 FAMILIES: dict[Task, tuple[Family, ...]] = {
     "caption": (
         Family(3, 1, _caption_digit),
@@ -494,7 +468,6 @@ FAMILIES: dict[Task, tuple[Family, ...]] = {
         Family(3, 4, _voice_side),
     ),
     "video": (Family(3, 4, _video_shape), Family(2, 4, _video_colour)),
-    "text": (Family(1, 1, _text_next), Family(2, 1, _text_more)),
 }
 
 

@@ -1,0 +1,422 @@
+"""The command line: what it does, and what it says when the user is wrong: one message, status 2, no traceback."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import yaml
+
+from avlm import cli
+from avlm.config.io import to_yaml
+from avlm.config.run import RunConfig
+from avlm.convert.compose import Composed
+from avlm.convert.weights import save_model, save_part
+
+
+class Said(NamedTuple):
+    """How a command ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def avlm(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Said]:
+    """Run a command in this process. Anything but an exit status comes through, and fails the test."""
+
+    def run(*arguments: object, stdin: str | None = None) -> Said:
+        monkeypatch.setattr(sys, "argv", ["avlm", *map(str, arguments)])
+        if stdin is not None:
+            monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        capsys.readouterr()
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as stopped:
+            status = stopped.code if isinstance(stopped.code, int) else 0 if stopped.code is None else 1
+        return Said(status, *capsys.readouterr())
+
+    return run
+
+
+def shell(*arguments: object, **settings: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **settings)
+
+
+def one_message(said: Said, *words: str) -> str:
+    """The one line that a wrong input gets."""
+    assert said.status == 2, said
+    lines = said.err.strip().splitlines()
+    assert len(lines) == 1 and said.out == "", said
+    kind, _, message = lines[0].partition(": ")
+    assert kind.endswith("Error") and message
+    for word in words:
+        assert word in message, said
+    return message
+
+
+@pytest.fixture
+def model(small_model: Composed, tmp_path: Path) -> Path:
+    save_model(small_model.model, small_model.processor, tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def config(small_run: Callable[..., RunConfig], tmp_path: Path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(to_yaml(small_run("run", ["max_steps=1", "samples.prompts=0"])))
+    return path
+
+
+@pytest.fixture
+def garbage(tmp_path: Path) -> Path:
+    path = tmp_path / "garbage.yaml"
+    path.write_bytes(np.random.default_rng(0).bytes(2000))
+    return path
+
+
+# ---------------------------------------------------------------- without torch
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["recipes"], ["show", "tiny"], ["show", "nonsense"]])
+def test_light_commands_import_nothing_heavy(arguments: list[str]) -> None:
+    check = f"""
+import sys
+sys.argv = ["avlm", *{arguments!r}]
+from avlm.cli import main
+try:
+    main()
+finally:
+    heavy = {{"torch", "transformers", "numpy", "tokenizers", "PIL", "av", "rich"}} & set(sys.modules)
+    print("heavy:", sorted(heavy), file=sys.stderr)
+"""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = shell("-c", check)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    print(f"avlm {' '.join(arguments)}: {after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime:.2f} s CPU")
+    assert done.returncode == (2 if "nonsense" in arguments else 0)
+    assert done.stderr.splitlines()[-1] == "heavy: []"
+
+
+def test_help_names_every_command() -> None:
+    done = shell("-m", "avlm", "--help")
+    assert done.returncode == 0
+    for command in ("demo", "recipes", "show", "compose", "train", "chat", "eval"):
+        assert f"\n  {command} " in done.stdout
+
+
+def test_recipes_have_a_line_each(avlm: Callable[..., Said]) -> None:
+    from avlm.recipes import RECIPES
+
+    said = avlm("recipes")
+    assert [line.split()[0] for line in said.out.splitlines()] == list(RECIPES)
+    assert all(len(line.split()) > 3 for line in said.out.splitlines())
+
+
+def test_show_prints_settings_that_train_takes(avlm: Callable[..., Said], config: Path, tmp_path: Path) -> None:
+    said = avlm("show", config, "seed=3", "stages.joint.steps=1", f"out={tmp_path / 'shown'}")
+    assert said.status == 0 and said.err == ""
+    assert yaml.safe_load(said.out)["seed"] == 3
+    (tmp_path / "shown.yaml").write_text(said.out)
+    assert avlm("train", tmp_path / "shown.yaml").status == 0
+    assert yaml.safe_load((tmp_path / "shown" / "config.yaml").read_text()) == yaml.safe_load(said.out)
+
+
+def test_show_says_what_trains(avlm: Callable[..., Said], config: Path, model: Path) -> None:
+    table = [line for line in avlm("show", config).out.splitlines() if line.startswith("# ")]
+    cells = [line[2:].split() for line in table[1:]]
+    assert cells[0] == ["stage", "vision", "vision_connector", "audio", "audio_connector", "language"] + [
+        "rows", "steps", "builds"
+    ]  # fmt: skip
+    assert cells[1] == ["language", "-", "-", "-", "-", "0.003", "text", "1", "language"]
+    assert cells[3] == ["align", "-", "0.002", "-", "-", "-", "vision", "1", "-"]
+    assert " ".join(cells[4]) == "joint - 0.001 0.001 0.001 0.001 LoRA 4 any 1 -"
+    given = avlm("show", config, f"model={model}").out
+    assert "# language" not in given and "# align" in given
+
+
+def test_show_says_what_is_trained_if_present(avlm: Callable[..., Said]) -> None:
+    line = avlm("show", "sft").out.splitlines()[-1]
+    assert line.split() == "# finetune - 2e-05 if present - 2e-05 if present 2e-05 any 500 -".split()
+
+
+# ---------------------------------------------------------------- what the user got wrong
+
+
+def test_usage_errors_have_status_2(avlm: Callable[..., Said]) -> None:
+    for arguments in (["frob"], ["train"], ["train", "tiny", "--frob"], ["chat"], ["eval", "model"], []):
+        said = avlm(*arguments)
+        assert said.status == 2 and "Usage:" in said.err + said.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["show", "tinny"], ["tinny is neither a recipe nor a file of settings. Did you mean tiny?"]),
+        (["show", "no.yaml"], ["no.yaml: there is no such file"]),
+        (["show", "tiny", "seeed=3"], ["seeed is not a setting", "Did you mean seed?"]),
+        (["show", "tiny", "seed=three"], ["seed=", "three"]),
+        (["show", "tiny", "seed"], ["'seed' is not an override"]),
+        (["show", "tiny", "seed=-1"], ["seed="]),
+        (["show", "tiny", "stages.jiont.steps=3"], ["stages.jiont", "joint"]),
+        (["show", "tiny", "max_steps=0"], ["max_steps"]),
+        (["show", "tiny", "data={"], ["the value { is not readable as YAML"]),
+        (["train", "tiny"], ["data.train is not set", "Add data.train=FILE.jsonl"]),
+        (["train", "tiny", "data.train=nowhere.jsonl"], ["data.train=nowhere.jsonl: there is no such file"]),
+        (["train", "tiny", "data.train=/"], ["data.train=/: is a directory"]),
+        (["train", "tiny", "data.train=" + "x" * 5000], ["there is no such file"]),
+        (["train", "sft", "data.train=ROWS"], ["model=model: there is no such directory"]),
+        (["train", "sft", "data.train=ROWS", "model=/"], ["model=/: is not a model directory"]),
+        (["train", "tiny", "data.train=ROWS", "data.eval=no.jsonl"], ["data.eval=no.jsonl: there is no such file"]),
+        (["train", "CONFIG", "out=ROWS"], ["is a file, and a run needs a directory"]),
+        (["train", "CONFIG", "out=ROWS/run"], ["cannot be written to"]),
+        (["train", "CONFIG", "out=/proc/nothing/run"], ["cannot be written to"]),
+        (["train", "CONFIG", "out=" + "x" * 300], ["cannot be written to"]),
+        (["train", "CONFIG", "--stage", "jiont"], ["--stage jiont", "language, vision, align, joint"]),
+        (["train", "GARBAGE"], ["garbage.yaml: not readable as YAML"]),
+        (["train", "CONFIG", "data.train=GARBAGE"], ["garbage.yaml"]),
+        (["train", "CONFIG", "data.train=EMPTY"], ["has no row", "empty"]),
+        (["chat", "nowhere", "hello"], ["nowhere: is not a model directory"]),
+        (["chat", "GARBAGE", "hello"], ["is not a model directory"]),
+        (["chat", "MODEL", "--image", "no.png", "hello"], ["--image=no.png: there is no such file"]),
+        (["chat", "MODEL", "--image", "/", "hello"], ["--image=/: is a directory"]),
+        (["chat", "MODEL", "--image", "GARBAGE", "hello"], ["garbage.yaml"]),
+        (["chat", "MODEL", "--audio", "SILENT", "hello"], ["silent.wav", "silent"]),
+        (["chat", "MODEL", "--audio", "GARBAGE", "hello"], ["garbage.yaml"]),
+        (["chat", "MODEL", "--video", "GARBAGE", "hello"], ["garbage.yaml"]),
+        (["chat", "MODEL", "--max-tokens", "-3", "hello"], ["max_tokens=-3 leaves no room"]),
+        (["chat", "MODEL", "--temperature", "-1", "hello"], ["temperature=-1"]),
+        (["chat", "MODEL", ""], ["nothing was asked"]),
+        (["chat", "MODEL", "not \udcff text"], ["not text in UTF-8"]),
+        (["chat", "MODEL", "a <image> marker"], ["<image>"]),
+        (["eval", "MODEL", "nowhere.jsonl"], ["nowhere.jsonl: there is no such file"]),
+        (["eval", "MODEL", "/"], ["DATA=/: is a directory"]),
+        (["eval", "MODEL", "GARBAGE"], ["garbage.yaml"]),
+        (["eval", "MODEL", "ROWS", "--metric", "bleurgh"], ["--metric bleurgh is not a metric", "exact, wer"]),
+        (["eval", "MODEL", "ROWS", "--max-tokens", "-1"], ["max_tokens=-1 leaves no room"]),
+        (["eval", "nowhere", "ROWS"], ["nowhere: is not a model directory"]),
+        (["eval", "MODEL", "ROWS", "--out", "/proc/no/report.json"], ["cannot be written"]),
+        (["eval", "MODEL", "ROWS", "--out", "/"], ["cannot be written"]),
+        (["compose", "MODEL", "--language", "MODEL"], ["exists, and composing would overwrite it"]),
+        (["compose", "OUT"], ["language"]),
+        (["compose", "OUT", "--language", "./nowhere"], ["there is no folder ./nowhere"]),
+        (["compose", "OUT", "--language", "MODEL", "--vision", "random:nothing"], ["nothing"]),
+        (["compose", "OUT", "--language", "random:llama"], ["no tokenizer"]),
+        (["demo", "--out", "."], ["has no name of its own"]),
+        (["demo", "--out", "ROWS"], ["is a file, and a run needs a directory"]),
+        (["demo", "--out", "NEW", "--samples", "-1"], ["train_samples=-1"]),
+        (["demo", "--out", "NEW", "seeed=1"], ["Did you mean seed?"]),
+        (["demo", "--out", "/proc/nothing/demo", "--samples", "1000"], ["cannot be written"]),
+    ],
+    ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else None,
+)
+def test_wrong_inputs_get_one_message(
+    avlm: Callable[..., Said], config: Path, garbage: Path, tmp_path: Path, arguments: list[str], words: list[str],
+    request: pytest.FixtureRequest,
+) -> None:  # fmt: skip
+    import soundfile
+
+    soundfile.write(tmp_path / "silent.wav", np.zeros(8000, dtype=np.float32), 16_000)
+    (tmp_path / "empty.jsonl").touch()
+    names = {"ROWS": "rows.jsonl", "EMPTY": "empty.jsonl", "SILENT": "silent.wav", "OUT": "out", "NEW": "new"}
+    names |= {"CONFIG": config.name, "GARBAGE": garbage.name}
+    if any("MODEL" in argument for argument in arguments):
+        names["MODEL"] = request.getfixturevalue("model").name
+    for word, name in names.items():
+        arguments = [argument.replace(word, str(tmp_path / name)) for argument in arguments]
+    one_message(avlm(*arguments), *words)
+    assert not (tmp_path / "out").exists() and not (tmp_path / "new").exists()
+
+
+def test_a_run_directory_of_another_recipe_is_one_message(
+    avlm: Callable[..., Said], config: Path, tmp_path: Path
+) -> None:
+    assert avlm("train", config, "--stage", "language").status == 0
+    message = one_message(avlm("train", config, "recipe=other"), "is a run of the recipe small, and this one is other")
+    assert message.endswith("Choose another directory with out=DIR")
+    one_message(avlm("train", config, "seed=99"), "was begun with seed=7, and now seed=99")
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        pytest.param(lambda m: (m / "config.json").write_text("{"), id="config.json is cut off"),
+        pytest.param(lambda m: (m / "config.json").write_text("[]"), id="config.json is a list"),
+        pytest.param(lambda m: (m / "config.json").write_bytes(b"\xff\x00"), id="config.json is garbage"),
+        pytest.param(lambda m: (m / "model.safetensors").unlink(), id="no weights"),
+        pytest.param(lambda m: os.truncate(m / "model.safetensors", 5000), id="weights are cut off"),
+        pytest.param(lambda m: (m / "model.safetensors").write_bytes(b"\x80\x02}q"), id="weights are a pickle"),
+        pytest.param(lambda m: (m / "tokenizer.json").write_text("{}"), id="an empty tokenizer"),
+        pytest.param(lambda m: (m / "tokenizer.json").unlink(), id="no tokenizer"),
+        pytest.param(lambda m: (m / "processor_config.json").write_text("{"), id="processor is cut off"),
+        pytest.param(lambda m: (m / "processor_config.json").unlink(), id="no processor"),
+    ],
+)
+def test_a_broken_model_directory_is_one_message(
+    avlm: Callable[..., Said], model: Path, harm: Callable[[Path], Any]
+) -> None:
+    harm(model)
+    one_message(avlm("chat", model, "hello"), str(model))
+
+
+def test_a_full_disk_is_one_message_and_status_1(
+    avlm: Callable[..., Said], config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from avlm.training import chain
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(chain, "save_part", full)
+    said = avlm("train", config)
+    assert said.status == 1
+    assert said.err.splitlines()[-1] == (
+        "OSError: [Errno 28] No space left on device. Look after the disk or the device, and try again"
+    )
+
+
+# ---------------------------------------------------------------- the way through
+
+
+def test_from_parts_to_a_conversation_and_a_score(
+    avlm: Callable[..., Said], small_model: Composed, tmp_path: Path
+) -> None:
+    inner, processor = small_model.model.model, small_model.processor
+    processor.tokenizer.chat_template = processor.chat_template
+    save_part(inner.language_model, tmp_path / "llm", processor.tokenizer)
+    save_part(inner.vision_tower, tmp_path / "eyes")
+    save_part(inner.audio_tower, tmp_path / "ears")
+    parts = ["--language", tmp_path / "llm", "--vision", tmp_path / "eyes", "--audio", tmp_path / "ears"]
+    said = avlm("compose", tmp_path / "new" / "model", *parts, "audio.connector.stack=4", "vision.connector=linear")
+    assert said.status == 0, said
+    count = sum(p.numel() for n, p in small_model.model.named_parameters() if "connector" not in n)
+    count += 32 * 32 + 32  # the vision connector: one matrix of the encoder's width 32 to 32
+    count += 4 * 32 * 32 + 32 + 32 * 32 + 32  # the audio connector: four embeddings of width 32 in, two layers
+    assert said.out == (
+        f"{tmp_path / 'new' / 'model'}: {count:,} parameters in vision, vision_connector, audio, audio_connector, language\n"
+    )
+    model = tmp_path / "new" / "model"
+
+    said = avlm("chat", model, "--image", tmp_path / "p0.png", "--audio", tmp_path / "s1.wav", "What?", "--max-tokens", 5)
+    assert said.status == 0 and said.out.endswith("\n")
+
+    said = avlm("eval", model, tmp_path / "rows.jsonl", "--out", tmp_path / "deep" / "report.json", "--max-tokens", 3)
+    assert said.status == 0, said
+    report = json.loads((tmp_path / "deep" / "report.json").read_text())
+    assert set(report["tasks"]) == {"vqa", "hear", "match", "text"}
+    assert {row["id"] for row in report["answers"]} == {str(i) for i in range(12)}
+    assert said.out.splitlines()[0].split()[:3] == ["task", "samples", "accuracy"]
+    assert [line.split()[:2] for line in said.out.splitlines()[1:]] == [
+        [task, "3"] for task in ("hear", "match", "text", "vqa")
+    ]
+
+
+def test_eval_scores_what_chat_answers(avlm: Callable[..., Said], model: Path, tmp_path: Path) -> None:
+    answer = avlm("chat", model, "--image", tmp_path / "p0.png", "What is number 0?", "--max-tokens", 4).out.strip()
+    row = json.loads((tmp_path / "rows.jsonl").read_text().splitlines()[0])
+    row["messages"][1]["content"] = answer or "nothing"
+    wrong = {**row, "id": "wrong", "messages": [row["messages"][0], {"role": "assistant", "content": "certainly not"}]}
+    (tmp_path / "two.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(wrong) + "\n")
+    said = avlm("eval", model, tmp_path / "two.jsonl", "--max-tokens", 4, "--no-swap", "--metric", "exact")
+    assert said.out.splitlines()[1].split()[:3] == ["vqa", "2", "0.500"]
+
+
+def test_a_conversation(avlm: Callable[..., Said], model: Path, tmp_path: Path) -> None:
+    lines = [
+        "What is this?",
+        f"/image '{tmp_path / 'p0.png'}'",
+        f"/audio {tmp_path / 's0.wav'}",
+        "And these?",
+        "",
+        "/image nowhere.png",
+        "/frob",
+        "a <video> marker",
+        f"/image {tmp_path / 'rows.jsonl'}",
+        "Still there?",
+        "/clear",
+        "What is this?",
+        "/quit",
+        "never read",
+    ]
+    said = avlm("chat", model, "--max-tokens", 3, stdin="\n".join(lines))
+    assert said.status == 0
+    errors = said.err.splitlines()
+    assert errors[0].startswith("Ask something. /image PATH")
+    assert errors[1] == "nowhere.png: there is no such file. Check the path"
+    assert errors[2] == "/frob is not a command. There are /image, /audio, /video, /clear and /quit"
+    assert errors[3].startswith("DataError: ") and "<video>" in errors[3]
+    assert errors[4].startswith("MediaError: ") and "rows.jsonl" in errors[4]
+    assert len(errors) == 5
+    turns = said.out.split("> ")
+    assert turns[1].strip() == turns[-2].strip()  # after /clear the first question has its first answer
+    assert len(turns) == len(lines)
+
+
+def test_a_conversation_ends_with_its_input(avlm: Callable[..., Said], model: Path) -> None:
+    assert avlm("chat", model, stdin="").status == 0
+
+
+def test_train_leaves_a_report(avlm: Callable[..., Said], config: Path, tmp_path: Path) -> None:
+    said = avlm("train", config, f"data.eval={tmp_path / 'rows.jsonl'}")
+    assert said.status == 0, said
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert set(report["accuracy"]) == set(report["guess"]) == {"vqa", "hear", "match", "text"}
+    assert report["seconds"] > 0 and report["recipe"] == "small" and report["seed"] == 7
+    from safetensors.torch import load_file
+
+    weights = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    assert report["parameters"] == sum(t.numel() for t in weights.values())
+    assert (tmp_path / "run" / "report.html").stat().st_size > 1000
+    assert len(json.loads((tmp_path / "run" / "answers.json").read_text())["answers"]) == 12
+    assert said.out.endswith(f"model: {tmp_path / 'run' / 'model'}\nreport: {tmp_path / 'run' / 'report.html'}\n")
+
+
+def test_a_run_whose_held_out_rows_are_unusable_is_finished_and_reported(
+    avlm: Callable[..., Said], config: Path, tmp_path: Path
+) -> None:
+    row = {"id": "x", "messages": [{"role": "user", "content": [{"type": "image", "path": "nowhere.png"}]}]}
+    (tmp_path / "bad.jsonl").write_text(json.dumps(row) + "\n")
+    said = avlm("train", config, f"data.eval={tmp_path / 'bad.jsonl'}")
+    assert said.status == 2
+    assert said.err.splitlines()[-1].startswith("DataError: none of the rows can be used")
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+    assert json.loads((tmp_path / "run" / "report.json").read_text())["parameters"] > 0
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
+def test_sft_of_a_model_directory(avlm: Callable[..., Said], model: Path, tmp_path: Path) -> None:
+    lora = ["stages.finetune.train.language.lora.rank=2", "stages.finetune.train.language.lr=1e-3"]
+    for name, changes in (("whole", []), ("lora", lora)):
+        out = tmp_path / name
+        said = avlm("train", "sft", f"model={model}", f"data.train={tmp_path / 'rows.jsonl'}", f"out={out}", "max_steps=2",
+                    *changes)  # fmt: skip
+        assert said.status == 0, said
+        assert (out / "adapters").exists() == bool(changes)
+        assert avlm("chat", out / "model", "hello", "--max-tokens", 2).status == 0
+
+
+def test_the_installed_command_prints_its_error_without_a_traceback(tmp_path: Path) -> None:
+    done = shell("-m", "avlm", "train", "tiny", f"data.train={tmp_path / 'no.jsonl'}")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"ConfigError: data.train={tmp_path / 'no.jsonl'}: there is no such file. Check the path\n"
+    )
+
+
+def test_a_reader_that_leaves_early_is_no_traceback() -> None:
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m avlm show tiny | head -1"], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "recipe: tiny\n" and "Traceback" not in done.stderr

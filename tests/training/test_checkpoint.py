@@ -1,0 +1,309 @@
+"""Checkpoints: whole or absent, bit for bit, and never in the way."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from avlm.errors import WeightsError
+from avlm.training import checkpoint
+from avlm.training.checkpoint import Position, newest, restore, save
+
+FILES = ("optimizer.safetensors", "state.json", "weights.safetensors")
+
+
+class Net(nn.Module):
+    """Something of every kind: trained, frozen, a tied weight, a buffer that is saved and one that is not."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.conv = nn.Conv1d(3, 4, 2)
+        self.norm = nn.BatchNorm1d(4)
+        self.head = nn.Linear(4, 5)
+        self.tied = nn.Linear(4, 5, bias=False)
+        self.tied.weight = self.head.weight
+        self.frozen = nn.Linear(5, 5)
+        self.frozen.requires_grad_(False)
+        self.register_buffer("passing", torch.rand(3), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(self.conv(x)).mean(-1)
+        out: Tensor = self.frozen(self.head(h) + self.tied(h))
+        return out
+
+
+def pair(seed: int = 0) -> tuple[Net, torch.optim.Optimizer]:
+    net = Net(seed)
+    return net, torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], lr=0.1, fused=True)
+
+
+def step(net: Net, optimizer: torch.optim.Optimizer, seed: int) -> None:
+    torch.manual_seed(seed)
+    net(torch.randn(2, 3, 6)).square().sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def everything(net: Net) -> dict[str, Tensor]:
+    return {**dict(net.named_parameters()), **dict(net.named_buffers())}
+
+
+def position(number: int, stage: str = "s") -> Position:
+    return Position(stage, number, 100 + number, number)
+
+
+def write(folder: Path, *numbers: int, keep: int = 10, stage: str = "s") -> None:
+    net, optimizer = pair()
+    for number in numbers:
+        step(net, optimizer, number)
+        save(folder, net, optimizer, position(number, stage), keep=keep)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    net, optimizer = pair()
+    for seed in range(3):
+        step(net, optimizer, seed)
+    save(tmp_path, net, optimizer, position(3), keep=2)
+
+    other, other_optimizer = pair(seed=0)
+    found, passed = newest(tmp_path, "s")
+    assert found is not None and not passed
+    assert found.position == position(3)
+    restore(found, other, other_optimizer)
+    for name, value in everything(net).items():
+        assert name == "passing" or torch.equal(everything(other)[name], value)
+    for seed in range(3, 6):
+        step(net, optimizer, seed)
+        step(other, other_optimizer, seed)
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), other.parameters(), strict=True))
+    assert torch.equal(net.norm.running_var, other.norm.running_var)
+
+
+def test_moments_lie_in_memory_as_their_parameters_do(tmp_path: Path) -> None:
+    """Fused AdamW walks memory in a straight line; moments in another order would go to other weights."""
+    net = nn.Conv2d(3, 4, 2).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(net.parameters(), fused=True)
+    net(torch.randn(1, 3, 5, 5)).sum().backward()
+    optimizer.step()
+    save(tmp_path, net, optimizer, position(1), keep=1)
+    found, _ = newest(tmp_path, "s")
+    assert found is not None
+    again = torch.optim.AdamW(net.parameters(), fused=True)
+    restore(found, net, again)
+    moment = again.state[net.weight]["exp_avg"]
+    assert moment.stride() == net.weight.stride() != torch.empty(net.weight.shape).stride()
+    assert torch.equal(moment, optimizer.state[net.weight]["exp_avg"])
+
+
+def test_holds_what_the_stage_changes_and_no_more(tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    write(tmp_path, 1)
+    with safe_open(tmp_path / "step-00000101" / "weights.safetensors", "pt") as file:
+        held = set(file.keys())
+    assert not any(name.startswith(("frozen", "passing", "tied")) for name in held)
+    assert {"conv.weight", "head.weight", "norm.running_mean"} <= held
+    assert names(tmp_path / "step-00000101") == list(FILES)
+
+
+def test_only_the_last_ones_are_kept(tmp_path: Path) -> None:
+    write(tmp_path, 1, 2, 3, 4, keep=2)
+    assert names(tmp_path) == ["step-00000103", "step-00000104"]
+
+
+def test_another_stages_checkpoint_is_not_taken(tmp_path: Path) -> None:
+    write(tmp_path, 5, stage="earlier")
+    assert newest(tmp_path, "s") == (None, [])
+    assert newest(tmp_path / "nowhere", "s") == (None, [])
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("at", [0.0, 0.2, 0.5, 0.9, 1.0])
+def test_one_flipped_bit_anywhere_is_noticed(tmp_path: Path, name: str, at: float) -> None:
+    write(tmp_path, 1, 2)
+    path = tmp_path / "step-00000102" / name
+    data = bytearray(path.read_bytes())
+    data[round(at * (len(data) - 1))] ^= 1
+    path.write_bytes(data)
+    found, passed = newest(tmp_path, "s")
+    assert found is not None and found.position == position(1)
+    assert len(passed) == 1 and "step-00000102" in passed[0] and "was passed over" in passed[0]
+    if name != "state.json":
+        assert passed == [
+            f"checkpoint step-00000102 is damaged ({name} changed since it was written) and was passed over"
+        ]
+
+
+def test_another_number_in_the_state_is_noticed(tmp_path: Path) -> None:
+    write(tmp_path, 1, 2)
+    path = tmp_path / "step-00000102" / "state.json"
+    text = path.read_text()
+    assert text.count('"stage_step": 2') == 1
+    path.write_text(text.replace('"stage_step": 2', '"stage_step": 9'))
+    found, passed = newest(tmp_path, "s")
+    assert found is not None and found.position == position(1)
+    assert passed == [
+        "checkpoint step-00000102 is damaged (state.json changed since it was written) and was passed over"
+    ]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_passed_over(tmp_path: Path, name: str) -> None:
+    write(tmp_path, 1, 2)
+    (tmp_path / "step-00000102" / name).unlink()
+    found, passed = newest(tmp_path, "s")
+    assert found is not None and found.position == position(1)
+    assert passed == ["checkpoint step-00000102 is not readable (FileNotFoundError) and was passed over"]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", '{"position": 3}', '{"position": {}, "sha256": []}', "\udcff", "0" * 9]
+)
+def test_unreadable_json_is_passed_over(tmp_path: Path, text: str) -> None:
+    write(tmp_path, 1, 2)
+    (tmp_path / "step-00000102" / "state.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    found, passed = newest(tmp_path, "s")
+    assert found is not None and found.position == position(1)
+    assert len(passed) == 1 and passed[0].startswith("checkpoint step-00000102 is not readable (")
+
+
+def test_a_list_in_place_of_the_hashes_is_passed_over(tmp_path: Path) -> None:
+    write(tmp_path, 1)
+    path = tmp_path / "step-00000101" / "state.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"sha256": []}))
+    found, passed = newest(tmp_path, "s")
+    assert found is None and len(passed) == 1
+
+
+def test_half_written_ones_are_not_seen_and_go_away(tmp_path: Path) -> None:
+    write(tmp_path, 1)
+    half = tmp_path / ".step-00000102.writing"
+    half.mkdir()
+    (half / "weights.safetensors").write_bytes(b"half")
+    found, passed = newest(tmp_path, "s")
+    assert found is not None and found.position == position(1) and not passed
+    write(tmp_path, 3)
+    assert names(tmp_path) == ["step-00000101", "step-00000103"]
+
+
+def test_a_damaged_newer_one_does_not_push_out_the_one_just_written(tmp_path: Path) -> None:
+    write(tmp_path, 1, 9)
+    (tmp_path / "step-00000109" / "state.json").write_text("{")
+    write(tmp_path, 2, keep=1)  # the run went on from step 1
+    assert names(tmp_path) == ["step-00000102"]
+    assert newest(tmp_path, "s")[0] is not None
+
+
+def test_other_weights_are_refused(tmp_path: Path) -> None:
+    write(tmp_path, 1)
+    found, _ = newest(tmp_path, "s")
+    assert found is not None
+    net, optimizer = pair()
+    net.frozen.requires_grad_(True)
+    with pytest.raises(WeightsError, match=r"holds other weights than the stage trains \(frozen\.bias among them\)"):
+        restore(found, net, optimizer)
+
+
+# ---------------------------------------------------------------- trouble with the disk
+
+
+def full(*_: Any, **__: Any) -> None:
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        pytest.param((checkpoint, "save_file"), id="writing the tensors"),
+        pytest.param((Path, "write_text"), id="writing the state"),
+        pytest.param((Path, "mkdir"), id="making the folder"),
+        pytest.param((Path, "rename"), id="publishing"),
+    ],
+)
+def test_trouble_with_the_disk_leaves_the_older_one_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: tuple[Any, str]
+) -> None:
+    write(tmp_path, 1)
+    net, optimizer = pair()
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(*broken, full)
+        save(tmp_path, net, optimizer, position(2), keep=1)
+    found, passed = newest(tmp_path, "s")
+    assert found is not None and found.position == position(1) and not passed
+    save(tmp_path, net, optimizer, position(3), keep=1)
+    assert names(tmp_path) == ["step-00000103"]
+
+
+def test_a_disk_that_is_really_full_is_an_os_error(tmp_path: Path) -> None:
+    """safetensors has an error of its own for it. A limit on the size of files stands in for a full disk."""
+    limited = f"""
+import resource, signal
+from pathlib import Path
+import torch
+from avlm.training.checkpoint import save_tensors
+resource.setrlimit(resource.RLIMIT_FSIZE, (65536, {resource.RLIM_INFINITY}))
+try:
+    save_tensors({{"a": torch.zeros(100_000)}}, Path({str(tmp_path / "a.safetensors")!r}))
+except OSError as error:
+    print("an OSError:", error)
+"""
+    done = subprocess.run([sys.executable, "-c", limited], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.startswith("an OSError:") and "File too large" in done.stdout
+
+
+def test_a_run_goes_on_when_checkpoints_cannot_be_written(
+    small_run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import io
+
+    from rich.console import Console
+
+    from avlm.training.chain import Run
+
+    said = io.StringIO()
+    quiet = ["stages.language.steps=6", "max_steps=6", "samples.prompts=0"]
+    reference = Run(small_run("whole", quiet), console=Console(file=io.StringIO())).train("language")
+    steps = 0
+
+    def trouble(metrics: Any) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 2:
+            monkeypatch.setattr(checkpoint, "save_file", full)
+
+    run = small_run("full", quiet)
+    with monkeypatch.context():
+        console = Console(file=said, width=1000)
+        try:
+            Run(run, console=console, on_step=trouble_then_fine(trouble, monkeypatch, at=4)).train("language")
+        finally:
+            monkeypatch.undo()
+    assert "could not be written (No space left on device); training goes on, and the one before it is" in said.getvalue()
+    a, b = (path / "parts/language/model.safetensors" for path in (reference.parent, tmp_path / "full"))
+    assert a.read_bytes() == b.read_bytes()
+
+
+def trouble_then_fine(trouble: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch, at: int) -> Callable[..., None]:
+    """Trouble as given; from step ``at`` on the disk has room again."""
+
+    def on_step(metrics: Any) -> None:
+        if metrics.step >= at:
+            monkeypatch.undo()
+        else:
+            trouble(metrics)
+
+    return on_step
