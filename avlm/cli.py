@@ -31,6 +31,7 @@ app = typer.Typer(
 
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings to change, by dotted key.")]
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name, or a YAML file of settings.")]
+MAX_SEED = 2**63 - 1
 ModelDir = Annotated[str, typer.Argument(metavar="MODEL", help="A model directory.")]
 
 
@@ -101,7 +102,7 @@ def compose(
     language: Annotated[str | None, typer.Option(help="Hub name, folder, or random:MODEL_TYPE.")] = None,
     vision: Annotated[str | None, typer.Option(help="The same for the vision encoder.")] = None,
     audio: Annotated[str | None, typer.Option(help="The same for the audio encoder.")] = None,
-    seed: Annotated[int, typer.Option(help="Of everything that is drawn afresh.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of everything that is drawn afresh.")] = 0,
 ) -> None:
     """Compose a model directory from a language model and any encoders."""
     from avlm.config.io import assemble
@@ -216,7 +217,7 @@ def chat(
     video: Annotated[list[Path] | None, typer.Option(help="A video.")] = None,
     max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 128,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest answer.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of the draws, when the temperature is above 0.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of the draws, when the temperature is above 0.")] = 0,
 ) -> None:
     """Ask a model about pictures, sounds and videos."""
     for name, paths in (("image", image), ("audio", audio), ("video", video)):

@@ -100,12 +100,12 @@ def audio_embedding_count(num_samples: int, spec: AudioSpec) -> int:
         return 0
     length = mel_frame_count(num_samples, spec)
     for conv in spec.convolutions:
-        length = max(0, (length + 2 * conv.padding - conv.kernel) // conv.stride + 1)
-    if length == 0:
-        raise LayoutError(
-            f"a sound of {num_samples / spec.sample_rate_hz:.2f} s is too short for the audio encoder's convolutions, "
-            "which make nothing of it. Use longer clips"
-        )
+        length = (length + 2 * conv.padding - conv.kernel) // conv.stride + 1
+        if length < 1:
+            raise LayoutError(
+                f"a sound of {num_samples / spec.sample_rate_hz:.2f} s is too short for the audio encoder's "
+                "convolutions, which make nothing of it. Use longer clips"
+            )
     return length
 
 

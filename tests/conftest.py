@@ -163,3 +163,80 @@ def small_model(small_run: Callable[..., Any], tmp_path: Path) -> Any:
     from avlm.convert.compose import compose
 
     return compose(small_run().model, seed=1, texts=["What is number 1 2 3 4 5 6 7 8 9 0? red green blue"] * 3)
+
+
+@pytest.fixture
+def make_model() -> Callable[..., Any]:
+    """Compose a tiny model out of nothing, in eval mode, with weights large enough that every mistake shows.
+
+    ``make_model()`` sees and hears; ``make_model("vision")`` only sees; ``make_model(language={...})`` changes a part's
+    configuration; ``chat_template=None`` and other keywords go to the language part.
+    """
+    from avlm.config.model import AudioPart, LanguagePart, MlpConnector, ModelConfig, Source, VisionPart
+    from avlm.convert.compose import compose
+
+    def make(
+        *senses: str,
+        language: dict[str, Any] | None = None,
+        vision: dict[str, Any] | None = None,
+        audio: dict[str, Any] | None = None,
+        seed: int = 0,
+        **settings: Any,
+    ) -> Any:
+        wanted = senses or ("vision", "audio")
+        parts: dict[str, Any] = {}
+        if "vision" in wanted:
+            parts["vision"] = VisionPart(encoder=Source(random={**SIGLIP, **(vision or {})}))
+        if "audio" in wanted:
+            random = {**WHISPER, "max_source_positions": 60, **(audio or {})}
+            parts["audio"] = AudioPart(encoder=Source(random=random), connector=MlpConnector(stack=4))
+        random = {**LLAMA, **(language or {})}
+        settings = {"chat_template": TEMPLATE, "vocabulary": 400, **settings}
+        texts = [f"What is number {i} and what do you hear? red blue green" for i in range(30)]
+        made = compose(ModelConfig(language=LanguagePart(random=random, **settings), **parts), seed=seed, texts=texts)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for name, parameter in made.model.named_parameters():
+                if parameter.ndim > 1 and "embed_positions" not in name:
+                    parameter.copy_(0.15 * torch.randn(parameter.shape, generator=generator))
+        return made
+
+    return make
+
+
+@pytest.fixture
+def make_sample() -> Callable[..., Any]:
+    """A question with media made from nothing: ``make_sample("image", "audio", seed=3, answer=None)``."""
+    from avlm.samples import Clip, MediaItem, Picture, Sample, Sound, Text, Turn
+
+    def picture_of(rng: np.random.Generator) -> Picture:
+        return Picture(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8))
+
+    def sound_of(rng: np.random.Generator, seconds: float) -> Sound:
+        return Sound(0.1 * rng.standard_normal(round(16_000 * seconds)).astype(np.float32), 16_000)
+
+    def make(
+        *kinds: str,
+        text: str = "What is it?",
+        answer: str | None = "red",
+        seed: int = 0,
+        seconds: float = 0.3,
+        task: str = "",
+    ) -> Sample:
+        rng = np.random.default_rng(seed)
+        parts: list[Any] = []
+        for kind in kinds:
+            decoded: Any = None
+            if kind == "image":
+                decoded = picture_of(rng)
+            elif kind == "audio":
+                decoded = sound_of(rng, seconds)
+            else:
+                decoded = Clip(tuple(picture_of(rng) for _ in range(2)), 2.0, sound_of(rng, seconds))
+            parts.append(MediaItem(kind, decoded=decoded))  # type: ignore[arg-type]
+        turns = [Turn("user", (*parts, Text(text)))]
+        if answer is not None:
+            turns.append(Turn("assistant", (Text(answer),)))
+        return Sample(str(seed), tuple(turns), task, f"row {seed}")
+
+    return make

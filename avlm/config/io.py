@@ -84,7 +84,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
         detail = " ".join(str(error).replace('in "<unicode string>",', "at").split())
         raise ConfigError(f"{path}: not readable as {'JSON' if is_json else 'YAML'} ({detail}). Correct it") from error
     if not isinstance(data, dict):
-        held = "nothing" if data is None else f"a {type(data).__name__}"
+        held = "nothing" if data is None else "a list" if isinstance(data, list) else "one value"
         raise ConfigError(f"{path}: holds {held}, and settings are a mapping. Start it with `recipe: NAME`")
     return data
 
@@ -295,7 +295,7 @@ def _explain(kind: type[BaseModel], data: Any, error: ValidationError) -> str:
         return f"{dotted}={_shown(value)} is none of its kinds.{_did_you_mean(str(value), tags)}"
     if what == "literal_error" and (choices := _choices(next(iter(_arms(found))))):
         return f"{dotted}={_shown(value)} is not one of its values.{_named(value, choices)}"
-    advice = {"tuple_type": f" Write a list, such as [{value}].", "string_type": ' Write it in quotes, such as "1".'}
+    advice = {"tuple_type": f" Write a list, such as [{value}].", "string_type": f' Write it in quotes: "{value}".'}
     rule = message[0].lower() + message[1:].replace("dictionary", "mapping")
     if what in ("model_type", "dict_type") or len(_arms(found)) > 1:
         rule = "there are settings inside it, and this is one value"

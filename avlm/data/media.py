@@ -54,7 +54,7 @@ class Limits:
 
 
 LIMITS = Limits()
-PICTURES = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO")
+PICTURES = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO")
 """Formats that are decoded; among Pillow's others are some that start another program (EPS)."""
 QUIETEST = 1e-4
 """A recording whose loudest sample is below this (-80 dB) is silent."""
@@ -152,7 +152,7 @@ def decode_image(item: MediaItem, limits: Limits = LIMITS) -> Picture:
     with _about(item), warnings.catch_warnings():
         warnings.simplefilter("ignore", PILImage.DecompressionBombWarning)
         try:
-            with PILImage.open(io.BytesIO(_read(item, limits)), formats=PICTURES) as image:
+            with PILImage.open(io.BytesIO(_read(item, limits)), formats=_formats()) as image:
                 if image.width * image.height > limits.max_pixels:
                     size = f"is {image.width} x {image.height} pixels"
                     raise MediaError(f"{item.name()}: {size}, and {_at_most(limits)} are decoded. Make it smaller")
@@ -162,6 +162,13 @@ def decode_image(item: MediaItem, limits: Limits = LIMITS) -> Picture:
                 f"{item.name()}: {_at_most(limits)} are decoded, and it has more. Make it smaller"
             ) from None
     raise AssertionError
+
+
+@lru_cache(maxsize=1)
+def _formats() -> tuple[str, ...]:
+    """Those of our formats that this Pillow was built with."""
+    PILImage.init()
+    return tuple(name for name in PICTURES if name in PILImage.OPEN)
 
 
 def _at_most(limits: Limits) -> str:
@@ -232,7 +239,7 @@ def _decode_samples(item: MediaItem, limits: Limits) -> tuple[np.ndarray, int]:
             "Copy or record it again"
         )
     try:
-        file = soundfile.SoundFile(io.BytesIO(data))
+        file = soundfile.SoundFile(io.BytesIO(_with_length(data)))
     except soundfile.LibsndfileError:
         clip = _decode_av(data, None, limits, item)
         if clip.sound is None:
@@ -240,8 +247,10 @@ def _decode_samples(item: MediaItem, limits: Limits) -> tuple[np.ndarray, int]:
         return clip.sound.waveform, clip.sound.sample_rate_hz
     with file:
         _check_length(file.frames, file.samplerate, limits, item)
-        blocks = [block.mean(1) for block in file.blocks(2**16, dtype="float32", always_2d=True)]
-        wave = np.concatenate([np.zeros(0, np.float32), *blocks])
+        blocks = [np.zeros(0, np.float32)]
+        while len(block := file.read(2**16, dtype="float32", always_2d=True)):
+            blocks.append(block.mean(1))
+        wave = np.concatenate(blocks)
         if len(wave) < file.frames:
             raise MediaError(
                 f"{item.name()}: is truncated: its header announces {file.frames} samples and the file has "
@@ -260,18 +269,35 @@ def _check_length(num_samples: int, rate_hz: int, limits: Limits, item: MediaIte
 
 def _missing_wav_bytes(data: bytes) -> int:
     """How many bytes of sound a WAV header announces beyond the end of the file (0 for other formats)."""
+    found = _wav_sound(data)
+    return 0 if found is None or _was_streamed(data, found[1]) else max(0, found[0] + found[1] - len(data))
+
+
+def _wav_sound(data: bytes) -> tuple[int, int] | None:
+    """Where the sound of a WAV file begins, and how many bytes its header announces."""
     if data[:4] != b"RIFF" or data[8:12] != b"WAVE":
-        return 0
+        return None
     at = 12
     while at + 8 <= len(data):
         name, size = struct.unpack("<4sI", data[at : at + 8])
         if name == b"data":
-            streamed = (
-                size == 0 or size >= 0x7FFF0000
-            )  # by a program that could not go back to fill it in (sox, ffmpeg)
-            return 0 if streamed else max(0, at + 8 + size - len(data))
+            return at + 8, size
         at += 8 + size + size % 2
-    return 0
+    return None
+
+
+def _was_streamed(data: bytes, announced: int) -> bool:
+    """Whether a WAV file is by a program that could not go back to fill its lengths in (sox, ffmpeg into a pipe)."""
+    (whole,) = struct.unpack("<I", data[4:8])
+    return announced >= 0x7FFF0000 or (announced == 0 and whole != len(data) - 8)
+
+
+def _with_length(data: bytes) -> bytes:
+    """A streamed WAV file with the length of its sound, where it says 0."""
+    found = _wav_sound(data)
+    if found is None or found[1] > 0 or not _was_streamed(data, found[1]):
+        return data
+    return data[: found[0] - 4] + struct.pack("<I", len(data) - found[0]) + data[found[0] :]
 
 
 def resample(wave: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
@@ -594,7 +620,6 @@ class MediaReader:
         self._used = 0
         self._kept: OrderedDict[tuple[str, Path], Prepared] = OrderedDict()
         self._lock = threading.Lock()
-        PILImage.init()  # here, because Pillow loads its formats late and does not lock: two threads would trip over it
 
     def prepare(self, item: MediaItem) -> Prepared:
         """Decode and prepare one item.

@@ -91,7 +91,10 @@ class JsonLines:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"is not JSON ({error}). Write one object on a line", where=where) from None
+            detail = str(error)
+            if isinstance(error, json.JSONDecodeError):
+                detail = f"{error.msg} at character {error.pos + 1}"
+            raise DataError(f"is not JSON ({detail}). Write one object on a line", where=where) from None
         return parse_row(row, self.path.parent, where)
 
 

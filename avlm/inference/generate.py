@@ -133,8 +133,8 @@ def _choose(logits_BV: Tensor, sampling: Sampling, generators: Sequence[torch.Ge
     """The next token of each prompt. Each draws from its own generator, so a batch draws what one by one would."""
     if sampling.temperature == 0:
         return logits_BV.argmax(-1)
-    likeliest = logits_BV.max(-1, keepdim=True).values  # taken away first, so that no temperature is too small
-    probabilities = ((logits_BV - likeliest) / sampling.temperature).softmax(-1)
+    behind = logits_BV - logits_BV.max(-1, keepdim=True).values  # at most 0, so that no temperature is too small
+    probabilities = (behind / max(sampling.temperature, 1e-30)).softmax(-1)
     ordered, index = probabilities.sort(-1, descending=True)
     keep = ordered.cumsum(-1) - ordered < sampling.top_p
     if sampling.top_k:

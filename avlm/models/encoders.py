@@ -134,8 +134,9 @@ def audio_family(config: PreTrainedConfig) -> AudioFamily:
 
 
 def _unknown(sense: str, model_type: str, known: list[str]) -> str:
+    article = {"vision": "a vision", "audio": "an audio"}[sense]
     return (
-        f"{model_type} is not a {sense} encoder that avlm has a record of, so its tokens cannot be counted. "
+        f"{model_type} is not {article} encoder that avlm has a record of, so its tokens cannot be counted. "
         f"Use one of {', '.join(known)}, or add a record to avlm/models/encoders.py"
     )
 
@@ -265,11 +266,13 @@ def load_encoder(path: str, config: PreTrainedConfig) -> PreTrainedModel:
         key_mapping={rf"^{re.escape(name)}\.(.+)": r"\1" for name in held} or None,
         use_safetensors=True,
         output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are told below, with the missing ones
     )
-    if info["missing_keys"]:
+    missing = {*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])}
+    if missing:
         raise WeightsError(
-            f"{path}: {len(info['missing_keys'])} weights of the {config.model_type} encoder are missing, "
-            f"{sorted(info['missing_keys'])[0]} among them. Give the folder of a whole checkpoint"
+            f"{path}: {len(missing)} weights of the {config.model_type} encoder are missing, {min(missing)} among them. "
+            "Give the folder of a whole checkpoint"
         )
     return model
 

@@ -6,8 +6,9 @@ anywhere goes on from the last thing that was whole: a stage, or a checkpoint in
     config.yaml     the resolved settings
     parts/          encoders and language model that learned their trade here
     stages/         the model directory that each stage left
+    adapters/       of each stage that trained some, in PEFT's format
     checkpoints/    of the stage that is under way
-    model/          the published model: the last stage's
+    model/          the published model: that of the last stage that is done
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ class Run:
         if len(self.stages) < len(self.config.stages):
             left = [stage.name for stage in self.config.stages if stage not in self.stages]
             tell(self.console, f"left out: {', '.join(left)}; the model {self.config.model} brings its parts along")
-        with self._claimed(), stop_wishes(self.console) as stop:
+        with self._claimed(), stop_wishes() as stop:
             for stage in stages:
                 if not self._done(stage):
                     self._train_stage(stage, stop)

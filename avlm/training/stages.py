@@ -87,6 +87,9 @@ def _add_lora(model: AvlmForConditionalGeneration, how: TrainPart, seed: int) ->
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(config, model)
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name:  # as PEFT does it: steps of a small rate are lost in half precision
+            parameter.data = parameter.data.float()
 
 
 def lora_config(model: AvlmForConditionalGeneration, how: TrainPart) -> PeftConfig:

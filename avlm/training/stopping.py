@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
-
-from rich.console import Console
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -43,7 +42,7 @@ class StopWish:
 
 
 @contextmanager
-def stop_wishes(console: Console) -> Iterator[StopWish]:
+def stop_wishes() -> Iterator[StopWish]:
     """Catch the first signal of each kind while the block runs. Only the main thread can; elsewhere nothing changes."""
     wish = StopWish()
     before: dict[int, Any] = {}
@@ -51,7 +50,8 @@ def stop_wishes(console: Console) -> Iterator[StopWish]:
     def wanted(number: int, frame: FrameType | None) -> None:
         wish.number = number
         restore()
-        console.print("stopping after this step; once more stops at once", highlight=False)
+        with suppress(OSError):  # not by print: the signal may have come in the middle of one
+            os.write(2, b"stopping after this step; once more stops at once\n")
 
     def restore() -> None:
         for number, handler in before.items():

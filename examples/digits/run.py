@@ -16,10 +16,11 @@ from pathlib import Path
 from build import build
 
 SETTINGS = [
-    "stages.vision.steps=1600",
+    "stages.vision.steps=2500",
+    "stages.vision.batch_samples=32",
     "stages.vision.augment.flip=true",  # no question is about left and right
     "stages.audio.steps=1500",
-    "stages.joint.steps=1500",
+    "stages.joint.steps=2000",
 ]
 """What differs from the demo: more pictures to learn from, and so more steps."""
 

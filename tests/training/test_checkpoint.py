@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import resource
 import subprocess
@@ -12,10 +13,13 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from avlm.errors import WeightsError
 from avlm.training import checkpoint
+from avlm.training.chain import Run
 from avlm.training.checkpoint import Position, newest, restore, save
 
 FILES = ("optimizer.safetensors", "state.json", "weights.safetensors")
@@ -239,9 +243,10 @@ def test_trouble_with_the_disk_leaves_the_older_one_whole(
 ) -> None:
     write(tmp_path, 1)
     net, optimizer = pair()
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+    with monkeypatch.context() as patch:
         patch.setattr(*broken, full)
-        save(tmp_path, net, optimizer, position(2), keep=1)
+        with pytest.raises(OSError, match="No space left"):
+            save(tmp_path, net, optimizer, position(2), keep=1)
     found, passed = newest(tmp_path, "s")
     assert found is not None and found.position == position(1) and not passed
     save(tmp_path, net, optimizer, position(3), keep=1)
@@ -268,42 +273,19 @@ except OSError as error:
 def test_a_run_goes_on_when_checkpoints_cannot_be_written(
     small_run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import io
+    def room(metrics: Any) -> None:
+        """None after step 2, again after step 4."""
+        monkeypatch.setattr(checkpoint, "save_file", full if 2 <= metrics.step < 4 else save_file)
 
-    from rich.console import Console
-
-    from avlm.training.chain import Run
-
-    said = io.StringIO()
-    quiet = ["stages.language.steps=6", "max_steps=6", "samples.prompts=0"]
-    reference = Run(small_run("whole", quiet), console=Console(file=io.StringIO())).train("language")
-    steps = 0
-
-    def trouble(metrics: Any) -> None:
-        nonlocal steps
-        steps += 1
-        if steps == 2:
-            monkeypatch.setattr(checkpoint, "save_file", full)
-
-    run = small_run("full", quiet)
-    with monkeypatch.context():
-        console = Console(file=said, width=1000)
-        try:
-            Run(run, console=console, on_step=trouble_then_fine(trouble, monkeypatch, at=4)).train("language")
-        finally:
-            monkeypatch.undo()
-    assert "could not be written (No space left on device); training goes on, and the one before it is" in said.getvalue()
-    a, b = (path / "parts/language/model.safetensors" for path in (reference.parent, tmp_path / "full"))
+    out = io.StringIO()
+    settings = ["stages.language.steps=6", "samples.prompts=0"]
+    Run(small_run("whole", settings), console=Console(file=io.StringIO())).train("language")
+    Run(small_run("full", settings), console=Console(file=out), on_step=room).train("language")
+    said = [line for line in out.getvalue().splitlines() if "checkpoint" in line]
+    assert said == [
+        f"the checkpoint at step {step} could not be written (No space left on device); training goes on, and the one "
+        "before it is untouched. Make room on the disk"
+        for step in (3, 4)
+    ]
+    a, b = (tmp_path / name / "parts" / "language" / "model.safetensors" for name in ("whole", "full"))
     assert a.read_bytes() == b.read_bytes()
-
-
-def trouble_then_fine(trouble: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch, at: int) -> Callable[..., None]:
-    """Trouble as given; from step ``at`` on the disk has room again."""
-
-    def on_step(metrics: Any) -> None:
-        if metrics.step >= at:
-            monkeypatch.undo()
-        else:
-            trouble(metrics)
-
-    return on_step

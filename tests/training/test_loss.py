@@ -129,9 +129,7 @@ def test_label_smoothing_equals_torchs_and_the_formula(small_model: Composed, sa
     assert (ours - row_loss(model, row)).abs() > 0.01
 
 
-def test_a_row_without_targets_costs_nothing_and_has_no_gradient(
-    small_model: Composed, samples: list[Encoded]
-) -> None:
+def test_a_row_without_targets_costs_nothing_and_has_no_gradient(small_model: Composed, samples: list[Encoded]) -> None:
     row: Row = pack(samples[:1])
     row.labels = torch.full_like(row.labels, -100)
     loss = row_loss(small_model.model, row)

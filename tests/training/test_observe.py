@@ -65,7 +65,7 @@ def test_lines_cut_off_in_the_middle_of_a_letter_go_away(tmp_path: Path) -> None
     journal = Journal(tmp_path)
     journal.answers([{"step": 1, "stage": "s", "answer": "déjà vu"}])
     whole = journal.samples.read_bytes()
-    journal.samples.write_bytes(whole + '{"step": 2, "stage": "s", "answer": "d'.encode() + "é".encode()[:1])
+    journal.samples.write_bytes(whole + b'{"step": 2, "stage": "s", "answer": "d' + "é".encode()[:1])
     assert steps(journal.samples) == [1]
     journal.cut_back(9, "s", 1)
     assert journal.samples.read_bytes() == whole
@@ -82,7 +82,9 @@ def test_any_text_stays_one_line(tmp_path: Path, text: str) -> None:
 
 def test_strange_lines_do_no_harm(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
-    journal.metrics.write_text('7\n[]\nnull\n{"stage": "s"}\n{"step": "one", "stage": "s"}\n\n{"step": 1, "stage": "s"}\n')
+    journal.metrics.write_text(
+        '7\n[]\nnull\n{"stage": "s"}\n{"step": "one", "stage": "s"}\n\n{"step": 1, "stage": "s"}\n'
+    )
     journal.cut_back(5, "s", 5)
     assert read_lines(journal.metrics) == [{"step": 1, "stage": "s"}]
 
@@ -136,9 +138,7 @@ class AlmostFull(io.RawIOBase):
 # ---------------------------------------------------------------- answers, the bar, sentences
 
 
-def test_answers_equal_generating_one_by_one_and_leave_the_modes_alone(
-    small_model: Composed, tmp_path: Path
-) -> None:
+def test_answers_equal_generating_one_by_one_and_leave_the_modes_alone(small_model: Composed, tmp_path: Path) -> None:
     model, processor = small_model
     source = JsonLines(tmp_path / "rows.jsonl")
     samples = [source[i] for i in range(4)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
@@ -161,14 +162,12 @@ class Dead(BaseException):
 
 
 def quiet() -> Console:
-    return Console(file=open(os.devnull, "w"))  # noqa: SIM115
+    return Console(file=io.StringIO())
 
 
 @pytest.mark.parametrize("every_s", [0.0001, 1000], ids=["a checkpoint each step", "no checkpoint"])
 @pytest.mark.parametrize("at", [2, 8, 12])
-def test_stopped_in_any_stage(
-    small_run: Callable[..., RunConfig], tmp_path: Path, at: int, every_s: float
-) -> None:
+def test_stopped_in_any_stage(small_run: Callable[..., RunConfig], tmp_path: Path, at: int, every_s: float) -> None:
     def die(metrics: Any) -> None:
         if metrics.step == at:
             raise Dead
@@ -195,7 +194,7 @@ def test_a_damaged_newest_checkpoint_costs_a_step_and_nothing_else(
     data = bytearray((newest / "weights.safetensors").read_bytes())
     data[-1] ^= 0xFF
     (newest / "weights.safetensors").write_bytes(data)
-    said = Console(record=True, file=open(os.devnull, "w"), width=200)  # noqa: SIM115
+    said = Console(record=True, file=io.StringIO(), width=200)
     Run(small_run("cut"), console=said).train()
     text = said.export_text()
     assert f"checkpoint {newest.name} is damaged (weights.safetensors changed since it was written)" in text

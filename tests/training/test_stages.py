@@ -191,6 +191,19 @@ def test_fresh_adapters_follow_from_the_seed_alone(small_model: Composed) -> Non
     assert not torch.equal(adapters(1, 1)[0], adapters(2, 1)[0])
 
 
+def test_adapters_on_a_half_precision_model_are_single_precision(small_model: Composed, row: Row) -> None:
+    model = small_model.model.to(torch.bfloat16)
+    how = stage({"language": {"lr": 1e-2, "lora": LORA}})
+    step(model, prepare(model, how), how, row)
+    model.eval()
+    adapters = [p for name, p in model.named_parameters() if ".lora_" in name]
+    assert {p.dtype for p in adapters} == {torch.float32} and all(p.abs().max() > 0 for p in adapters)
+    unmerged = logits(model, row)
+    merge_adapters(model)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    torch.testing.assert_close(logits(model, row), unmerged, rtol=0.05, atol=0.05)
+
+
 def test_merged_adapters_give_the_logits_of_unmerged_ones(small_model: Composed, row: Row) -> None:
     model = small_model.model
     names = [name for name, _ in model.named_modules()]

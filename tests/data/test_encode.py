@@ -1,0 +1,460 @@
+# ruff: noqa: E501 (templates and whole messages)
+"""What is learned and what is not, in the formats of real families; places, rows and batches."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from chat_families import CHATML, FAMILIES, LLAMA3, MEDIA, MISTRAL, VICUNA, Family, Message, processor, tokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from avlm.config.media import MediaSpec, VideoSpec
+from avlm.data.encode import pack, pad
+from avlm.data.processor import AvlmProcessor
+from avlm.data.text import without_media
+from avlm.errors import ConfigError, DataError, MediaError
+from avlm.layout import Segment
+from avlm.samples import Clip, Encoded, MediaItem, Picture, Sample, Sound, Text, Turn
+
+RNG = np.random.default_rng(0)
+PICTURE = MediaItem("image", decoded=Picture(RNG.integers(0, 256, (30, 40, 3), dtype=np.uint8)))
+SOUND = MediaItem("audio", decoded=Sound(RNG.normal(0, 0.1, 16_000).astype(np.float32), 16_000))
+CLIP = MediaItem("video", decoded=Clip((PICTURE.decoded, PICTURE.decoded), 2.0, SOUND.decoded))
+IMAGE_IDS, SOUND_IDS = 4, 7
+"""Tokens of a picture (28 px in cells of 14), and of one second of sound (50 embeddings joined by eights)."""
+
+
+def conversation(*messages: Message) -> Sample:
+    return Sample("7", tuple(Turn(role, (Text(text),)) for role, text in messages), where="rows.jsonl line 3")  # type: ignore[arg-type]
+
+
+def learned(encoded: Encoded) -> list[list[int]]:
+    """Runs of learned ids."""
+    pairs = zip(encoded.ids, encoded.labels, strict=True)
+    runs = [(is_learned, list(run)) for is_learned, run in itertools.groupby(pairs, key=lambda pair: pair[1] != -100)]
+    for _, run in (r for r in runs if r[0]):
+        assert all(token == label for token, label in run)
+    return [[token for token, _ in run] for is_learned, run in runs if is_learned]
+
+
+def spans_by_hand(family: Family, messages: list[Message]) -> list[tuple[str, bool]]:
+    """What the family writes, up to the end token of the last answer, neighbours of one kind joined."""
+    spans = family.by_hand(messages)
+    while not spans[-1][1]:
+        spans.pop()
+    return [("".join(text for text, _ in run), kind) for kind, run in itertools.groupby(spans, key=lambda s: s[1])]
+
+
+CONVERSATIONS: list[list[Message]] = [
+    [("user", "What is it?"), ("assistant", "red")],
+    [("user", "Is it?"), ("assistant", "yes"), ("user", "And now?"), ("assistant", "yes"), ("user", "yes"), ("assistant", "yes")],
+    [("user", "assistant"), ("assistant", "assistant"), ("user", "user"), ("assistant", "user")],
+    [("user", "Say nothing."), ("assistant", ""), ("user", "More?"), ("assistant", "no")],
+    [("user", "ab"), ("assistant", "c\n\nd"), ("user", "  e"), ("assistant", "1 2 3 blue circle")],
+    [("user", "What?"), ("assistant", "é 漢字 🎉")],
+    [("user", "USER: ASSISTANT: [INST]"), ("assistant", "ASSISTANT: USER:")],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
+@pytest.mark.parametrize("messages", CONVERSATIONS, ids=lambda m: m[1][1][:9])
+def test_the_answers_and_their_end_tokens_are_learned_and_nothing_else(family: Family, messages: list[Message]) -> None:
+    encoded = processor(family).encode(conversation(*messages))
+    decode = tokenizer(family).decode
+    spans = spans_by_hand(family, messages)
+    assert decode(encoded.ids) == "".join(text for text, _ in spans)
+    assert [decode(run) for run in learned(encoded)] == [text for text, is_learned in spans if is_learned]
+    assert encoded.num_targets() == sum(len(run) for run in learned(encoded))
+
+
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f.has_system], ids=lambda f: f.name)
+def test_a_system_message_is_written_and_not_learned(family: Family) -> None:
+    messages = [("system", "You are a helpful assistant."), ("user", "Is it?"), ("assistant", "no")]
+    encoded = processor(family).encode(conversation(*messages))
+    decode = tokenizer(family).decode
+    assert decode(encoded.ids) == "".join(text for text, _ in spans_by_hand(family, messages))
+    assert len(learned(encoded)) == 1
+
+
+WORDS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.sampled_from(
+    [
+        "",
+        " ",
+        "yes",
+        "assistant",
+        "<|im_end|>",
+        "<|im_start|>user\n",
+        "</s>",
+        "<|eot_id|>",
+        "<think>",
+        "{{ 1 }}",
+        "\ufdd1",
+    ]
+)
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.sampled_from([CHATML, MISTRAL, LLAMA3]), st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=3))
+def test_whatever_is_said_stays_what_it_is(family: Family, turns: list[tuple[str, str]]) -> None:
+    messages = [message for q, a in turns for message in (("user", q), ("assistant", a))]
+    made = processor(family)
+    encoded = made.encode(conversation(*messages))
+    noncharacters = dict.fromkeys(range(0xFDD0, 0xFDF0))
+    spans = spans_by_hand(family, [(role, text.translate(noncharacters)) for role, text in messages])
+    decode = tokenizer(family).decode
+    assert decode(encoded.ids) == "".join(text for text, _ in spans)
+    assert "".join(decode(run) for run in learned(encoded)) == "".join(text for text, is_learned in spans if is_learned)
+    ends = [tokenizer(family).convert_tokens_to_ids(t) for t in family.special]
+    runs = learned(encoded)
+    assert sum(run.count(end) for run in runs for end in ends) == len(turns)  # nothing said became a control token
+    assert all(run[-1] in ends for run in runs)
+    prompt = made.encode(conversation(*messages), prompt_only=True)
+    assert encoded.ids[: len(prompt)] == prompt.ids
+
+
+@pytest.mark.parametrize("pieces", [False, True], ids=["bytes", "sentencepiece"])
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
+@pytest.mark.parametrize("messages", CONVERSATIONS, ids=lambda m: m[1][1][:9])
+def test_the_prompt_is_the_beginning_of_the_whole(family: Family, messages: list[Message], pieces: bool) -> None:
+    made = processor(family, pieces=pieces)
+    whole = made.encode(conversation(*messages))
+    for count in range(2, len(messages) + 1, 2):
+        for asked in (messages[:count], messages[: count - 1]):  # with its answer, which is left out, or without
+            prompt = made.encode(conversation(*asked), prompt_only=True)
+            assert whole.ids[: len(prompt)] == prompt.ids
+            assert set(prompt.labels) == {-100}
+            assert whole.labels[len(prompt)] == whole.ids[len(prompt)]  # the first token behind it is learned
+            if count < len(messages):
+                assert whole.labels[len(prompt) - 1] == -100
+
+
+@pytest.mark.parametrize("pieces", [False, True], ids=["bytes", "sentencepiece"])
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
+def test_turns_are_written_as_if_all_were_written_at_once(family: Family, pieces: bool) -> None:
+    """No space creeps in where a turn begins, as happens when SentencePiece sees the turn alone."""
+    messages = [("user", "Is it red?"), ("assistant", "no"), ("user", "Is it blue?"), ("assistant", "yes")]
+    encoded = processor(family, pieces=pieces).encode(conversation(*messages))
+    text = "".join(text for text, _ in spans_by_hand(family, messages))
+    assert encoded.ids == tokenizer(family, pieces=pieces)(text, add_special_tokens=False).input_ids
+
+
+def test_an_answer_that_would_merge_with_the_prompt_is_written_apart() -> None:
+    """Generation begins behind the prompt's tokens, so training must not see a token that spans both."""
+    made = AvlmProcessor(
+        tokenizer(CHATML),
+        media=MEDIA.model_dump(mode="json"),
+        chat_template="{% for m in messages %}{% if m.role == 'user' %}{{ m.content }} gr{% else %}{{ m.content }}<|im_end|>"
+        "{% endif %}{% endfor %}",
+    )
+    both = tokenizer(CHATML)("What? green<|im_end|>", add_special_tokens=False).input_ids
+    prompt = tokenizer(CHATML)("What? gr", add_special_tokens=False).input_ids
+    assert both[: len(prompt)] != prompt  # they do merge
+    encoded = made.encode(conversation(("user", "What?"), ("assistant", "een")))
+    assert encoded.ids[: len(prompt)] == prompt
+    assert tokenizer(CHATML).decode(learned(encoded)[0]) == "een<|im_end|>"
+
+
+def test_everything_is_learned_but_the_media_when_asked_for() -> None:
+    sample = Sample("1", (Turn("user", (PICTURE, Text("What?"))), Turn("assistant", (Text("red"),))))
+    encoded = processor(CHATML).encode(sample, supervise="everything")
+    place = processor(CHATML).tokens().placeholders["image"]
+    assert encoded.labels == [-100 if token == place else token for token in encoded.ids]
+    assert encoded.ids.count(place) == IMAGE_IDS
+
+
+# ---------------------------------------------------------------- media
+
+
+def test_each_medium_takes_its_places_where_it_stands() -> None:
+    turns = (
+        Turn("user", (PICTURE, SOUND, Text("What?"))),
+        Turn("assistant", (Text("red"),)),
+        Turn("user", (Text("And"), PICTURE, Text("now?"), SOUND)),
+        Turn("assistant", (Text("blue"),)),
+    )
+    made = processor(CHATML)
+    encoded = made.encode(Sample("9", turns))
+    names = {id_: f"({kind})" for kind, id_ in made.tokens().placeholders.items()}
+    written = "".join(names.get(i) or tokenizer(CHATML).decode([i]) for i in encoded.ids)
+    picture, sound = "(image)" * IMAGE_IDS, "(audio)" * SOUND_IDS
+    assert written == (
+        f"<|im_start|>user\n{picture}{sound}What?<|im_end|>\n<|im_start|>assistant\nred<|im_end|>\n"
+        f"<|im_start|>user\nAnd\n{picture}now?\n{sound}<|im_end|>\n<|im_start|>assistant\nblue<|im_end|>"
+    )
+    assert [tokenizer(CHATML).decode(run) for run in learned(encoded)] == ["red<|im_end|>", "blue<|im_end|>"]
+    assert [(p.sample_id, p.item, p.segments[0]) for p in encoded.places] == [
+        ("9", 0, Segment("image", IMAGE_IDS)),
+        ("9", 1, Segment("audio", SOUND_IDS)),
+        ("9", 2, Segment("image", IMAGE_IDS)),
+        ("9", 3, Segment("audio", SOUND_IDS)),
+    ]
+    assert [tuple(t.shape) for t in encoded.images] == [(3, 28, 28)] * 2
+    assert [tuple(t.shape) for t in encoded.mels] == [(80, 100)] * 2
+    assert all(label == -100 for i, label in zip(encoded.ids, encoded.labels, strict=True) if i in names)
+
+
+@pytest.mark.parametrize(
+    ("order", "kinds"),
+    [
+        ("interleaved", "vvvvaaavvvvaaaa"),  # seven sound tokens, split evenly
+        ("video_audio", "vvvvvvvvaaaaaaa"),
+        ("audio_video", "aaaaaaavvvvvvvv"),
+        ("video", "vvvvvvvv"),
+        ("audio", "aaaaaaa"),
+    ],
+)
+def test_a_video_takes_its_places_in_the_order_asked_for(order: Any, kinds: str) -> None:
+    media = MEDIA.model_copy(update={"video": VideoSpec(fps=1, order=order)})
+    made = AvlmProcessor(tokenizer(CHATML), media=media.model_dump(mode="json"), chat_template=CHATML.template)
+    encoded = made.encode(Sample("1", (Turn("user", (CLIP,)), Turn("assistant", (Text("x"),)))))
+    letters = {id_: kind[0] for kind, id_ in made.tokens().placeholders.items()}
+    found = "".join(letters.get(i, "") for i in encoded.ids)
+    assert found == kinds
+    assert len(encoded.frames) == (2 if "v" in kinds else 0)
+    assert len(encoded.mels) == (1 if "a" in kinds else 0)
+    assert encoded.images == []
+
+
+def test_media_are_left_out_for_a_stage_of_text() -> None:
+    sample = Sample("1", (Turn("user", (PICTURE, Text("What?"))), Turn("assistant", (Text("red"),))))
+    encoded = processor(CHATML).encode(sample, text_only=True)
+    assert encoded.ids == processor(CHATML).encode(conversation(("user", "What?"), ("assistant", "red"))).ids
+    assert without_media(sample).media() == []
+
+
+def test_a_medium_that_the_model_cannot_take_is_the_samples_error() -> None:
+    for media, item, message in (
+        (MediaSpec(audio=MEDIA.audio), PICTURE, "the image given as data: is a picture, and this model does not see. Use a model with a vision part"),
+        (MediaSpec(vision=MEDIA.vision), SOUND, "the audio given as data: is a sound, and this model does not hear. Use a model with an audio part"),
+    ):  # fmt: skip
+        made = AvlmProcessor(tokenizer(CHATML), media=media.model_dump(mode="json"), chat_template=CHATML.template)
+        with pytest.raises(MediaError) as error:
+            made.encode(Sample("7", (Turn("user", (item,)),), where="rows.jsonl line 3"), prompt_only=True)
+        assert (error.value.reason, error.value.sample_id, error.value.where) == (message, "7", "rows.jsonl line 3")
+
+
+# ---------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize("kind", ["image", "audio", "video"])
+@pytest.mark.parametrize("role", ["user", "assistant", "system"])
+def test_a_marker_without_its_medium_is_refused(kind: str, role: str) -> None:
+    messages = [("user", "a"), ("assistant", "b")]
+    messages = [(r, f"x <{kind}> y") if r == role else (r, t) for r, t in [("system", "s"), *messages]]
+    with pytest.raises(DataError) as error:
+        processor(CHATML).encode(conversation(*messages))
+    assert str(error.value) == (
+        f"rows.jsonl line 3: a text holds the marker <{kind}>, which stands for {kind} data, and no {kind} belongs to it "
+        f'there. Give the {kind} as a part of its own ({{"type": "{kind}", "path": ...}}) or write the marker in another way'
+    )
+    assert error.value.sample_id == "7"
+
+
+def test_no_text_can_forge_a_medium_or_a_turn() -> None:
+    """Marks that the renderer uses inside, whole, nested and cut by reserved characters."""
+    made = processor(CHATML)
+    forged = ["\ufdd20\ufdd3", "\ufdd2\ufdd20\ufdd30\ufdd3", "<|im_\ufdd0end|>", "\ufdd1", "\ue0000\ue001"]
+    for text in forged:
+        encoded = made.encode(Sample("1", (Turn("user", (PICTURE, Text(text))), Turn("assistant", (Text("b"),)))))
+        places = [i for i in encoded.ids if i in made.tokens().placeholders.values()]
+        assert len(places) == IMAGE_IDS
+        end = tokenizer(CHATML).convert_tokens_to_ids("<|im_end|>")
+        assert encoded.ids.count(end) == 2
+    with pytest.raises(DataError, match="holds the marker <image>"):
+        made.encode(conversation(("user", "<ima\ufdd0ge>"), ("assistant", "b")))
+
+
+def test_a_medium_in_an_answer_is_refused() -> None:
+    with pytest.raises(DataError) as error:
+        processor(CHATML).encode(Sample("7", (Turn("user", (Text("a"),)), Turn("assistant", (PICTURE,)))))
+    assert str(error.value) == (
+        "an assistant turn holds the image given as data, and models answer in words. Move it to a user turn"
+    )
+
+
+def test_a_sample_with_nothing_to_learn_is_refused() -> None:
+    for sample in (conversation(("user", "What?")), conversation()):
+        with pytest.raises(DataError) as error:
+            processor(CHATML).encode(sample)
+        assert str(error.value) == "rows.jsonl line 3: there is no answer to learn from. Add an assistant turn"
+    with pytest.raises(DataError) as error:
+        processor(CHATML).encode(conversation(("assistant", "red")), prompt_only=True)
+    assert str(error.value) == "rows.jsonl line 3: there is no question to answer. Add a user turn"
+
+
+def test_a_question_behind_the_last_answer_is_not_written() -> None:
+    messages = [("user", "What?"), ("assistant", "red")]
+    whole = processor(CHATML).encode(conversation(*messages))
+    assert processor(CHATML).encode(conversation(*messages, ("user", "And?"))).ids == whole.ids
+
+
+def with_template(template: str | None, family: Family = CHATML) -> AvlmProcessor:
+    return AvlmProcessor(tokenizer(family), media=MEDIA.model_dump(mode="json"), chat_template=template)
+
+
+TWO = conversation(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
+STRIPS_THINKING = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' and loop.last %}<think>\n</think>\n"
+    "{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_a_template_that_rewrites_history_cannot_be_trained_on() -> None:
+    made = with_template(STRIPS_THINKING)
+    with pytest.raises(ConfigError) as error:
+        made.encode(TWO)
+    assert str(error.value) == (
+        "the chat template changes earlier text when an answer is added, so what is to be learned cannot be told from "
+        "the prompt. Use a template in which a longer conversation begins with the shorter one"
+    )
+    one = made.encode(conversation(("user", "a"), ("assistant", "b")))
+    assert tokenizer(CHATML).decode(learned(one)[0]) == "<think>\n</think>\nb<|im_end|>"
+    asked = made.encode(TWO, prompt_only=True)  # and it can be talked with
+    assert tokenizer(CHATML).decode(asked.ids) == (
+        "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n<|im_start|>user\nc<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+
+
+def test_words_that_a_template_puts_around_an_answer_are_not_taken_for_the_answer() -> None:
+    """The header names a channel called final, and the answer is that word."""
+    template = (
+        "{% for m in messages %}{% if m.role == 'user' %}<|im_start|>user {{ m.content }}<|im_end|>{% else %}"
+        "<|im_start|>assistant<|endoftext|>final {{ m.content }}<|im_end|>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant{% endif %}"
+    )
+    for answer in ("final", "", "assistant", "x"):
+        encoded = with_template(template).encode(conversation(("user", "a"), ("assistant", answer)))
+        assert tokenizer(CHATML).decode(learned(encoded)[0]) == f"<|endoftext|>final {answer}<|im_end|>"
+
+
+def test_an_answer_without_an_end_token_cannot_be_trained_on() -> None:
+    with pytest.raises(ConfigError) as error:
+        with_template("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}").encode(TWO)
+    assert str(error.value) == (
+        "the chat template closes an answer with '\\n', which has no special token, so the model could not learn where to "
+        "stop. End the assistant's turn with the tokenizer's end token"
+    )
+
+
+def test_a_template_that_is_not_jinja_is_a_mistake_in_the_settings() -> None:
+    with pytest.raises(ConfigError, match=r"the chat template is not Jinja \(.*, line 2\). Correct it"):
+        with_template("{% for m in messages %}\n{{ m.content }").encode(TWO)
+
+
+def test_a_model_without_a_chat_template_is_refused() -> None:
+    with pytest.raises(ConfigError) as error:
+        with_template(None).encode(TWO)
+    assert str(error.value) == (
+        "the tokenizer  has no chat template, so a conversation cannot be written down. "
+        "Set model.language.chat_template to a Jinja template"
+    )
+
+
+def test_a_conversation_that_the_template_refuses_is_the_samples_error() -> None:
+    with pytest.raises(DataError) as error:
+        processor(MISTRAL).encode(conversation(("user", "a"), ("user", "b"), ("assistant", "c")))
+    assert str(error.value) == (
+        "rows.jsonl line 3: the chat template refuses this conversation (Conversation roles must alternate "
+        "user/assistant/user/assistant/...). Correct the order of its turns"
+    )
+    with pytest.raises(DataError, match="Only user and assistant roles are supported!"):
+        processor(MISTRAL).encode(conversation(("user", "a"), ("system", "b"), ("assistant", "c")))
+
+
+def test_a_template_that_leaves_a_medium_out_is_refused() -> None:
+    drops_system = (
+        "{% for m in messages %}{% if m.role != 'system' %}<|im_start|>{{ m.content }}<|im_end|>{% endif %}{% endfor %}"
+    )
+    sample = Sample("7", (Turn("system", (PICTURE,)), Turn("user", (Text("a"),)), Turn("assistant", (Text("b"),))))
+    with pytest.raises(DataError) as error:
+        with_template(drops_system).encode(sample)
+    assert str(error.value) == (
+        "the chat template does not write every medium of this conversation down once. Put media into the user's turns"
+    )
+
+
+def test_a_template_that_writes_markers_itself_is_refused() -> None:
+    template = "{% for m in messages %}<image>{{ m.content }}<|im_end|>{% endfor %}"
+    with pytest.raises(ConfigError, match="reads 1 tokens <image> in a prompt with 0 media"):
+        with_template(template).encode(conversation(("user", "a"), ("assistant", "b")))
+
+
+# ---------------------------------------------------------------- rows and batches
+
+
+def three() -> list[Encoded]:
+    made = processor(VICUNA)
+    asked = [
+        (Turn("user", (PICTURE, Text("What?"))), Turn("assistant", (Text("red"),))),
+        (Turn("user", (Text("Hello"),)), Turn("assistant", (Text("yes no"),))),
+        (Turn("user", (SOUND, CLIP, Text("Hm?"))), Turn("assistant", (Text("blue circle"),))),
+    ]
+    return [made.encode(Sample(str(i), turns)) for i, turns in enumerate(asked)]
+
+
+def test_a_row_is_its_samples_end_to_end() -> None:
+    samples = three()
+    row = pack(samples)
+    assert row.input_ids.tolist() == [[i for s in samples for i in s.ids]]
+    assert row.input_ids.dtype == row.labels.dtype == row.position_ids.dtype == torch.int64
+    assert row.position_ids.tolist() == [[i for s in samples for i in range(len(s.ids))]]
+    assert row.labels.tolist() == [[i for s in samples for i in [-100, *s.labels[1:]]]]
+    assert row.lengths == [len(s) for s in samples]
+    assert row.ids == ["0", "1", "2"]
+    assert row.num_targets() == sum(s.num_targets() for s in samples)
+    assert row.pixel_values is not None
+    assert row.pixel_values_videos is not None
+    assert torch.equal(row.pixel_values, samples[0].images[0][None])
+    assert row.pixel_values_videos.shape == (2, 3, 28, 28)
+
+
+def test_a_first_token_that_is_learned_alone_is_not_learned_behind_another_sample() -> None:
+    """With everything learned, nothing predicts the first token of a sample, least of all the sample before it."""
+    made = processor(VICUNA)
+    samples = [made.encode(conversation(("user", "a"), ("assistant", "b")), supervise="everything") for _ in range(2)]
+    row = pack(samples)
+    assert row.num_targets() == sum(len(s) - 1 for s in samples)
+    assert row.labels[0, len(samples[0])] == -100
+
+
+def test_shorter_sounds_are_padded_with_nothing_and_marked() -> None:
+    row = pack(three())
+    assert row.input_features is not None
+    assert row.input_features_mask is not None
+    lengths = [m.shape[1] for s in three() for m in s.mels]
+    assert row.input_features_mask.sum(1).tolist() == lengths
+    for i, mel in enumerate(m for s in three() for m in s.mels):
+        assert torch.equal(row.input_features[i, :, : lengths[i]], mel)
+        assert not row.input_features[i, :, lengths[i] :].any()
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_batch_is_padded_on_the_side_asked_for(side: Any) -> None:
+    samples = three()
+    batch = pad(samples, 9, side)
+    longest = max(len(s) for s in samples)
+    for i, s in enumerate(samples):
+        space = longest - len(s)
+        for name, values, filler in (
+            ("input_ids", s.ids, 9),
+            ("labels", s.labels, -100),
+            ("attention_mask", [1] * len(s), 0),
+        ):
+            expected = [filler] * space + values if side == "left" else values + [filler] * space
+            assert batch[name][i].tolist() == expected
+
+
+def test_long_texts_are_not_remembered_and_short_ones_are() -> None:
+    tokens = processor(CHATML).tokens()
+    tokens._short.cache_clear()
+    tokens.ids("x" * 10_000)
+    assert tokens._short.cache_info().currsize == 0
+    tokens.ids("short")
+    tokens.ids("short")
+    assert tokens._short.cache_info().hits == 1

@@ -1,0 +1,205 @@
+"""Steps of data: the same whoever asks, with bad samples left out and counted."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from chat_families import CHATML, MEDIA, processor, tokenizer
+
+from avlm.config.run import Augment, DataConfig, Stage, TrainPart
+from avlm.data.loader import StepData, StepLoader
+from avlm.data.media import MediaReader
+from avlm.data.processor import AvlmProcessor
+from avlm.data.sources import JsonLines
+from avlm.errors import ConfigError
+
+
+def loader(
+    path: Path, *, workers: int = 0, too_long: Any = "refuse", cache_mb: int = 0, seed: int = 0, **stage: Any
+) -> StepLoader:
+    made = AvlmProcessor(tokenizer(CHATML), media=MEDIA.model_dump(mode="json"), chat_template=CHATML.template)
+    made.use_reader(MediaReader(MEDIA, cache_mb))
+    how = {
+        "name": "a",
+        "train": {"language": TrainPart(lr=1)},
+        "steps": 9,
+        "batch_samples": 5,
+        "row_tokens": 120,
+        **stage,
+    }
+    return StepLoader(JsonLines(path), Stage(**how), made, DataConfig(workers=workers, too_long=too_long), seed)
+
+
+def content(step: StepData) -> list[Any]:
+    """All of a step that can be compared."""
+    found: list[Any] = [step.step, step.num_samples, [(b.sample_id, b.where, b.reason) for b in step.bad]]
+    for row in step.rows:
+        found += [row.ids, row.lengths, [(p.sample_id, p.item, p.segments) for p in row.places]]
+        tensors = (
+            row.input_ids,
+            row.labels,
+            row.position_ids,
+            row.pixel_values,
+            row.input_features,
+            row.input_features_mask,
+        )
+        found += [None if t is None else t.tolist() for t in tensors]
+    return found
+
+
+CHANGES = Augment(shift=0.2, jitter=0.3, erase=0.3, tempo=0.3, noise=0.5, mask_bins=5)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("first", [0, 4])
+def test_steps_are_the_same_with_any_workers_and_from_the_middle(
+    workers: int, first: int, rows: Callable[..., Path]
+) -> None:
+    path = rows()
+    alone = [content(step) for step in loader(path, augment=CHANGES).steps(0, 7)]  # more than two epochs
+    found = [content(step) for step in loader(path, workers=workers, augment=CHANGES, cache_mb=1).steps(first, 7)]
+    assert found == alone[first:]
+    assert [step[0] for step in found] == list(range(first, 7))
+
+
+def test_another_seed_and_another_epoch_read_and_change_otherwise(rows: Callable[..., Path]) -> None:
+    path = rows(count=4)
+    steps = list(loader(path, batch_samples=4, augment=CHANGES, tasks=("vqa",)).steps(0, 2))
+    other = loader(path, batch_samples=4, augment=CHANGES, tasks=("vqa",), seed=1).step(0)
+    pictures = [row.pixel_values for step in [*steps, other] for row in step.rows]
+    assert all(p is not None for p in pictures)
+    first, second, third = (p[0] for p in pictures if p is not None)
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, third)
+    plain = [loader(path, batch_samples=4, tasks=("vqa",)).step(k).rows[0].pixel_values for k in (0, 1)]
+    assert plain[0] is not None
+    assert plain[1] is not None
+    assert torch.equal(plain[0], plain[1])  # without changes an epoch is like the other
+
+
+def test_a_cache_that_is_read_twice_gives_what_was_put_in(rows: Callable[..., Path]) -> None:
+    path = rows()
+    cached = loader(path, cache_mb=64, augment=CHANGES)
+    assert [content(cached.step(k)) for k in (0, 1, 0, 1)] == [
+        content(loader(path, augment=CHANGES).step(k)) for k in (0, 1, 0, 1)
+    ]
+
+
+def test_a_stage_reads_its_rows_and_writes_them_its_way(rows: Callable[..., Path]) -> None:
+    path = rows()
+    seen = loader(path, rows="vision", batch_samples=3).step(0)
+    assert sorted(i for row in seen.rows for i in row.ids) == ["0", "4", "8"]
+    text = loader(path, rows="text", batch_samples=12).step(0)
+    assert sorted(int(i) for row in text.rows for i in row.ids) == list(range(12))
+    assert all(row.pixel_values is None and row.input_features is None and not row.places for row in text.rows)
+    answers = loader(path, batch_samples=12, row_tokens=4096).step(0)
+    all_of_it = loader(path, batch_samples=12, row_tokens=4096, supervise="everything").step(0)
+    assert answers.num_targets() < all_of_it.num_targets()
+    assert answers.num_tokens() == all_of_it.num_tokens()
+
+
+def test_rows_are_packed_within_their_length_and_hold_all_samples(rows: Callable[..., Path]) -> None:
+    step = loader(rows(), batch_samples=12, row_tokens=100).step(0)
+    assert all(sum(row.lengths) <= 100 for row in step.rows)
+    assert sorted(int(i) for row in step.rows for i in row.ids) == list(range(12))
+    assert step.num_samples == 12
+    assert step.num_tokens() == sum(row.input_ids.shape[1] for row in step.rows)
+
+
+def test_bad_samples_are_left_out_and_named_and_the_good_ones_kept(rows: Callable[..., Path], tmp_path: Path) -> None:
+    path = rows()
+    (tmp_path / "p0.png").unlink()
+    (tmp_path / "s1.wav").write_bytes(b"RIFF")
+    step = loader(path, batch_samples=12).step(0)
+    assert sorted(int(i) for row in step.rows for i in row.ids) == list(range(2, 12))
+    assert step.num_samples == 10
+    found = {b.sample_id: (b.where, b.reason) for b in step.bad}
+    assert found["0"] == (
+        "rows.jsonl line 1",
+        f"{tmp_path / 'p0.png'}: there is no such file. Check the path; it is relative to the data file",
+    )
+    assert found["1"][0] == "rows.jsonl line 2"
+    assert found["1"][1].startswith(f"{tmp_path / 's1.wav'}: not readable as a recording (")
+    assert len(step.bad) == 2
+
+
+def test_a_step_of_bad_samples_alone_is_empty(rows: Callable[..., Path], tmp_path: Path) -> None:
+    path = rows()
+    for file in tmp_path.glob("*.png"):
+        file.unlink()
+    step = loader(path, batch_samples=3, rows="vision").step(0)
+    assert (step.rows, step.num_samples, len(step.bad), step.num_tokens(), step.num_targets()) == ([], 0, 3, 0, 0)
+
+
+def test_a_row_that_changed_on_the_disk_is_a_bad_sample(rows: Callable[..., Path]) -> None:
+    path = rows()
+    made = loader(path, batch_samples=12)
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b'"id"', b'"i"', 1).replace(b"{", b"!", 1))
+    step = made.step(0)
+    assert len(step.bad) >= 1
+    assert all("is not JSON" in bad.reason or bad.reason for bad in step.bad)
+
+
+def long_and_short(path: Path) -> Path:
+    said = {0: "x " * 400, 1: "hello", 2: "good"}
+    lines = [
+        {"id": str(i), "messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "yes"}]}
+        for i, text in said.items()
+    ]
+    path.write_text("\n".join(json.dumps(line) for line in lines))
+    return path
+
+
+def test_a_sample_longer_than_a_row_stops_the_run_or_is_left_out_as_asked(tmp_path: Path) -> None:
+    path = long_and_short(tmp_path / "long.jsonl")
+    length = len(processor(CHATML).encode(JsonLines(path)[0]))
+    message = (
+        f"has {length} tokens, and a row of stage a holds 120. "
+        "Raise stages.a.row_tokens, or leave such samples out with data.too_long=drop"
+    )
+    with pytest.raises(ConfigError) as error:
+        loader(path, batch_samples=3).step(0)
+    assert str(error.value) == f'long.jsonl line 1 (id "0"): {message}'
+    dropped = loader(path, batch_samples=3, too_long="drop").step(0)
+    assert [(b.sample_id, b.where, b.reason) for b in dropped.bad] == [("0", "long.jsonl line 1", message)]
+    assert sorted(i for row in dropped.rows for i in row.ids) == ["1", "2"]
+    raised = loader(path, batch_samples=3, row_tokens=length).step(0)
+    assert raised.bad == []
+    assert raised.num_samples == 3
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_mistake_in_the_settings_reaches_the_caller(workers: int, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="Raise stages.a.row_tokens"):
+        list(loader(long_and_short(tmp_path / "long.jsonl"), workers=workers, batch_samples=3).steps(0, 5))
+
+
+def test_no_thread_is_left_behind_when_the_caller_stops(rows: Callable[..., Path]) -> None:
+    steps = loader(rows(), workers=3).steps(0, 1000)
+    next(steps)
+    steps.close()  # type: ignore[attr-defined]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("avlm-data")]
+
+
+def test_what_is_prepared_ahead_is_bounded(rows: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    made = loader(rows(), workers=2)
+    asked: list[int] = []
+    step = made.step
+
+    def counted(k: int) -> StepData:
+        asked.append(k)
+        return step(k)
+
+    monkeypatch.setattr(StepLoader, "step", lambda self, k: counted(k))
+    steps = made.steps(0, 100)
+    for _ in range(3):
+        next(steps)
+    steps.close()  # type: ignore[attr-defined]
+    assert max(asked) <= 2 + 2  # the third step, and two ahead of it

@@ -1,0 +1,207 @@
+"""Decoding: cached or not, together or one by one, ours or transformers', an answer is an answer."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from avlm.errors import ConfigError
+from avlm.inference.generate import Sampling, _choose, end_tokens, generate, stream
+from avlm.samples import Encoded, Sample
+
+KINDS: list[tuple[str, ...]] = [("image",), (), ("audio", "image"), ("video",), ("audio",)]
+LANGUAGES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {"model_type": "mistral", "sliding_window": 6},
+    "gemma2": {"model_type": "gemma2", "sliding_window": 6, "head_dim": 8, "attn_logit_softcapping": 2.0},
+    "gpt2": {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512},
+    "nemotron_h, a state and attention": {
+        "model_type": "nemotron_h",
+        "layer_types": ["linear_attention", "full_attention"],
+        "head_dim": 8,
+        "mamba_num_heads": 4,
+        "mamba_head_dim": 8,
+        "n_groups": 1,
+        "ssm_state_size": 4,
+    },
+}
+
+
+def prompts_of(processor: Any, make_sample: Callable[..., Sample]) -> list[Encoded]:
+    samples = [
+        make_sample(*k, seed=i, seconds=0.2 + 0.08 * i, text="What do you hear?" + " blue" * (3 * i % 5))
+        for i, k in enumerate(KINDS)
+    ]
+    return [processor.encode(s, prompt_only=True) for s in samples]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_with_a_cache_without_one_together_and_one_by_one_the_answers_agree(
+    language: str, make_model: Callable[..., Any], make_sample: Callable[..., Sample]
+) -> None:
+    model, processor = make_model(language=LANGUAGES[language])
+    prompts = prompts_of(processor, make_sample)
+    assert len({len(p) for p in prompts}) > 2
+    sampling = Sampling(max_tokens=6)
+    together = generate(model, processor, prompts, sampling)
+    assert len({tuple(a) for a in together}) > 1  # prompts are told apart
+    assert generate(model, processor, prompts, sampling, use_cache=False) == together
+    for prompt, answer in zip(prompts, together, strict=True):
+        assert generate(model, processor, [prompt], sampling) == [answer]
+        assert generate(model, processor, [prompt], sampling, use_cache=False) == [answer]
+
+
+def test_greedy_answers_are_those_of_transformers_own_generate(
+    make_model: Callable[..., Any], make_sample: Callable[..., Sample]
+) -> None:
+    model, processor = make_model()
+    prompts = prompts_of(processor, make_sample)
+    batch = processor.collate(prompts)
+    del batch["labels"]
+    theirs = model.generate(**batch, max_new_tokens=8, do_sample=False)[:, batch["input_ids"].shape[1] :].tolist()
+    ends = end_tokens(model, processor)
+    cut = [row[: next((i for i, t in enumerate(row) if t in ends), len(row))] for row in theirs]
+    assert generate(model, processor, prompts, Sampling(max_tokens=8)) == cut
+
+
+def test_an_answer_ends_at_the_end_token_and_the_others_go_on(
+    make_model: Callable[..., Any], make_sample: Callable[..., Sample]
+) -> None:
+    model, processor = make_model()
+    prompts = prompts_of(processor, make_sample)
+    free = generate(model, processor, prompts, Sampling(max_tokens=6))
+    model.generation_config.eos_token_id = [processor.tokenizer.eos_token_id, free[0][2]]
+    ended = generate(model, processor, prompts, Sampling(max_tokens=6))
+    stops = {processor.tokenizer.eos_token_id, free[0][2]}
+    expected = [a[: next((i for i, t in enumerate(a) if t in stops), 6)] for a in free]
+    assert ended == expected and len(ended[0]) <= 2 and max(len(a) for a in ended) == 6
+    steps = list(stream(model, processor, prompts, Sampling(max_tokens=6)))
+    for i, answer in enumerate(ended):
+        assert [step[i] for step in steps] == [*answer, *[None] * (len(steps) - len(answer))]
+
+
+def test_the_model_is_asked_no_further_when_all_answers_have_ended(
+    make_model: Callable[..., Any], make_sample: Callable[..., Sample]
+) -> None:
+    model, processor = make_model()
+    prompt = processor.encode(make_sample("image"), prompt_only=True)
+    first = generate(model, processor, [prompt], Sampling(max_tokens=1))[0][0]
+    model.generation_config.eos_token_id = first
+    assert generate(model, processor, [prompt], Sampling(max_tokens=50)) == [[]]
+    assert list(stream(model, processor, [prompt], Sampling(max_tokens=50))) == []
+
+
+def test_no_prompts_give_no_answers(make_model: Callable[..., Any]) -> None:
+    assert generate(*make_model("text"), [], Sampling()) == []
+
+
+def test_a_placeholder_is_never_an_answer(
+    make_model: Callable[..., Any], make_sample: Callable[..., Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, processor = make_model()
+    original = type(model.language_model).forward
+
+    def fond_of_images(self: Any, *args: Any, **kwargs: Any) -> Any:
+        output = original(self, *args, **kwargs)
+        output.logits[..., model.config.image_token_id] = 1e4
+        return output
+
+    monkeypatch.setattr(type(model.language_model), "forward", fond_of_images)
+    prompt = processor.encode(make_sample("image"), prompt_only=True)
+    for sampling in (Sampling(max_tokens=4), Sampling(max_tokens=4, temperature=1.0)):
+        (answer,) = generate(model, processor, [prompt], sampling)
+        assert len(answer) == 4 and model.config.image_token_id not in answer
+
+
+# ---------------------------------------------------------------- sampling
+
+
+def test_sampling_follows_from_the_seed_in_a_batch_as_alone(
+    make_model: Callable[..., Any], make_sample: Callable[..., Sample]
+) -> None:
+    model, processor = make_model()
+    prompts = prompts_of(processor, make_sample)
+    sampling = Sampling(max_tokens=6, temperature=1.5, top_k=50, top_p=0.95, seed=4)
+    torch.manual_seed(1)
+    together = generate(model, processor, prompts, sampling)
+    torch.manual_seed(2)
+    assert generate(model, processor, prompts, sampling) == together
+    assert [generate(model, processor, [p], sampling)[0] for p in prompts] == together
+    other = Sampling(max_tokens=6, temperature=1.5, top_k=50, top_p=0.95, seed=5)
+    assert generate(model, processor, prompts, other) != together
+
+
+def drawn(logits: torch.Tensor, sampling: dict[str, Any], count: int) -> torch.Tensor:
+    generators = [torch.Generator().manual_seed(seed) for seed in range(count)]
+    return _choose(logits.expand(count, -1), Sampling(**sampling), generators)
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {"temperature": 1.0},
+        {"temperature": 0.7},
+        {"temperature": 1.0, "top_k": 3},
+        {"temperature": 1.3, "top_p": 0.6},
+        {"temperature": 0.9, "top_k": 5, "top_p": 0.8},
+    ],
+)
+def test_tokens_are_drawn_as_often_as_transformers_warpers_say(sampling: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(1, 12)
+    scores = TemperatureLogitsWarper(sampling["temperature"])(None, logits)
+    if "top_p" in sampling:
+        narrow = TopPLogitsWarper(sampling["top_p"])(None, scores)
+        if "top_k" in sampling:  # both at once: what either leaves out
+            narrow = torch.where(
+                TopKLogitsWarper(sampling["top_k"])(None, scores).isinf(), torch.tensor(-torch.inf), narrow
+            )
+        scores = narrow
+    elif "top_k" in sampling:
+        scores = TopKLogitsWarper(sampling["top_k"])(None, scores)
+    expected = scores.softmax(-1)[0]
+    count = 4000
+    shares = drawn(logits, sampling, count).bincount(minlength=12) / count
+    assert set(shares.nonzero().flatten().tolist()) <= set(expected.nonzero().flatten().tolist())
+    deviation = (expected * (1 - expected) / count).sqrt()
+    assert ((shares - expected).abs() <= 5 * deviation).all()
+
+
+def test_the_smallest_temperature_is_greedy_and_a_narrow_choice_too() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(3, 40) * 30
+    generators = [torch.Generator().manual_seed(i) for i in range(3)]
+    greedy = logits.argmax(-1)
+    for sampling in (
+        Sampling(temperature=1e-300),
+        Sampling(temperature=1e-30),
+        Sampling(temperature=2.0, top_k=1),
+        Sampling(temperature=2.0, top_p=1e-9),
+    ):
+        assert torch.equal(_choose(logits, sampling, generators), greedy)
+
+
+def test_more_candidates_than_tokens_are_all_of_them() -> None:
+    logits = torch.zeros(1, 4)
+    assert set(drawn(logits, {"temperature": 1.0, "top_k": 99}, 200).tolist()) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_tokens": 0}, "max_tokens=0 leaves no room for an answer. Use at least 1"),
+        ({"temperature": -1}, "temperature=-1 is not a number that logits can be divided by. Use 0 for the likeliest "
+         "token, or more"),
+        ({"temperature": float("nan")}, "temperature=nan is not a number that logits can be divided by. Use 0 for the "
+         "likeliest token, or more"),
+        ({"top_k": -1}, "top_k=-1 is not a number of tokens to choose among. Use 0 for all of them, or more"),
+        ({"top_p": 0}, "top_p=0 is not a probability to choose within. Use more than 0 and at most 1"),
+        ({"top_p": 1.1}, "top_p=1.1 is not a probability to choose within. Use more than 0 and at most 1"),
+    ],
+)  # fmt: skip
+def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        Sampling(**settings)
+    assert str(error.value) == message

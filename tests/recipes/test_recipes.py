@@ -1,0 +1,123 @@
+"""Every recipe prints what is stored for it, and takes two steps on a processor."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from refresh import GOLDEN, printed, variants
+from rich.console import Console
+
+from avlm.config.io import build, override, to_yaml
+from avlm.config.run import PARTS, RunConfig
+from avlm.convert.compose import Composed
+from avlm.convert.weights import save_model
+from avlm.errors import ConfigError
+from avlm.recipes import RECIPES, recipe, summaries
+from avlm.training.chain import Run
+from avlm.training.observe import read_lines
+
+
+@pytest.mark.parametrize("name", variants())
+def test_prints_what_is_stored(name: str) -> None:
+    """If the change is meant: ``python -m tests.recipes.refresh``."""
+    assert printed(variants()[name]) == (GOLDEN / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def test_nothing_is_stored_for_a_recipe_that_is_gone() -> None:
+    assert {path.stem for path in GOLDEN.iterdir()} == set(variants())
+
+
+@pytest.mark.parametrize("name", variants())
+def test_the_stored_text_is_the_recipe_again(name: str) -> None:
+    assert recipe(str(GOLDEN / f"{name}.yaml")) == variants()[name]
+
+
+def test_every_recipe_takes_the_overrides_that_all_must_take() -> None:
+    for name in RECIPES:
+        changed = override(
+            recipe(name), ["out=o", "seed=5", "max_steps=3", "model=m", "data.train=t.jsonl", "data.eval=e.jsonl"]
+        )
+        assert (changed.out, changed.seed, changed.max_steps, changed.model) == ("o", 5, 3, "m")
+        assert (changed.data.train, changed.data.eval) == ("t.jsonl", "e.jsonl")
+        assert all(changed.stage_steps(stage) <= 3 for stage in changed.stages)
+
+
+def test_every_recipe_says_what_it_is() -> None:
+    assert [name for name, _ in summaries()] == list(RECIPES)
+    for name, function in RECIPES.items():
+        assert len((inspect.getdoc(function) or "").splitlines()[0]) > 20
+        assert recipe(name).recipe == name
+
+
+def test_tinys_pace_multiplies_steps_and_changes_nothing_else() -> None:
+    half, whole = recipe("tiny", pace=0.5), recipe("tiny")
+    assert [s.steps for s in half.stages] == [max(1, round(s.steps / 2)) for s in whole.stages]
+    one = {f"stages.{s.name}.steps=1" for s in whole.stages}
+    assert override(half, sorted(one)) == override(whole, sorted(one))
+
+
+def test_sft_keeps_encoders_frozen_and_lora_is_an_argument() -> None:
+    (whole,), (lora,) = recipe("sft").stages, recipe("sft", peft="lora").stages
+    assert set(whole.train) == set(lora.train) == {"vision_connector", "audio_connector", "language"}
+    assert whole.train["language"].lora is None
+    assert lora.train["language"].lora is not None and lora.train["language"].lora.rank == 32
+    assert set(whole.train) < set(PARTS)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("tiny", {"size": 3}, "the recipe tiny takes no size. It takes pace"),
+        ("golden.yaml", {"pace": 3}, "golden.yaml is a file of settings and takes no pace"),
+        ("llava", {}, "llava is neither a recipe nor a file of settings. There are tiny, sft."),
+    ],
+)
+def test_what_no_recipe_knows_is_refused(name: str, arguments: dict[str, int], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        recipe(name, **arguments)
+    assert str(error.value).startswith(message)
+
+
+def test_settings_in_json_are_settings_too(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps(recipe("sft").model_dump(mode="json")))
+    assert recipe(str(path)) == recipe("sft") == build(RunConfig, recipe("sft").model_dump())
+    assert to_yaml(recipe(str(path))) == to_yaml(recipe("sft"))
+
+
+# ---------------------------------------------------------------- two steps on a processor
+
+
+def run(config: RunConfig) -> Path:
+    return Run(config, console=Console(file=io.StringIO())).train()
+
+
+def test_tiny_takes_two_steps(rows: Callable[..., Path], tmp_path: Path) -> None:
+    data = rows()
+    config = override(
+        recipe("tiny"), [f"data.train={data}", f"out={tmp_path / 'run'}", "max_steps=2", "samples.max_tokens=4"]
+    )
+    config = override(config, [f"stages.{stage.name}.batch_samples=8" for stage in config.stages])
+    model = run(config)
+    metrics = read_lines(tmp_path / "run" / "metrics.jsonl")
+    assert [row["stage"] for row in metrics] == [stage.name for stage in config.stages for _ in range(2)]
+    assert all(0 < row["loss"] < 20 for row in metrics)
+    assert (model / "model.safetensors").is_file() and not read_lines(tmp_path / "run" / "quarantine.jsonl")
+
+
+@pytest.mark.parametrize("peft", ["none", "lora"])
+def test_sft_takes_two_steps(small_model: Composed, tmp_path: Path, peft: str) -> None:
+    save_model(small_model.model, small_model.processor, tmp_path / "model")
+    data = tmp_path / "rows.jsonl"
+    config = override(
+        recipe("sft", peft=peft),
+        [f"model={tmp_path / 'model'}", f"data.train={data}", f"out={tmp_path / 'run'}", "max_steps=2"],
+    )
+    assert (run(config) / "model.safetensors").is_file()
+    assert len(read_lines(tmp_path / "run" / "metrics.jsonl")) == 2
+    assert (tmp_path / "run" / "adapters" / "finetune").is_dir() == (peft == "lora")
