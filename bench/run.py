@@ -77,7 +77,9 @@ def rows() -> tuple[float, float]:
         model.set_attn_implementation(attention.NAME)
         kwargs = attention.packed_kwargs(lengths, torch.device("cpu"))
         blank = torch.zeros(1, 1, 1, 1)
-        model(input_ids=row, position_ids=positions, attention_mask=blank, use_cache=False, **kwargs).logits.sum().backward()
+        model(
+            input_ids=row, position_ids=positions, attention_mask=blank, use_cache=False, **kwargs
+        ).logits.sum().backward()
 
     def padded() -> None:
         model.set_attn_implementation("sdpa")

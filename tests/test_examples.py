@@ -53,7 +53,9 @@ def build(monkeypatch: pytest.MonkeyPatch) -> Any:
     return module
 
 
-def test_sides_share_nothing_and_the_stranger_is_never_heard_in_training(build: Any, data: Path, tmp_path: Path) -> None:
+def test_sides_share_nothing_and_the_stranger_is_never_heard_in_training(
+    build: Any, data: Path, tmp_path: Path
+) -> None:
     stranger = build.build(data, tmp_path / "rows")
     train, held = read(tmp_path / "rows/train.jsonl"), read(tmp_path / "rows/eval.jsonl")
     assert stranger == "zoe"

@@ -43,7 +43,8 @@ import json
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 model = AutoModelForImageTextToText.from_pretrained({folder!r})
 processor = AutoProcessor.from_pretrained({folder!r})
-messages = [{{"role": "user", "content": [{{"type": "image", "path": {picture!r}}}, {{"type": "text", "text": "What?"}}]}}]
+content = [{{"type": "image", "path": {picture!r}}}, {{"type": "text", "text": "What?"}}]
+messages = [{{"role": "user", "content": content}}]
 inputs = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)
 output = model.generate(**inputs, max_new_tokens=4, do_sample=False)
 names = [type(x).__name__ for x in (AutoConfig.from_pretrained({folder!r}), model, processor)]

@@ -125,6 +125,7 @@ def _bent(mel: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndar
     frames = mel.shape[1]
     knots = np.array([0, 1 / 3, 2 / 3, 1])
     moved = knots + np.array([0, *rng.uniform(-strength / 2, strength / 2, 2), 0])
+    moved = np.maximum.accumulate(moved)  # above a third the knots could change places: time would run backwards
     return _read(mel.T, np.interp(np.linspace(0, 1, frames), knots, moved) * (frames - 1)).T
 
 

@@ -128,10 +128,8 @@ def packed_attention(
         kwargs["packed_calls"].append(type(module).__name__)
     window = kwargs.get("sliding_window")
     output = query.new_empty(query.shape[2], query.shape[1], value.shape[-1])
-    for index, counts in _groups(tuple(lengths)):
-        index = index.to(query.device)
-        attended = _attend_group(query, key, value, index, counts, causal, window, scale, dropout, softcap, sinks)
-        inside = _inside(counts, index.shape[1], query.device)
+    for index, inside in _groups(tuple(lengths), query.device):
+        attended = _attend_group(query, key, value, index, inside, causal, window, scale, dropout, softcap, sinks)
         output = output.index_copy(0, index[inside], attended.transpose(1, 2)[inside])
     return output[None], None
 
@@ -154,15 +152,15 @@ def _plain_mask(attention_mask: Tensor | None, query: Tensor, key: Tensor, causa
     return (at[-query.shape[2] :, None] >= at)[None, None]
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=32)
 @torch.inference_mode(False)  # what is kept is used in training too, whoever asked first
-def _groups(lengths: tuple[int, ...]) -> tuple[tuple[Tensor, tuple[int, ...]], ...]:
+def _groups(lengths: tuple[int, ...], device: torch.device) -> tuple[tuple[Tensor, Tensor], ...]:
     """Gather samples of about the same length, so that little is padded.
 
     Returns:
-        For each group an index (G, L) into the row (padding points at the sample's first token) and the true lengths.
+        For each group an index (G, L) into the row (padding points at the sample's first token), and which places of it
+        are real: bool (G, L). The layers of a model ask for the same groups one after the other.
     """
-    cpu = torch.device("cpu")
     starts = [0]
     for length in lengths:
         starts.append(starts[-1] + length)
@@ -178,17 +176,11 @@ def _groups(lengths: tuple[int, ...]) -> tuple[tuple[Tensor, tuple[int, ...]], .
     found = []
     for members in groups:
         longest = lengths[members[0]]
-        offsets = torch.arange(longest, device=cpu)
-        counts = tuple(lengths[i] for i in members)
-        index = torch.tensor([starts[i] for i in members], device=cpu)[:, None] + offsets
-        inside = offsets < torch.tensor(counts, device=cpu)[:, None]
-        found.append((torch.where(inside, index, index[:, :1]), counts))
+        offsets = torch.arange(longest, device=device)
+        index = torch.tensor([starts[i] for i in members], device=device)[:, None] + offsets
+        inside = offsets < torch.tensor([lengths[i] for i in members], device=device)[:, None]
+        found.append((torch.where(inside, index, index[:, :1]), inside))
     return tuple(found)
-
-
-def _inside(counts: tuple[int, ...], longest: int, device: torch.device) -> Tensor:
-    """bool (G, L): which places of a group are real."""
-    return torch.arange(longest, device=device) < torch.tensor(counts, device=device)[:, None]
 
 
 def _attend_group(
@@ -196,7 +188,7 @@ def _attend_group(
     key: Tensor,
     value: Tensor,
     index_GL: Tensor,
-    counts: tuple[int, ...],
+    inside_GL: Tensor,
     causal: bool,
     window: int | None,
     scale: float,
@@ -206,13 +198,11 @@ def _attend_group(
 ) -> Tensor:
     """Attention of the samples of one group, (G, H, L, D)."""
     q, k, v = (t[0][:, index_GL].transpose(0, 1) for t in (query, key, value))
-    longest = index_GL.shape[1]
-    same = counts[-1] == longest
-    banded = window is not None and window < longest
+    banded = window is not None and window < index_GL.shape[1]
     mask = None
-    if banded or not (causal or same) or softcap is not None or sinks is not None:
+    if banded or not causal or softcap is not None or sinks is not None:
         # Causal rows padded at their end need no mask: what is real never looks that far.
-        mask = _mask(counts, longest, causal, window, query.device)
+        mask = _mask(inside_GL, causal, window)
     if softcap is not None or sinks is not None:
         return _explicit(q, k, v, mask, scale, dropout, softcap, sinks)
     return F.scaled_dot_product_attention(
@@ -220,15 +210,16 @@ def _attend_group(
     )
 
 
-def _mask(counts: tuple[int, ...], longest: int, causal: bool, window: int | None, device: torch.device) -> Tensor:
+def _mask(inside_GL: Tensor, causal: bool, window: int | None) -> Tensor:
     """bool (G, 1, L, L): who may look at whom. Padding looks at itself, so that no row is empty."""
-    at = torch.arange(longest, device=device)
-    allowed = _inside(counts, longest, device)[:, None, None, :].expand(-1, 1, longest, -1)
+    longest = inside_GL.shape[1]
+    at = torch.arange(longest, device=inside_GL.device)
+    allowed = inside_GL[:, None, None, :].expand(-1, 1, longest, -1)
     if causal:
         allowed = allowed & (at[:, None] >= at)
     if window is not None:
         allowed = allowed & ((at[:, None] - at).abs() < window)
-    return allowed | torch.eye(longest, dtype=torch.bool, device=device)
+    return allowed | torch.eye(longest, dtype=torch.bool, device=at.device)
 
 
 def _explicit(

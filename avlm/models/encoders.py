@@ -271,8 +271,8 @@ def load_encoder(path: str, config: PreTrainedConfig) -> PreTrainedModel:
     missing = {*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])}
     if missing:
         raise WeightsError(
-            f"{path}: {len(missing)} weights of the {config.model_type} encoder are missing, {min(missing)} among them. "
-            "Give the folder of a whole checkpoint"
+            f"{path}: {len(missing)} weights of the {config.model_type} encoder are missing, {min(missing)} among "
+            "them. Give the folder of a whole checkpoint"
         )
     return model
 
@@ -350,7 +350,7 @@ def encode_sounds(
         LayoutError: A clip is empty or longer than the encoder hears.
     """
     features = features.to(encoder.dtype)
-    lengths = [int(length) for length in mask.sum(1)]
+    lengths: list[int] = mask.sum(1).tolist()
     _check_lengths(lengths, features.shape[2], spec)
     if spec.window_frames is not None:
         if layer is None:

@@ -135,13 +135,17 @@ class AvlmModel(AvlmPreTrainedModel):
         Returns:
             ``pooler_output``: for each picture its tokens (tokens, D); ``last_hidden_state``: the encoder's embeddings.
         """
+        states, tokens = self._see(pixel_values)
+        return BaseModelOutputWithPooling(states, list(tokens.chunk(len(states))))
+
+    def _see(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        """The encoder's embeddings (N, n, C), and the tokens of all pictures end to end."""
         if self.vision_tower is None or self.vision_connector is None:
             raise LayoutError(
                 "pixels were given to a model without a vision part. Leave them out, or use a model that sees"
             )
         states = encode_images(self.vision_tower, pixel_values, self.config.vision_layer)
-        tokens = self.vision_connector(list(states))
-        return BaseModelOutputWithPooling(states, list(tokens.chunk(len(states))))
+        return states, self.vision_connector(list(states))
 
     def get_video_features(self, pixel_values_videos: Tensor) -> BaseModelOutputWithPooling:
         """Look at frames (F, 3, height, width); as `get_image_features`, for each frame."""
@@ -156,19 +160,20 @@ class AvlmModel(AvlmPreTrainedModel):
             ``pooler_output``: for each clip its tokens (tokens, D); ``last_hidden_state``: the encoder's embeddings,
             padded with zeros to the longest clip.
         """
+        states, tokens, counts = self._hear(input_features, input_features_mask)
+        return BaseModelOutputWithPooling(pad_sequence(states, batch_first=True), list(tokens.split(counts)))
+
+    def _hear(self, input_features: Tensor, mask: Tensor | None) -> tuple[list[Tensor], Tensor, list[int]]:
+        """The encoder's embeddings of each clip, the tokens of all clips end to end, and how many each has."""
         spec = self.config.media_spec().audio
         if self.audio_tower is None or self.audio_connector is None or spec is None:
             raise LayoutError(
                 "sound was given to a model without an audio part. Leave it out, or use a model that hears"
             )
-        if input_features_mask is None:
-            shape = input_features.shape[0], input_features.shape[2]
-            input_features_mask = torch.ones(shape, dtype=torch.bool, device=input_features.device)
-        mask = input_features_mask.bool()
-        states = encode_sounds(self.audio_tower, input_features, mask, spec, self.config.audio_layer)
-        counts = [reduced_count(s.shape[0], spec.reduction) for s in states]
-        tokens = self.audio_connector(states)
-        return BaseModelOutputWithPooling(pad_sequence(states, batch_first=True), list(tokens.split(counts)))
+        if mask is None:
+            mask = torch.ones_like(input_features[:, 0], dtype=torch.bool)
+        states = encode_sounds(self.audio_tower, input_features, mask.bool(), spec, self.config.audio_layer)
+        return states, self.audio_connector(states), [reduced_count(len(s), spec.reduction) for s in states]
 
     def get_placeholder_mask(
         self,
@@ -236,15 +241,16 @@ class AvlmModel(AvlmPreTrainedModel):
         Raises:
             LayoutError: Places and embeddings disagree; with ``places`` the message names the sample and the item.
         """
-        items: dict[str, Sequence[Tensor]] = {}
+        features: dict[str, Tensor] = {}
+        counts: dict[str, list[int]] = {}
         for kind, pixels in (("image", pixel_values), ("video", pixel_values_videos)):
             if pixels is not None and len(pixels):
-                items[kind] = self.get_image_features(pixels).pooler_output
+                _, features[kind] = self._see(pixels)
+                counts[kind] = [len(features[kind]) // len(pixels)] * len(pixels)
         if input_features is not None and len(input_features):
-            items["audio"] = self.get_audio_features(input_features, input_features_mask).pooler_output
+            _, features["audio"], counts["audio"] = self._hear(input_features, input_features_mask)
         if places is not None:
-            check_counts(places, {kind: [len(item) for item in found] for kind, found in items.items()})
-        features = {kind: torch.cat(list(found)) for kind, found in items.items()}
+            check_counts(places, counts)
         if inputs_embeds is not None:
             embeds, input_ids = inputs_embeds, self._ids(inputs_embeds) if features else None
         elif input_ids is not None:
@@ -301,7 +307,8 @@ class AvlmModel(AvlmPreTrainedModel):
             position_ids = torch.cat([torch.arange(length, device=embeds.device) for length in lengths])[None]
         kwargs |= {"position_ids": position_ids, "use_cache": False}
         name = self.language_model.config.get_text_config()._attn_implementation
-        if name == attention.NAME and self._packs is not False and attention.can_pack(self.language_model):
+        can = attention.can_pack(self.language_model) if self._packs is None else self._packs
+        if name == attention.NAME and can:
             calls: list[str] | None = [] if self._packs is None else None
             output = _read(reader, embeds, logits_to_keep, {**kwargs, **_borders(embeds, lengths, calls)})
             if calls is None or attention.proven(calls, self.language_model):
@@ -309,8 +316,8 @@ class AvlmModel(AvlmPreTrainedModel):
                 return output
             self._packs = False
         logger.warning_once(
-            f"{type(self.language_model).__name__} with {name} attention cannot keep the samples of a packed row apart, "
-            "so every row is laid out as a padded batch: the same losses, more computing."
+            f"{type(self.language_model).__name__} with {name} attention cannot keep the samples of a packed row "
+            "apart, so every row is laid out as a padded batch: the same losses, more computing."
         )
         return _read_padded(reader, embeds, lengths, logits_to_keep, kwargs)
 

@@ -59,7 +59,7 @@ def tiny(pace: float = 1.0) -> RunConfig:
         recipe="tiny",
         out="runs/tiny",
         model=ModelConfig(
-            language=LanguagePart(random=_llama(160, 4), chat_template=TEMPLATE, vocabulary=1024),
+            language=LanguagePart(random=_llama(128, 4), chat_template=TEMPLATE, vocabulary=1024),
             vision=VisionPart(
                 encoder=Source(
                     random={
@@ -72,7 +72,7 @@ def tiny(pace: float = 1.0) -> RunConfig:
                     }
                 ),
                 image_size_px=64,
-                connector=LinearConnector(),
+                connector=LinearConnector(stack=4),
             ),
             audio=AudioPart(
                 encoder=Source(
@@ -115,7 +115,7 @@ def tiny(pace: float = 1.0) -> RunConfig:
                     "language": TrainPart(lr=6e-4),
                 },
                 rows="vision",
-                steps=steps(1600),
+                steps=steps(2200),
                 batch_samples=16,
                 optimizer=fresh,
                 augment=see,

@@ -22,14 +22,15 @@ from pathlib import Path
 import numpy as np
 
 WORDS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-    "seventeen eighteen"
-).split()
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen",
+)  # fmt: skip
 WHERE_FROM = """These public data sets are needed, and this example downloads nothing itself:
   MNIST      handwritten digits, as PNG files      https://yann.lecun.com/exdb/mnist/
   CIFAR-10   photographs, as JPEG files            https://www.cs.toronto.edu/~kriz/cifar.html
   FSDD       spoken digits, as WAV files           https://github.com/Jakobovski/free-spoken-digit-dataset
-Lay them out as DATA/mnist/train/<digit>/*.png, DATA/cifar10/train/<class>/*.jpg, DATA/fsdd/train/<digit>_<speaker>_<take>.wav"""
+Lay them out as DATA/mnist/train/<digit>/*.png, DATA/cifar10/train/<class>/*.jpg and
+DATA/fsdd/train/<digit>_<speaker>_<take>.wav"""
 PAIRS = {"train": 9000, "eval": 500}
 """Rows of each task that takes a picture and a recording."""
 

@@ -36,7 +36,12 @@ def main() -> None:
     rows = given.out.with_name(f"{given.out.name}-data")
     stranger = build(given.data, rows, stranger=given.stranger)
     print(f"the speaker {stranger} is held out as a whole", flush=True)
-    settings = [f"out={given.out}", f"seed={given.seed}", f"data.train={rows / 'train.jsonl'}", f"data.eval={rows / 'eval.jsonl'}"]
+    settings = [
+        f"out={given.out}",
+        f"seed={given.seed}",
+        f"data.train={rows / 'train.jsonl'}",
+        f"data.eval={rows / 'eval.jsonl'}",
+    ]
     command = [sys.executable, "-m", "avlm", "train", "tiny", *settings, *SETTINGS, *overrides]
     raise SystemExit(subprocess.run(command, check=False).returncode)
 

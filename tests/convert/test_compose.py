@@ -303,7 +303,7 @@ def test_fresh_weights_follow_from_the_seed_and_leave_the_generator_alone() -> N
     torch.rand(11)
     second, other = fresh(seed=1).model.state_dict(), fresh(seed=2).model.state_dict()
     assert all(torch.equal(first[n], second[n]) for n in first)
-    drawn = [n for n in first if "connector" in n and n.endswith("linear.weight") or "q_proj.weight" in n]
+    drawn = [n for n in first if ("connector" in n and n.endswith("linear.weight")) or "q_proj.weight" in n]
     assert drawn and all(not torch.equal(first[n], other[n]) for n in drawn)
 
 
@@ -338,8 +338,8 @@ def test_a_folder_that_is_not_there_is_refused(part: str, release: Callable[...,
     folders = {"language": release("llama"), "vision": None, "audio": None, part: tmp_path / "nowhere"}
     name = part if part == "language" else f"{part}.encoder"
     assert message_of(ConfigError, parts(**folders)) == (
-        f"model.{name}: there is no folder {tmp_path}/nowhere. Give an existing folder in Hugging Face format, or a hub "
-        "name"
+        f"model.{name}: there is no folder {tmp_path}/nowhere. "
+        "Give an existing folder in Hugging Face format, or a hub name"
     )
 
 

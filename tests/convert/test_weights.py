@@ -90,9 +90,13 @@ def test_an_error_while_writing_leaves_the_old_model_alone(
 
 
 def test_an_error_while_writing_a_new_model_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), aside(tmp_path / "new") as folder:
-        (folder / "half").write_text("x")
-        raise KeyboardInterrupt
+    def interrupted() -> None:
+        with aside(tmp_path / "new") as folder:
+            (folder / "half").write_text("x")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -161,7 +165,8 @@ def test_a_published_copy_holds_the_model_and_what_is_laid_beside_it(saved: Path
 def test_a_directory_that_is_none_is_refused(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "nowhere"):
         assert refused(ConfigError, folder) == (
-            f"{folder}: is not a model directory (it has no config.json). Give one that avlm compose or avlm train wrote"
+            f"{folder}: is not a model directory (it has no config.json). "
+            "Give one that avlm compose or avlm train wrote"
         )
 
 

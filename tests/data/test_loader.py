@@ -177,7 +177,7 @@ def test_a_sample_longer_than_a_row_stops_the_run_or_is_left_out_as_asked(tmp_pa
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_mistake_in_the_settings_reaches_the_caller(workers: int, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="Raise stages.a.row_tokens"):
+    with pytest.raises(ConfigError, match=r"Raise stages\.a\.row_tokens"):
         list(loader(long_and_short(tmp_path / "long.jsonl"), workers=workers, batch_samples=3).steps(0, 5))
 
 

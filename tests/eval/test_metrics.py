@@ -76,7 +76,8 @@ def test_a_missing_library_is_named_with_its_extra(monkeypatch: pytest.MonkeyPat
     with pytest.raises(MissingExtraError) as error:
         word_error_rate(["a"], ["a"])
     assert str(error.value) == (
-        "the word error rate needs the library jiwer, which is not installed. Install it with: pip install 'avlm[metrics]'"
+        "the word error rate needs the library jiwer, which is not installed. "
+        "Install it with: pip install 'avlm[metrics]'"
     )
 
 

@@ -285,6 +285,26 @@ def test_saved_and_loaded_by_every_auto_class_it_is_the_same_model(
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("way", ["avlm", "sdpa", "eager", {"text_config": "eager", "vision_config": "sdpa"}])
+def test_every_way_of_attending_gives_the_same_and_half_precision_nearly(
+    way: Any, make_model: Callable[..., Any], make_sample: Callable[..., Sample], tmp_path: Path
+) -> None:
+    model, processor = make_model()
+    batch = processor.collate([processor.encode(s) for s in mixed(make_sample)])
+    expected = model(**batch).logits[batch["attention_mask"].bool()]
+    model.save_pretrained(tmp_path)
+    again = AutoModelForImageTextToText.from_pretrained(tmp_path, attn_implementation=way)
+    assert again.language_model.config._attn_implementation == (way if isinstance(way, str) else "eager")
+    output = again(**batch, output_hidden_states=True)
+    close(output.logits[batch["attention_mask"].bool()], expected)
+    assert len(output.hidden_states) == 3 and output.hidden_states[0].shape == (*batch["input_ids"].shape, 32)
+    half = AutoModelForImageTextToText.from_pretrained(tmp_path, attn_implementation=way, dtype=torch.bfloat16)
+    assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
+    found = half(**batch).logits[batch["attention_mask"].bool()].float()
+    assert (found - expected).norm() < 0.05 * expected.norm()
+
+
+@torch.no_grad()
 def test_the_inner_model_saves_and_loads_too_and_walls_samples_off(
     make_model: Callable[..., Any], make_sample: Callable[..., Sample], tmp_path: Path
 ) -> None:
