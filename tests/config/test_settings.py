@@ -131,7 +131,7 @@ def test_settings_are_frozen(name: str) -> None:
         (run.stages[0].schedule, "kind"),
     ):
         with pytest.raises(ValidationError, match="frozen"):
-            setattr(group, key, getattr(settings, key))
+            setattr(group, key, getattr(group, key))
 
 
 # ---------------------------------------------------------------- what does not go together
