@@ -344,4 +344,3 @@ def test_a_tokenizer_from_nothing_writes_any_text_and_keeps_its_special_tokens()
     assert (made.pad_token, made.eos_token) == (PAD, END)
     assert made.decode(made("a<|end|>b", add_special_tokens=False).input_ids, skip_special_tokens=True) == "ab"
     assert make_tokenizer(["a red circle"] * 9, 300).get_vocab() == made.get_vocab()
-    assert processor(CHATML).tokenizer is tokenizer(CHATML)
