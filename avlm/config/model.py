@@ -55,10 +55,6 @@ class LinearConnector(Settings):
     """Consecutive embeddings joined into one token first."""
     bias: bool = True
 
-    positions: int = Field(0, ge=0)
-    """A learned vector is added to each of this many embeddings of an item, for encoders whose output does not say
-    where in the picture it was (ConvNets); 0 adds nothing."""
-
     def reduction(self) -> Reduction:
         return Reduction(stack=self.stack)
 
@@ -73,10 +69,6 @@ class MlpConnector(Settings):
     """Width between the layers; default: the language model's."""
     layers: int = Field(2, ge=1)
     bias: bool = True
-
-    positions: int = Field(0, ge=0)
-    """A learned vector is added to each of this many embeddings of an item, for encoders whose output does not say
-    where in the picture it was (ConvNets); 0 adds nothing."""
 
     def reduction(self) -> Reduction:
         return Reduction(stack=self.stack)

@@ -16,7 +16,6 @@ from torch.nn import functional as F
 
 from avlm.config.model import Connector as ConnectorConfig
 from avlm.config.model import LinearConnector, MlpConnector, PoolConnector
-from avlm.errors import LayoutError
 
 _CONFIG: TypeAdapter[LinearConnector | MlpConnector | PoolConnector] = TypeAdapter(ConnectorConfig)
 
@@ -39,15 +38,11 @@ def build_connector(config: dict[str, Any], width: int, out_width: int) -> nn.Mo
 
 
 class Stack(nn.Module):
-    """Join `stack` consecutive embeddings, then one linear layer or several with GELU between.
-
-    With `positions` each item must have exactly that many embeddings.
-    """
+    """Join `stack` consecutive embeddings, then one linear layer or several with GELU between."""
 
     def __init__(self, settings: LinearConnector | MlpConnector, width: int, out_width: int) -> None:
         super().__init__()
         self.stack = settings.stack
-        self.positions = nn.Parameter(0.2 * torch.randn(settings.positions, width)) if settings.positions else None
         width = width * settings.stack
         if isinstance(settings, LinearConnector):
             self.layers = nn.Sequential(nn.Linear(width, out_width, bias=settings.bias))
@@ -62,20 +57,9 @@ class Stack(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, items: list[Tensor]) -> Tensor:
-        if self.positions is not None:
-            items = [item + self._fitting(item) for item in items]
         joined = torch.cat([stack_frames(item, self.stack) for item in items])
         output: Tensor = self.layers(joined)
         return output
-
-    def _fitting(self, item: Tensor) -> Tensor:
-        assert self.positions is not None
-        if len(item) != len(self.positions):
-            raise LayoutError(
-                f"an item has {len(item)} embeddings, and the connector has {len(self.positions)} positions to tell "
-                "them apart. Use a connector with as many, or with positions=0"
-            )
-        return self.positions
 
 
 def stack_frames(item: Tensor, stack: int) -> Tensor:

@@ -165,7 +165,7 @@ REFUSALS = [
     ("model.vison=null", "model.vison is not a setting. Did you mean model.vision?"),
     ("model.vision.connector.stak=2", "model.vision.connector.stak is not a setting. Did you mean model.vision.connector.stack?"),
     ("model.vision.connector={kind: pool, tokns: 2}", "model.vision.connector.tokns is not a setting. Did you mean model.vision.connector.tokens?"),
-    ("model.vision.connector.tokens=2", "model.vision.connector.tokens is not a setting. Known here: kind, stack, hidden_size, layers, bias, positions."),
+    ("model.vision.connector.tokens=2", "model.vision.connector.tokens is not a setting. Known here: kind, stack, hidden_size, layers, bias."),
     ("model.vision.connector=liner", "model.vision.connector='liner' is none of its kinds. Did you mean linear?"),
     ("model.vision.connector={kind: pol}", "model.vision.connector.kind='pol' is none of its kinds. Did you mean pool?"),
     ("model.vision.connector={stack: 2}", "model.vision.connector.kind is missing, and nothing can be assumed for it. Set it to one of linear, mlp, pool."),

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from chat_families import CHATML, MEDIA, VICUNA, processor, tokenizer
+from chat_families import CHATML, MEDIA, VICUNA, tokenizer
 from PIL import Image
 from transformers import PreTrainedTokenizerFast
 

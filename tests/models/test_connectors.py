@@ -6,10 +6,8 @@ from typing import Any
 import pytest
 import torch
 from pydantic import TypeAdapter
-from torch import Tensor
 
 from avlm.config.model import Connector
-from avlm.errors import LayoutError
 from avlm.layout import reduced_count
 from avlm.models.connectors import build_connector, stack_frames
 
@@ -113,19 +111,3 @@ def test_pool_matches_the_slow_loop(norm: str, length: int) -> None:
         pooled = [slow_norm(row, connector.norm) for row in pooled]
     expected = torch.tensor(slow_matrix(pooled, connector.linear), dtype=torch.float64)
     torch.testing.assert_close(connector([item]), expected)
-
-
-def test_positions_tell_embeddings_apart_and_fit_their_number() -> None:
-    connector = build_connector({"kind": "linear", "positions": 4}, 3, 2)
-    item = torch.ones(4, 3)
-    found: Tensor = connector([item, item])
-    expected = (1 + connector.positions) @ connector.layers[0].weight.T + connector.layers[0].bias
-    torch.testing.assert_close(found, torch.cat([expected, expected]))
-    assert len(found[:4].unique(dim=0)) == 4
-    for wrong in (1, 3, 5):  # one embedding would spread over all positions unseen
-        with pytest.raises(LayoutError) as error:
-            connector([torch.ones(wrong, 3)])
-        assert str(error.value) == (
-            f"an item has {wrong} embeddings, and the connector has 4 positions to tell them apart. "
-            "Use a connector with as many, or with positions=0"
-        )
