@@ -26,7 +26,6 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from avlm.config.media import AudioSpec, Convolution, VisionSpec
 from avlm.config.model import AudioPart, VisionPart
 from avlm.errors import ConfigError, LayoutError, WeightsError
-from avlm.layout import image_embedding_count
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)
@@ -160,7 +159,7 @@ def vision_spec(config: PreTrainedConfig, part: VisionPart, preprocessor: dict[s
         preprocessor: Contents of ``preprocessor_config.json``, or nothing.
 
     Raises:
-        ConfigError: The picture's side does not fit the encoder's cells, or the connector's positions the picture.
+        ConfigError: The picture's side does not fit the encoder's cells, or the encoder has no such layer.
     """
     family = vision_family(config)
     given: Any = part.image_size_px or getattr(config, "image_size", None) or family.image_size_px
@@ -176,7 +175,13 @@ def vision_spec(config: PreTrainedConfig, part: VisionPart, preprocessor: dict[s
             f"model.vision.image_size_px={size} is not a whole number of the encoder's cells ({cell} px). "
             f"Use {size - size % cell} or {size - size % cell + cell}"
         )
-    spec = VisionSpec(
+    _check_layer("vision", part.layer, len(config.hidden_sizes) if family.feature_map else config.num_hidden_layers)
+    if family.feature_map and part.layer not in (None, -1):
+        raise ConfigError(
+            f"model.vision.layer={part.layer}: the layers of {config.model_type} differ in size, and only the last one "
+            "fits the count of its tokens. Use -1, or leave it out"
+        )
+    return VisionSpec(
         image_size_px=size,
         cell_px=cell,
         mean=tuple(preprocessor.get("image_mean") or family.mean),
@@ -184,19 +189,6 @@ def vision_spec(config: PreTrainedConfig, part: VisionPart, preprocessor: dict[s
         fit=part.fit,
         reduction=part.connector.reduction(),
     )
-    _check_layer("vision", part.layer, len(config.hidden_sizes) if family.feature_map else config.num_hidden_layers)
-    if family.feature_map and part.layer not in (None, -1):
-        raise ConfigError(
-            f"model.vision.layer={part.layer}: the layers of {config.model_type} differ in size, and only the last one "
-            "fits the count of its tokens. Use -1, or leave it out"
-        )
-    positions = getattr(part.connector, "positions", 0)
-    if positions and positions != image_embedding_count(spec):
-        raise ConfigError(
-            f"model.vision.connector.positions={positions}, and a picture of {size} px has "
-            f"{image_embedding_count(spec)} embeddings. Use positions={image_embedding_count(spec)}"
-        )
-    return spec
 
 
 def audio_spec(config: PreTrainedConfig, part: AudioPart) -> AudioSpec:
@@ -212,11 +204,6 @@ def audio_spec(config: PreTrainedConfig, part: AudioPart) -> AudioSpec:
             f"Use model.audio.length={family.lengths[0]}"
         )
     _check_layer("audio", part.layer, config.encoder_layers)
-    if getattr(part.connector, "positions", 0) and part.length == "true":
-        raise ConfigError(
-            "model.audio.connector.positions is set, and clips of true length have any number of embeddings. "
-            "Use model.audio.length=window, or positions=0"
-        )
     longest = int(config.max_source_positions) * family.convolutions[-1].stride
     return AudioSpec(
         sample_rate_hz=family.sample_rate_hz,

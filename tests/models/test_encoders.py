@@ -35,7 +35,7 @@ from transformers import (
 )
 
 from avlm.config.media import AudioSpec, VisionSpec
-from avlm.config.model import AudioPart, MlpConnector, PoolConnector, Source, VisionPart
+from avlm.config.model import AudioPart, PoolConnector, Source, VisionPart
 from avlm.errors import ConfigError, LayoutError, WeightsError
 from avlm.layout import audio_embedding_count, image_embedding_count
 from avlm.models.encoders import (
@@ -225,11 +225,6 @@ def test_released_preprocessing_wins_over_the_familys() -> None:
             "model.vision.layer=2: the layers of convnext differ in size, and only the last one fits the count of its "
             "tokens. Use -1, or leave it out",
         ),
-        (
-            "clip_vision_model",
-            {"connector": MlpConnector(positions=15)},
-            "model.vision.connector.positions=15, and a picture of 28 px has 16 embeddings. Use positions=16",
-        ),
     ],
 )
 def test_a_part_that_does_not_fit_its_encoder_is_refused(model_type: str, part: dict[str, Any], message: str) -> None:
@@ -384,7 +379,6 @@ def test_clips_that_cannot_be_heard_are_refused(lengths: list[int], length: str,
     ("part", "message"),
     [
         ({"layer": 7}, "model.audio.layer=7: the encoder has 3 layers"),
-        ({"connector": MlpConnector(positions=4)}, "model.audio.connector.positions is set, and clips of true length"),
     ],
 )
 def test_an_audio_part_that_does_not_fit_its_encoder_is_refused(part: dict[str, Any], message: str) -> None:
