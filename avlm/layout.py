@@ -42,7 +42,7 @@ def reduced_count(embeddings: int, reduction: Reduction) -> int:
         return 0
     if reduction.pool is not None:
         return reduction.pool
-    return math.ceil(embeddings / reduction.stack)
+    return math.ceil(embeddings / reduction.stack) * reduction.spread
 
 
 def image_embedding_count(spec: VisionSpec) -> int:

@@ -42,6 +42,8 @@ class MediaItem:
     data: bytes | None = None
     decoded: Any = None
     """A `Picture`, `Sound` or `Clip`, when the caller has it at hand."""
+    alt: str = ""
+    """What it shows or says, in words, where that is known: what a language model reads in its place."""
 
     def name(self) -> str:
         """What to call it in a message."""
@@ -74,6 +76,10 @@ class Sample:
 
     def kinds(self) -> frozenset[MediaKind]:
         return frozenset(item.kind for item in self.media())
+
+    def told(self) -> frozenset[MediaKind]:
+        """Kinds of media that could all be given in words instead."""
+        return self.kinds() - {item.kind for item in self.media() if not item.alt}
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,12 +138,14 @@ class Encoded:
     """Frames of its videos, each float [3, height, width]."""
     mels: list[Tensor] = field(default_factory=list)
     """Each float [B, M]."""
+    words: list[list[int]] = field(default_factory=list)
+    """Tokens of what each of its media shows or says, where an encoder is to learn that by itself."""
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def num_targets(self) -> int:
-        return sum(label != IGNORE for label in self.labels[1:])
+        return sum(label != IGNORE for label in self.labels[1:]) + sum(map(len, self.words))
 
 
 IGNORE = -100
@@ -166,6 +174,8 @@ class Row:
     """float [A, B, longest M], zero beyond each clip's end."""
     input_features_mask: Tensor | None = None
     """bool [A, longest M]; True where there is sound."""
+    words: list[list[int]] = field(default_factory=list)
+    """As in `Encoded`, of all media in reading order."""
 
     def num_targets(self) -> int:
-        return int((self.labels[0, 1:] != IGNORE).sum())
+        return int((self.labels[0, 1:] != IGNORE).sum()) + sum(map(len, self.words))

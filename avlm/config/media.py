@@ -21,7 +21,10 @@ class Reduction(Settings):
     """How a connector changes the number of embeddings: joined, pooled or kept."""
 
     stack: int = Field(1, ge=1)
-    """Consecutive embeddings joined into one; a last group that is short is padded with zeros."""
+    """Consecutive embeddings joined into one group; a last one that is short is padded with zeros."""
+
+    spread: int = Field(1, ge=1)
+    """Tokens that each group becomes."""
 
     pool: int | None = Field(None, ge=1)
     """Average-pool to exactly this many embeddings, whatever came in."""

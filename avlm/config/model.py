@@ -74,6 +74,20 @@ class MlpConnector(Settings):
         return Reduction(stack=self.stack)
 
 
+class PrefixConnector(Settings):
+    """One matrix from all of an item's embeddings to all of its tokens (Frozen, arXiv:2106.13884)."""
+
+    kind: Literal["prefix"] = "prefix"
+    stack: int = Field(ge=1)
+    """Consecutive embeddings that go through the matrix together: for a picture as many as it has."""
+    tokens: int = Field(ge=1)
+    """Tokens that they become."""
+    bias: bool = True
+
+    def reduction(self) -> Reduction:
+        return Reduction(stack=self.stack, spread=self.tokens)
+
+
 class PoolConnector(Settings):
     """Average-pool to a fixed number of tokens, LayerNorm, one matrix."""
 
@@ -87,7 +101,7 @@ class PoolConnector(Settings):
         return Reduction(pool=self.tokens)
 
 
-Connector = Annotated[LinearConnector | MlpConnector | PoolConnector, Field(discriminator="kind")]
+Connector = Annotated[LinearConnector | MlpConnector | PrefixConnector | PoolConnector, Field(discriminator="kind")]
 
 
 class VisionPart(Settings):

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from avlm.config.base import Settings
-from avlm.config.model import LanguagePart, ModelConfig
+from avlm.config.model import ModelConfig
 
 Part = Literal["vision", "vision_connector", "audio", "audio_connector", "language"]
 """Everything that can be trained or frozen, by its one name."""
@@ -113,11 +113,8 @@ class Stage(Settings):
     """What is trained. Everything else is frozen, in eval mode, and keeps its bits."""
 
     builds: Literal["vision", "audio", "language"] | None = None
-    """A part that learns its trade here, from scratch, in a small model of its own: an encoder with the stage's
-    `reader` as language model. The run's model is composed from the parts so built."""
-
-    reader: LanguagePart | None = None
-    """The throwaway language model behind an encoder that this stage builds."""
+    """A part that learns its trade here, from scratch, in a model of its own; an encoder with a copy of the language
+    model behind it, which is thrown away. The run's model is composed from the parts so built."""
 
     rows: Rows = "any"
     """Which rows the stage can learn from: `vision` those with pictures and no sound, `audio` those with sound and no
@@ -129,8 +126,9 @@ class Stage(Settings):
     data: str | None = None
     """A file of the stage's own instead of `data.train`."""
 
-    supervise: Literal["answers", "everything"] = "answers"
-    """`everything` also learns to say the prompts, as in language-model pre-training."""
+    supervise: Literal["answers", "everything", "words"] = "answers"
+    """`everything` also learns to say the prompts, as in language-model pre-training. `words` is for an encoder that
+    the stage builds: it learns to tell what its media show or say (their `alt`, else the first answer) by itself."""
 
     steps: int = Field(ge=1)
     batch_samples: int = Field(32, ge=1)
@@ -138,26 +136,15 @@ class Stage(Settings):
     row_tokens: int = Field(4096, ge=8)
     """Samples are packed into rows of at most this many tokens; one row goes through the model at a time."""
 
+    describe: float = Field(0.0, ge=0, le=1)
+    """Share of the media that are given in words instead, where their `alt` is known. What a language model can do with
+    words it learns to do with media more quickly when some of them are still words."""
+
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Share of the target's probability that is spread over the whole vocabulary (arXiv:1512.00567)."""
     schedule: Schedule = Schedule()
     optimizer: Optimizer = Optimizer()
     augment: Augment = Augment()
-
-    @model_validator(mode="after")
-    def _builds_need_a_reader(self) -> Stage:
-        encoder = self.builds in ("vision", "audio")
-        if encoder and self.reader is None:
-            raise ValueError(
-                f"stage {self.name} builds the {self.builds} encoder and has no `reader` to learn it with. "
-                "Give it a small language model: reader: {random: {model_type: llama, ...}}"
-            )
-        if not encoder and self.reader is not None:
-            raise ValueError(
-                f"stage {self.name} has a `reader`, which only a stage that builds an encoder uses. "
-                "Remove it, or set builds: vision or builds: audio"
-            )
-        return self
 
 
 class DataConfig(Settings):
@@ -174,7 +161,7 @@ class DataConfig(Settings):
     cache_mb: int = Field(512, ge=0)
     """Memory for decoded small media, so that a second epoch decodes nothing."""
     workers: int = Field(1, ge=0)
-    """Threads that prepare the next steps while this one runs."""
+    """Processes that prepare the next steps while this one runs."""
 
 
 class SaveConfig(Settings):
@@ -211,6 +198,8 @@ class RunConfig(Settings):
     """No stage takes more steps than this."""
     save: SaveConfig = SaveConfig()
     samples: SampleConfig = SampleConfig()
+    side_by_side: int = Field(1, ge=1)
+    """Parts that are built at the same time, each in a process of its own."""
     threads: int | None = Field(None, ge=1)
     """Processor threads for the model; default: torch's own choice."""
 
@@ -270,6 +259,12 @@ def stage_problem(stage: Stage, parts: Sequence[str]) -> str | None:
             )
     if not any(part in parts and part in REACHED[stage.rows] for part in stage.train):
         return f"stage {stage.name} trains nothing. Name a part, such as stages.{stage.name}.train.language.lr=1e-4"
+    if stage.supervise == "words" and (stage.builds not in ("vision", "audio") or set(stage.train) != {stage.builds}):
+        return (
+            f"stage {stage.name} has supervise=words, which is how an encoder learns by itself, and "
+            f"{'builds none' if stage.builds not in ('vision', 'audio') else 'trains other parts with it'}. "
+            f"Set builds: vision or audio and train that part alone, or stages.{stage.name}.supervise=answers"
+        )
     if stage.rows in ("vision", "audio") and stage.rows not in parts:
         return (
             f"stage {stage.name} reads rows with {stage.rows}, and the model has no {stage.rows} part. "

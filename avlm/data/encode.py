@@ -26,7 +26,7 @@ from avlm.errors import ConfigError, LayoutError, MediaError
 from avlm.layout import Segment, audio_segments, image_segments, video_segments
 from avlm.samples import IGNORE, Encoded, Place, Row, Sample
 
-Supervise = Literal["answers", "everything"]
+Supervise = Literal["answers", "everything", "words"]
 
 
 REMEMBERED = 256
@@ -77,7 +77,7 @@ def encode(
         tokens: Tokenizer and template.
         media: How each medium is counted.
         prepared: The sample's media, in reading order.
-        supervise: Learn the answers, or every token of text.
+        supervise: Learn the answers, every token of text, or nothing but what each medium shows or says.
         prompt_only: Stop where the model is to speak; nothing is learned.
         augment: Changes to make to the media, with their generator.
 
@@ -88,6 +88,8 @@ def encode(
         DataError: The conversation cannot be written down.
         MediaError: A medium does not fit the model.
     """
+    if supervise == "words":
+        return _encode_words(sample, tokens, media, prepared, augment)
     written = pieces(sample, tokens.tokenizer, tokens.template, prompt_only=prompt_only)
     learned: Supervise | Literal["nothing"] = "nothing" if prompt_only else supervise
     return encode_pieces(sample, written, tokens, media, prepared, supervise=learned, augment=augment)
@@ -115,6 +117,25 @@ def encode_pieces(
             out.ids += ids
             out.labels += [IGNORE] * len(ids) if supervise == "nothing" else ids
             before = piece.text
+    _add_tensors(out, prepared, media, augment)
+    return out
+
+
+def _encode_words(
+    sample: Sample,
+    tokens: Tokens,
+    media: MediaSpec,
+    prepared: Sequence[Prepared],
+    augment: tuple[Augment, np.random.Generator] | None,
+) -> Encoded:
+    """Media alone, each with what it shows or says: its `alt`, and where that is not known the first thing answered."""
+    answer = next((turn.text() for turn in sample.turns if turn.role == "assistant"), "")
+    out = Encoded(sample.id, [], [], words=[list(tokens.ids(item.alt or answer)) for item in sample.media()])
+    for number, item in enumerate(prepared):
+        segments = _segments(item, media, sample)
+        out.places.append(Place(sample.id, number, segments))
+        out.ids += [tokens.placeholders[s.kind] for s in segments for _ in range(s.count)]
+    out.labels = [IGNORE] * len(out.ids)
     _add_tensors(out, prepared, media, augment)
     return out
 
@@ -201,6 +222,7 @@ def pack(samples: Sequence[Encoded]) -> Row:
         lengths=[len(s) for s in samples],
         ids=[s.id for s in samples],
         places=[p for s in samples for p in s.places],
+        words=[w for s in samples for w in s.words],
         **_stacked(samples),
     )
 

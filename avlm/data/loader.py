@@ -1,4 +1,4 @@
-"""Steps of training data: rows of packed samples, prepared ahead in threads.
+"""Steps of training data: rows of packed samples, prepared ahead in other processes.
 
 What a step reads is a function of its number, so the loader has no state to save:
 asking it for step k gives what an uninterrupted run would have had there.
@@ -6,19 +6,21 @@ asking it for step k gives what an uninterrupted run would have had there.
 
 from __future__ import annotations
 
+import pickle
+import signal
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
+from torch.utils.data import DataLoader, Dataset
 
 from avlm.config.run import DataConfig, Stage
 from avlm.data.encode import pack
-from avlm.data.plan import key, pack_rows, positions, stage_rows
+from avlm.data.plan import SENSES, key, pack_rows, positions, stage_rows
 from avlm.data.processor import AvlmProcessor
 from avlm.data.sources import JsonLines
-from avlm.errors import ConfigError, DataError
+from avlm.data.text import described
+from avlm.errors import AvlmError, ConfigError, DataError
 from avlm.samples import Encoded, Row, Sample
 
 
@@ -47,6 +49,28 @@ class StepData:
         return sum(sum(row.lengths) for row in self.rows)
 
 
+def _leave_signals(worker: int) -> None:
+    """A stop is the training process's to grant, between two steps; it ends its workers itself."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+class _Steps(Dataset[bytes]):
+    """A stage's steps by number, for worker processes.
+
+    They travel as bytes through a pipe. Shared memory, torch's own way, is 64 MB in many containers.
+    """
+
+    def __init__(self, loader: StepLoader) -> None:
+        self.loader = loader
+
+    def __getitem__(self, k: int) -> bytes:
+        try:
+            return pickle.dumps(self.loader.step(k), protocol=5)
+        except AvlmError as error:
+            return pickle.dumps(error, protocol=5)
+
+
 class StepLoader:
     """The steps of one stage.
 
@@ -70,20 +94,33 @@ class StepLoader:
         self.rows = stage_rows(source.facts, stage)
 
     def steps(self, first: int, last: int) -> Iterator[StepData]:
-        """Steps ``first`` to ``last - 1``, each prepared while the one before it is used."""
-        ahead = self.data.workers
-        if ahead == 0:
+        """Steps ``first`` to ``last - 1``, each prepared by worker processes while the ones before it are used.
+
+        Raises:
+            ConfigError: As `step` does.
+            OSError: A worker was ended from outside.
+        """
+        if self.data.workers == 0 or first >= last:
             yield from (self.step(k) for k in range(first, last))
             return
-        pool = ThreadPoolExecutor(ahead, "avlm-data", initializer=torch.set_num_threads, initargs=(1,))
+        workers = DataLoader(
+            _Steps(self),
+            batch_size=None,
+            sampler=range(first, last),
+            num_workers=min(self.data.workers, last - first),
+            prefetch_factor=2,
+            worker_init_fn=_leave_signals,
+        )
         try:
-            waiting: list[Future[StepData]] = []
-            for k in range(first, last):
-                while len(waiting) <= ahead and k + len(waiting) < last:
-                    waiting.append(pool.submit(self.step, k + len(waiting)))
-                yield waiting.pop(0).result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+            for packed in workers:
+                prepared = pickle.loads(packed)  # bytes of our own worker
+                if isinstance(prepared, Exception):
+                    raise prepared
+                yield prepared
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise OSError("a process that prepares data was ended from outside. Start the same command again") from None
 
     def step(self, k: int) -> StepData:
         """Read, decode, change, encode and pack the samples of step ``k``.
@@ -111,6 +148,7 @@ class StepLoader:
 
     def _encode(self, sample: Sample, row: int, epoch: int) -> Encoded:
         rng = np.random.default_rng([self.seed, key(self.stage.name), epoch, row])
+        sample = described(sample, self.stage.describe, rng, SENSES.get(self.stage.rows))
         return self.processor.encode(
             sample,
             supervise=self.stage.supervise,

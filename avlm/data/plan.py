@@ -15,6 +15,10 @@ import numpy as np
 from avlm.config.run import Rows, Stage
 from avlm.data.sources import RowFacts
 from avlm.errors import ConfigError
+from avlm.samples import MediaKind
+
+SENSES: dict[Rows, MediaKind] = {"vision": "image", "audio": "audio"}
+"""The one kind of media that a stage for one sense takes as it is."""
 
 
 def usable(facts: Sequence[RowFacts], rows: Rows, tasks: Sequence[str]) -> list[int]:
@@ -23,18 +27,15 @@ def usable(facts: Sequence[RowFacts], rows: Rows, tasks: Sequence[str]) -> list[
     Args:
         facts: Of all rows.
         rows: ``vision`` takes rows with pictures and no sound, ``audio`` rows with sound and no pictures, ``text`` and
-            ``any`` take all. A video counts as both.
+            ``any`` take all. A video counts as both; media that can be given in words count as words.
         tasks: If any, only rows of these tasks.
     """
 
     def fits(row: RowFacts) -> bool:
         if tasks and row.task not in tasks:
             return False
-        if rows == "vision":
-            return row.kinds == {"image"}
-        if rows == "audio":
-            return row.kinds == {"audio"}
-        return True
+        sense = SENSES.get(rows)
+        return sense is None or (sense in row.kinds and row.kinds - row.told <= {sense})
 
     return [i for i, row in enumerate(facts) if fits(row)]
 

@@ -26,6 +26,8 @@ class RowFacts:
 
     task: str
     kinds: frozenset[MediaKind]
+    told: frozenset[MediaKind]
+    """Kinds whose every medium has an `alt`, so that words can stand in for it."""
     offset: int
     line: int
 
@@ -64,7 +66,7 @@ class JsonLines:
             if line.strip():
                 try:
                     sample = self._parse(line, number)
-                    self.facts.append(RowFacts(sample.task, sample.kinds(), offset, number))
+                    self.facts.append(RowFacts(sample.task, sample.kinds(), sample.told(), offset, number))
                 except DataError as error:
                     self.errors.append(error)
             offset += len(line)
@@ -192,4 +194,9 @@ def _part(part: Any, base: Path) -> Text | MediaItem:
             f"the path of a part of type {kind} is a URL ({path[:60]}), and nothing is fetched. "
             "Download the file and give its path, relative to the data file"
         )
-    return MediaItem(kind, path=base / _unbroken(path, "path"))
+    alt = part.get("alt")
+    if alt is not None and not isinstance(alt, str):
+        raise DataError(
+            f'a part of type {kind} has {_kind(alt)} as "alt", which is a text. Correct it, or leave it out'
+        )
+    return MediaItem(kind, path=base / _unbroken(path, "path"), alt=_unbroken(alt or "", "alt"))

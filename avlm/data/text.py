@@ -11,16 +11,19 @@ sees exactly the ids that a prompt followed by generation would have.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from jinja2 import TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
 from avlm.errors import ConfigError, DataError
-from avlm.samples import Sample, Text, Turn
+from avlm.samples import MediaItem, MediaKind, Sample, Text, Turn
+
+if TYPE_CHECKING:
+    import numpy as np
 
 PLACEHOLDERS = {"image": "<image>", "audio": "<audio>", "video": "<video>"}
 """Placeholder tokens in the tokenizer, by the field's usual names."""
@@ -307,9 +310,28 @@ def _split(text: str) -> list[Piece]:
 
 
 def without_media(sample: Sample) -> Sample:
-    """The same conversation with its media left out, for language-model pre-training."""
-    turns = []
-    for turn in sample.turns:
-        parts = tuple(p for p in turn.parts if isinstance(p, Text))
-        turns.append(Turn(turn.role, parts))
-    return Sample(sample.id, tuple(turns), sample.task, sample.where)
+    """The same conversation in words alone: each medium's `alt` in its place, for language-model pre-training."""
+    return _worded(sample, lambda item: True)
+
+
+def described(sample: Sample, share: float, rng: np.random.Generator, only: MediaKind | None = None) -> Sample:
+    """The same conversation with a share of its media, those drawn, in words, as far as their `alt` is known.
+
+    Args:
+        only: All media of other kinds are given in words too.
+    """
+
+    def wanted(item: MediaItem) -> bool:
+        return bool(item.alt) and (rng.random() < share or only not in (None, item.kind))
+
+    return _worded(sample, wanted) if share or only else sample
+
+
+def _worded(sample: Sample, wanted: Callable[[MediaItem], bool]) -> Sample:
+    def in_words(part: Text | MediaItem) -> Text | MediaItem:
+        if isinstance(part, Text) or not wanted(part):
+            return part
+        return Text(f"{part.alt}\n" if part.alt else "")
+
+    turns = tuple(Turn(turn.role, tuple(in_words(part) for part in turn.parts)) for turn in sample.turns)
+    return Sample(sample.id, turns, sample.task, sample.where)

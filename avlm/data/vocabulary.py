@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from avlm.data.text import PLACEHOLDERS
+from avlm.data.text import PLACEHOLDERS, without_media
 from avlm.samples import Sample
 
 PAD, END = "<|pad|>", "<|end|>"
@@ -15,8 +15,8 @@ ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
 
 
 def sample_texts(samples: Iterable[Sample]) -> Iterable[str]:
-    """Every text of every turn."""
-    return (turn.text() for sample in samples for turn in sample.turns)
+    """Every text of every turn, with the words that stand for media."""
+    return (turn.text() for sample in samples for turn in without_media(sample).turns)
 
 
 def make_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerBase:

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avlm.config.model import Connector as ConnectorConfig
-from avlm.config.model import LinearConnector, MlpConnector, PoolConnector
+from avlm.config.model import LinearConnector, MlpConnector, PoolConnector, PrefixConnector
 
-_CONFIG: TypeAdapter[LinearConnector | MlpConnector | PoolConnector] = TypeAdapter(ConnectorConfig)
+_CONFIG: TypeAdapter[LinearConnector | MlpConnector | PrefixConnector | PoolConnector] = TypeAdapter(ConnectorConfig)
 
 
 def build_connector(config: dict[str, Any], width: int, out_width: int) -> nn.Module:
@@ -34,6 +34,8 @@ def build_connector(config: dict[str, Any], width: int, out_width: int) -> nn.Mo
     settings = _CONFIG.validate_python(config)
     if isinstance(settings, PoolConnector):
         return Pool(settings, width, out_width)
+    if isinstance(settings, PrefixConnector):
+        return Prefix(settings, width, out_width)
     return Stack(settings, width, out_width)
 
 
@@ -60,6 +62,20 @@ class Stack(nn.Module):
         joined = torch.cat([stack_frames(item, self.stack) for item in items])
         output: Tensor = self.layers(joined)
         return output
+
+
+class Prefix(nn.Module):
+    """Join `stack` consecutive embeddings, then one linear layer to several tokens at once."""
+
+    def __init__(self, settings: PrefixConnector, width: int, out_width: int) -> None:
+        super().__init__()
+        self.stack, self.out_width = settings.stack, out_width
+        self.linear = nn.Linear(width * settings.stack, out_width * settings.tokens, bias=settings.bias)
+
+    def forward(self, items: list[Tensor]) -> Tensor:
+        joined = torch.cat([stack_frames(item, self.stack) for item in items])
+        output: Tensor = self.linear(joined)
+        return output.reshape(-1, self.out_width)
 
 
 def stack_frames(item: Tensor, stack: int) -> Tensor:

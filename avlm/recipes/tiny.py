@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from avlm.config.media import VideoSpec
-from avlm.config.model import AudioPart, LanguagePart, LinearConnector, MlpConnector, ModelConfig, Source, VisionPart
+from avlm.config.model import (
+    AudioPart,
+    LanguagePart,
+    MlpConnector,
+    ModelConfig,
+    PrefixConnector,
+    Source,
+    VisionPart,
+)
 from avlm.config.run import (
     Augment,
     DataConfig,
@@ -20,147 +28,150 @@ TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-
-
-def _llama(width: int, layers: int) -> dict[str, object]:
-    return {
-        "model_type": "llama",
-        "hidden_size": width,
-        "intermediate_size": 3 * width,
-        "num_hidden_layers": layers,
-        "num_attention_heads": width // 32,
-        "num_key_value_heads": width // 32,
-        "max_position_embeddings": 2048,
-        "tie_word_embeddings": True,
-        "initializer_range": 0.08,  # about 1 / sqrt(width): at 0.02 so narrow a model learns slowly
-    }
+LANGUAGE: dict[str, object] = {
+    "model_type": "llama",
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": True,
+    "initializer_range": 0.08,  # about 1 / sqrt(width): at 0.02 so narrow a model learns slowly
+}
+VISION: dict[str, object] = {
+    "model_type": "bit",
+    "layer_type": "preactivation",
+    "embedding_size": 32,
+    "hidden_sizes": [128, 256, 512],
+    "depths": [1, 1, 2],
+    "num_groups": 8,
+}
+AUDIO: dict[str, object] = {
+    "model_type": "whisper",
+    "d_model": 96,
+    "encoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "encoder_ffn_dim": 192,
+    "num_mel_bins": 80,
+    "max_source_positions": 1500,
+    "dropout": 0.2,
+    "init_std": 0.1,
+}
+SEE = Augment(shift=0.08, jitter=0.15)
+HEAR = Augment(pitch=0.1, tempo=0.25, squeeze=0.4, tilt=0.25, noise=1.0)
+BOTH = Augment(**{**HEAR.model_dump(exclude_defaults=True), **SEE.model_dump(exclude_defaults=True)})
+FRESH = Optimizer(weight_decay=0.05)
 
 
 def tiny(pace: float = 1.0) -> RunConfig:
     """An audio-vision language model of a few million weights, from nothing, on a laptop's two cores.
 
     Three stages make the parts that others download: a language model on the rows' text, a vision encoder and an audio
-    encoder, each read by a throwaway language model. Then vision alignment, audio alignment and joint fine-tuning run
-    as they do for a model of eight billion.
+    encoder, which learn to tell in words what they see and hear. Then vision alignment, audio alignment and joint
+    fine-tuning run as they do for a model of eight billion.
 
     Args:
         pace: Multiplies the steps of every stage.
     """
-    see = Augment(shift=0.08, jitter=0.15)
-    hear = Augment(pitch=0.1, tempo=0.25, squeeze=0.4, tilt=0.25, noise=1.0)
-    both = Augment(**{**hear.model_dump(exclude_defaults=True), **see.model_dump(exclude_defaults=True)})
-    fresh = Optimizer(weight_decay=0.05)
-    reader = LanguagePart(random=_llama(128, 2), chat_template=TEMPLATE)
-
-    def steps(count: int) -> int:
-        return max(1, round(count * pace))
-
+    stages = (*_trades(), *_alignment(), _joint())
     return RunConfig(
         recipe="tiny",
         out="runs/tiny",
-        model=ModelConfig(
-            language=LanguagePart(random=_llama(128, 4), chat_template=TEMPLATE, vocabulary=1024),
-            vision=VisionPart(
-                encoder=Source(
-                    random={
-                        "model_type": "bit",
-                        "layer_type": "preactivation",
-                        "embedding_size": 32,
-                        "hidden_sizes": [128, 256, 512],
-                        "depths": [1, 1, 2],
-                        "num_groups": 8,
-                    }
-                ),
-                image_size_px=64,
-                connector=LinearConnector(stack=4),
-            ),
-            audio=AudioPart(
-                encoder=Source(
-                    random={
-                        "model_type": "whisper",
-                        "d_model": 96,
-                        "encoder_layers": 2,
-                        "encoder_attention_heads": 4,
-                        "encoder_ffn_dim": 192,
-                        "num_mel_bins": 80,
-                        "max_source_positions": 1500,
-                        "dropout": 0.2,
-                        "init_std": 0.1,
-                    }
-                ),
-                connector=MlpConnector(stack=4),
-                level="clip",
-            ),
-            video=VideoSpec(fps=2.0, max_frames=16),
-        ),
+        model=_model(),
         data=DataConfig(too_long="drop"),
-        stages=(
-            Stage(
-                name="language",
-                builds="language",
-                train={"language": TrainPart(lr=3e-3)},
-                rows="text",
-                supervise="everything",
-                steps=steps(150),
-                batch_samples=64,
-                optimizer=fresh,
-            ),
-            Stage(
-                name="vision",
-                builds="vision",
-                reader=reader,
-                train={
-                    "vision": TrainPart(lr=2e-3),
-                    "vision_connector": TrainPart(lr=1e-3),
-                    "language": TrainPart(lr=6e-4),
-                },
-                rows="vision",
-                steps=steps(2200),
-                batch_samples=16,
-                optimizer=fresh,
-                augment=see,
-            ),
-            Stage(
-                name="audio",
-                builds="audio",
-                reader=reader,
-                train={p: TrainPart(lr=2e-3) for p in ("audio", "audio_connector", "language")},
-                rows="audio",
-                steps=steps(1200),
-                batch_samples=32,
-                optimizer=fresh,
-                augment=hear,
-            ),
-            Stage(
-                name="vision-alignment",
-                train={"vision_connector": TrainPart(lr=2e-3)},
-                rows="vision",
-                steps=steps(60),
-                batch_samples=64,
-                augment=see,
-            ),
-            Stage(
-                name="audio-alignment",
-                train={"audio_connector": TrainPart(lr=2e-3)},
-                rows="audio",
-                steps=steps(60),
-                batch_samples=64,
-                augment=hear,
-            ),
-            Stage(
-                name="joint",
-                train={
-                    "vision_connector": TrainPart(lr=1e-3),
-                    "audio_connector": TrainPart(lr=1e-3),
-                    "language": TrainPart(lr=7e-4),
-                },
-                steps=steps(1500),
-                batch_samples=32,
-                optimizer=fresh,
-                augment=both,
-                schedule=Schedule(kind="wsd", decay=0.3),
-            ),
-        ),
+        stages=tuple(s.model_copy(update={"steps": max(1, round(s.steps * pace))}) for s in stages),
         save=SaveConfig(every_s=30),
         samples=SampleConfig(prompts=2),
+        side_by_side=3,
+    )
+
+
+def _model() -> ModelConfig:
+    return ModelConfig(
+        language=LanguagePart(random=LANGUAGE, chat_template=TEMPLATE, vocabulary=1024),
+        vision=VisionPart(
+            encoder=Source(random=VISION),
+            image_size_px=64,
+            connector=PrefixConnector(stack=16, tokens=8),  # 16: all embeddings of a picture
+        ),
+        audio=AudioPart(encoder=Source(random=AUDIO), connector=MlpConnector(stack=4), level="clip"),
+        video=VideoSpec(fps=2.0, max_frames=16),
+    )
+
+
+def _trades() -> tuple[Stage, ...]:
+    """What others download, made from scratch."""
+    return (
+        Stage(
+            name="language",
+            builds="language",
+            train={"language": TrainPart(lr=2e-3)},
+            rows="text",
+            steps=900,
+            batch_samples=48,
+            optimizer=FRESH,
+        ),
+        Stage(
+            name="vision",
+            builds="vision",
+            train={"vision": TrainPart(lr=2e-3)},
+            rows="vision",
+            supervise="words",
+            steps=1600,
+            batch_samples=16,
+            optimizer=FRESH,
+            augment=SEE,
+        ),
+        Stage(
+            name="audio",
+            builds="audio",
+            train={"audio": TrainPart(lr=2e-3)},
+            rows="audio",
+            supervise="words",
+            steps=1200,
+            batch_samples=32,
+            optimizer=FRESH,
+            augment=HEAR,
+        ),
+    )
+
+
+def _alignment() -> tuple[Stage, ...]:
+    """One sense after the other: its connector alone learns to speak to the language model."""
+    return (
+        Stage(
+            name="vision-alignment",
+            train={"vision_connector": TrainPart(lr=1e-3)},
+            rows="vision",
+            steps=350,
+            batch_samples=32,
+            augment=SEE,
+        ),
+        Stage(
+            name="audio-alignment",
+            train={"audio_connector": TrainPart(lr=2e-3)},
+            rows="audio",
+            steps=350,
+            batch_samples=32,
+            augment=HEAR,
+        ),
+    )
+
+
+def _joint() -> Stage:
+    """Both senses together; a share of the media in words keeps what the language model could do before."""
+    return Stage(
+        name="joint",
+        train={
+            "vision_connector": TrainPart(lr=5e-4),
+            "audio_connector": TrainPart(lr=1e-3),
+            "language": TrainPart(lr=4e-4),
+        },
+        steps=900,
+        batch_samples=32,
+        describe=0.2,
+        optimizer=FRESH,
+        augment=BOTH,
+        schedule=Schedule(kind="wsd", decay=0.4),
     )

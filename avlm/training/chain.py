@@ -4,6 +4,7 @@ Each stage begins with what the stage before it published, so a run that was kil
 anywhere goes on from the last thing that was whole: a stage, or a checkpoint in one.
 
     config.yaml     the resolved settings
+    building/       parts that are being built side by side
     parts/          encoders and language model that learned their trade here
     stages/         the model directory that each stage left
     adapters/       of each stage that trained some, in PEFT's format
@@ -16,7 +17,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -38,13 +39,14 @@ from avlm.data.vocabulary import sample_texts
 from avlm.errors import ConfigError, DataError
 from avlm.models.modeling import AvlmForConditionalGeneration
 from avlm.samples import Sample
+from avlm.training.building import build_side_by_side, by_itself, collect
 from avlm.training.checkpoint import file_sha256
 from avlm.training.observe import StepMetrics, make_console, tell
 from avlm.training.stages import check_parts, part_modules
 from avlm.training.stopping import StopWish, stop_wishes
 from avlm.training.trainer import Trainer
 
-FREE = ("save", "samples", "threads", "max_steps", "out")
+FREE = ("save", "samples", "threads", "max_steps", "out", "side_by_side")
 """Settings that may differ when a run goes on: they change no weights of the steps that were done."""
 FREE_DATA = ("cache_mb", "workers", "eval", "train", "max_bad", "too_long")
 """The same of `data`. The training file may lie elsewhere; its contents are compared."""
@@ -107,6 +109,7 @@ class Run:
             left = [stage.name for stage in self.config.stages if stage not in self.stages]
             tell(self.console, f"left out: {', '.join(left)}; the model {self.config.model} brings its parts along")
         with self._claimed(), stop_wishes() as stop:
+            self._build_side_by_side(stages, stop)
             for stage in stages:
                 if not self._done(stage):
                     self._train_stage(stage, stop)
@@ -252,6 +255,18 @@ class Run:
         if not published.is_file() or published.read_text() != marker:
             publish_copy(self._result(done[-1]), self.out / "model", extra={"stage.json": marker})
 
+    def _build_side_by_side(self, stages: Sequence[Stage], stop: StopWish) -> None:
+        """Build the parts that need no other, where more than one is to be built and that is wanted."""
+        if any((self.out / "checkpoints").glob("step-*")):
+            return  # the first of them is under way already
+        waiting = [stage for stage in stages if by_itself(stage) and not self._done(stage)]
+        under_way = (self.out / "building").is_dir()
+        if under_way or (self.config.side_by_side > 1 and len(waiting) > 1):
+            at_once = max(2, self.config.side_by_side)
+            for first in range(0, len(waiting), at_once):
+                build_side_by_side(self.config, waiting[first : first + at_once], self.console, stop)
+            collect(self.config, waiting, self._steps_before)
+
     # ------------------------------------------------------------ one stage
 
     def _train_stage(self, stage: Stage, stop: StopWish) -> None:
@@ -289,8 +304,8 @@ class Run:
         config = self.config.model
         if isinstance(config, str):
             return load_model(config)
-        wanted = self._with_built_parts(config) if stage.builds is None else _trade_model(stage, config)
-        return compose(wanted, seed=self.config.seed, texts=list(self._texts()))
+        model = config if by_itself(stage) else self._with_built_parts(config)
+        return compose(_stage_model(stage, model), seed=self.config.seed, texts=list(self._texts()))
 
     def _with_built_parts(self, model: ModelConfig) -> ModelConfig:
         """The same model with parts that were built in this run in place of fresh ones."""
@@ -328,6 +343,8 @@ class Run:
 
     def _prompts_for(self, stage: Stage, processor: AvlmProcessor) -> list[Sample]:
         """Prompts that the stage's model has the senses for and that can be read."""
+        if stage.supervise == "words":
+            return []  # the language model learns nothing in it
         media = processor.media_spec()
         can = {"image": media.vision is not None, "audio": media.audio is not None, "video": media.vision is not None}
         found = []
@@ -374,13 +391,12 @@ def _parts_of(model: Path) -> list[str]:
     return [*(part for sense in senses for part in (sense, f"{sense}_connector")), "language"]
 
 
-def _trade_model(stage: Stage, config: ModelConfig) -> ModelConfig:
-    """The small model in which one part learns its trade."""
-    if stage.builds == "language":
-        return ModelConfig(language=config.language)
-    assert stage.reader is not None
-    sense = {str(stage.builds): getattr(config, str(stage.builds))}
-    return ModelConfig(language=stage.reader, video=config.video, **sense)
+def _stage_model(stage: Stage, model: ModelConfig) -> ModelConfig:
+    """The part of a model that a stage works on: all of it, or what one part learns its trade in."""
+    if stage.builds is None:
+        return model
+    sense = {} if stage.builds == "language" else {stage.builds: getattr(model, stage.builds)}
+    return ModelConfig(language=model.language, video=model.video, **sense)
 
 
 def _first_difference(a: object, b: object, path: str = "") -> tuple[str, object, object] | None:

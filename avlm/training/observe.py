@@ -78,6 +78,15 @@ class Journal:
         self._append(self.quarantine, fresh)
         return len(fresh)
 
+    def take_metrics(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Lines of a part that was built by itself."""
+        self._append(self.metrics, rows)
+
+    def take_bad(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Samples that a part which was built by itself left out."""
+        for row in rows:
+            self.bad(row["stage"], row["step"], [Bad(row["sample_id"], row["where"], row["reason"])])
+
     def cut_back(self, step: int, stage: str, stage_step: int) -> None:
         """Forget what came after a checkpoint: it will come again."""
         for path in self._waiting:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from torch import Tensor, nn
 
 from avlm.config.run import RunConfig, Stage
 from avlm.data.loader import Bad, StepData, StepLoader
@@ -17,13 +18,14 @@ from avlm.data.plan import key
 from avlm.data.processor import AvlmProcessor
 from avlm.errors import ConfigError, DataError
 from avlm.models.modeling import AvlmForConditionalGeneration
-from avlm.samples import Sample
+from avlm.samples import Row, Sample
 from avlm.training import checkpoint
 from avlm.training.checkpoint import Position
 from avlm.training.loss import row_loss
 from avlm.training.observe import Journal, StepMetrics, answer_prompts, bar, tell
 from avlm.training.stages import make_optimizer, merge_adapters, prepare, rate, save_adapters, set_modes
 from avlm.training.stopping import StopWish
+from avlm.training.trade import make_head, words_loss
 
 
 class Trainer:
@@ -65,8 +67,17 @@ class Trainer:
         self.stop = stop or StopWish()
         self.journal = Journal(out)
         self.steps = run.stage_steps(stage)
-        self.trained = prepare(model, stage, seed=_draw(run.seed, stage, -1))
+        fresh = _draw(run.seed, stage, -1)
+        self.trained = prepare(model, stage, seed=fresh)
         self.optimizer = make_optimizer(self.trained, stage)
+        self.learner: nn.Module = model
+        """Everything that is trained, for checkpoints."""
+        self.head = None
+        if stage.supervise == "words":
+            self.head = make_head(model, stage, fresh)
+            self.learner = nn.ModuleDict({"model": model, "head": self.head})
+            peak = max(how.lr for how in stage.train.values())
+            self.optimizer.add_param_group({"params": list(self.head.parameters()), "lr": peak, "peak": peak})
         self.done = 0
         self.bad = 0
 
@@ -120,7 +131,7 @@ class Trainer:
         targets = max(1, data.num_targets())
         loss = 0.0
         for row in data.rows:
-            row_sum = row_loss(self.model, row, self.stage.label_smoothing)
+            row_sum = self._loss(row)
             torch.autograd.backward(row_sum / targets)
             loss += float(row_sum.detach())
         norm = self._clip()
@@ -144,6 +155,11 @@ class Trainer:
             data_seconds=began - waited,
             tokens_per_s=data.num_tokens() / max(1e-9, now - waited),
         )
+
+    def _loss(self, row: Row) -> Tensor:
+        if self.head is None:
+            return row_loss(self.model, row, self.stage.label_smoothing)
+        return words_loss(self.model, self.head, row, self.stage.label_smoothing)
 
     def _clip(self) -> float:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -187,7 +203,7 @@ class Trainer:
         for sentence in passed:
             tell(self.console, sentence)
         if found is not None:
-            checkpoint.restore(found, self.model, self.optimizer)
+            checkpoint.restore(found, self.learner, self.optimizer)
             self.done, self.bad = found.position.stage_step, found.position.bad
             tell(self.console, f"{self.stage.name}: resumed at step {self.done}/{self.steps}")
         self.journal.cut_back(self.first_step + self.done, self.stage.name, self.done)
@@ -196,7 +212,7 @@ class Trainer:
         position = Position(self.stage.name, self.done, self.first_step + self.done, self.bad)
         try:
             self.journal.sync()
-            checkpoint.save(self.folder, self.model, self.optimizer, position, keep=self.run.save.keep)
+            checkpoint.save(self.folder, self.learner, self.optimizer, position, keep=self.run.save.keep)
         except OSError as error:
             tell(
                 self.console,

@@ -111,14 +111,14 @@ def _side(train: Part, held: Part, rng: np.random.Generator) -> Part:
 def rows(part: Part, name: str, rng: np.random.Generator) -> Iterator[dict[str, object]]:
     """All tasks of one side. In training each recording is asked about more than once: there are few of them."""
     for path, digit in part.digits:
-        yield row("written", name, [("image", path)], "Which digit is written?", WORDS[digit])
+        yield row("written", name, [("image", path, WORDS[digit])], "Which digit is written?", WORDS[digit])
     for path, kind in part.photos:
-        yield row("photo", name, [("image", path)], "What is in the photograph?", kind)
+        yield row("photo", name, [("image", path, kind)], "What is in the photograph?", kind)
     for _ in range(3 if name == "train" else 1):
         for path, digit in part.spoken:
-            yield row("spoken", name, [("audio", path)], "Which digit is spoken?", WORDS[digit])
+            yield row("spoken", name, [("audio", path, WORDS[digit])], "Which digit is spoken?", WORDS[digit])
     for path, digit in part.strangers:
-        yield row("spoken-new-voice", name, [("audio", path)], "Which digit is spoken?", WORDS[digit])
+        yield row("spoken-new-voice", name, [("audio", path, WORDS[digit])], "Which digit is spoken?", WORDS[digit])
     yield from _pairs(part, name, rng)
 
 
@@ -129,16 +129,19 @@ def _pairs(part: Part, name: str, rng: np.random.Generator) -> Iterator[dict[str
     recordings = _by_digit(part.spoken)
     if not (all(pictures) and all(recordings)):
         raise SystemExit("a digit has no picture or no recording on one side of the split. Use more of the data sets")
+
+    def both(written: int, spoken: int) -> list[Medium]:
+        picture, recording = _pick(pictures[written], rng), _pick(recordings[spoken], rng)
+        return [("image", picture, WORDS[written]), ("audio", recording, WORDS[spoken])]
+
     for i in range(PAIRS[name]):
         a, b = (int(d) for d in rng.integers(0, 10, 2))
-        picture, recording = _pick(pictures[a], rng), _pick(recordings[b], rng)
         question = "What is the sum of the written and the spoken digit?"
-        yield row("sum", name, [("image", picture), ("audio", recording)], question, WORDS[a + b])
+        yield row("sum", name, both(a, b), question, WORDS[a + b])
         same = i % 2 == 0
         other = a if same else (a + int(rng.integers(1, 10))) % 10
-        picture, recording = _pick(pictures[a], rng), _pick(recordings[other], rng)
         question = "Is the spoken digit the written one?"
-        yield row("match", name, [("image", picture), ("audio", recording)], question, "yes" if same else "no")
+        yield row("match", name, both(a, other), question, "yes" if same else "no")
 
 
 def _by_digit(files: Sequence[tuple[Path, int]]) -> list[list[Path]]:
@@ -151,11 +154,17 @@ def _pick(paths: Sequence[Path], rng: np.random.Generator) -> Path:
 
 _numbers: dict[str, int] = {}
 
+Medium = tuple[str, Path, str]
+"""Kind, file, and what it shows or says."""
 
-def row(task: str, side: str, media: Sequence[tuple[str, Path]], question: str, answer: str) -> dict[str, object]:
-    """One row in avlm's own form."""
+
+def row(task: str, side: str, media: Sequence[Medium], question: str, answer: str) -> dict[str, object]:
+    """One row in avlm's own form. Held-out media do not come with what they show."""
     number = _numbers[task] = _numbers.get(task, -1) + 1
-    parts: list[dict[str, str]] = [{"type": kind, "path": str(path.resolve())} for kind, path in media]
+    parts: list[dict[str, str]] = [
+        {"type": kind, "path": str(path.resolve())} | ({"alt": alt} if side == "train" else {})
+        for kind, path, alt in media
+    ]
     return {
         "id": f"{task}-{side}-{number}",
         "task": task,

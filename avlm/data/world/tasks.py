@@ -48,9 +48,12 @@ class Speech:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Noise:
-    """An audio file of one of the eight sounds."""
+    """An audio file of one of the eight sounds, or of several one after the other."""
 
-    name: Sound
+    names: tuple[Sound, ...]
+
+    def __str__(self) -> str:
+        return ", then ".join(self.names)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -243,6 +246,7 @@ def _ask_digit(deck: Deck) -> list[Draft]:
 
 _WRITE = ("Write down what is said.", "What is said?")
 _NAME_SOUND = ("What makes this sound?", "Which sound is this?")
+_NAME_SOUNDS = ("What is heard?", "Which sounds are these?")
 
 
 def _transcribe(deck: Deck, text: str) -> list[Draft]:
@@ -269,7 +273,15 @@ def _say_question(deck: Deck) -> list[Draft]:
 
 def _sound(deck: Deck) -> list[Draft]:
     question = deck.deal("name sound", _NAME_SOUND)
-    return [Draft("sound", (Noise(name),), question, name) for name in SOUNDS]
+    return [Draft("sound", (Noise((name,)),), question, name) for name in SOUNDS]
+
+
+def _sounds(deck: Deck) -> list[Draft]:
+    """Each sound once in front of another and once behind one."""
+    question = deck.deal("name sounds", _NAME_SOUNDS)
+    circle = [SOUNDS[index] for index in deck.rng.permutation(len(SOUNDS))]
+    pairs = [Noise(pair) for pair in zip(circle, [*circle[1:], circle[0]], strict=True)]
+    return [Draft("sound", (pair,), question, str(pair)) for pair in pairs]
 
 
 # --- picture and sound ----------------------------------------------------------------
@@ -342,16 +354,11 @@ def is_digit(value: int) -> str:
     return f"is it the digit {NUMBERS[value]}"
 
 
-def is_at(shape: Shape, side: str) -> str:
-    return f"is the {shape} {_ON[side]}"
-
-
 SPOKEN_QUESTIONS: tuple[str, ...] = (
     *(is_colour(colour) for colour in COLOURS),
     *(is_there(shape) for shape in SHAPES),
     *(are_there(count) for count in range(2, MAX_COUNT + 1)),
     *(is_digit(value) for value in _DIGITS),
-    *(is_at(shape, side) for shape in SHAPES for side in _SIDES),
 )
 """Every question that is asked by voice; each is answered by yes or no."""
 
@@ -389,49 +396,36 @@ def _voice_digit(deck: Deck) -> list[Draft]:
     return _cross("voice", _ANSWER_IT, (Digit(one), Digit(two)), (is_digit(one), is_digit(two)))
 
 
-def _voice_side(deck: Deck) -> list[Draft]:
-    shape = deck.deal("shape", SHAPES)
-    one, two = deck.deal("sides", (("left", "right"), ("top", "bottom")))
-    scenes = []
-    for side in (one, two):
-        thing = Thing(deck.deal("colour", COLOURS), shape)
-        scenes.append(_pair_with(thing, side, _other_thing(deck, thing)))
-    questions = (is_at(shape, one), is_at(shape, two))
-    return _cross("voice", _ANSWER_IT, (scenes[0], scenes[1]), questions)
-
-
 # --- video ----------------------------------------------------------------------------
 
+_HAPPENS = ("What happens in the video?", "What happens first?", "What happens last?")
 
-def _video(deck: Deck, names: tuple[str, str], things: tuple[Thing, Thing], what: str) -> list[Draft]:
-    """Both orders of the things times both orders of the sounds, and one question.
 
-    The answer is the exclusive or of the two orders: frames alone, the sound track alone
-    and the order of the words in the question say nothing.
+def happening(video: Video, question: str = _HAPPENS[0]) -> str:
+    """What is seen and heard at the same time, in the whole video or in one of its halves."""
+    first = f"{video.film.first} with {video.track.first}"
+    last = f"{video.film.second} with {video.track.second}"
+    return {_HAPPENS[1]: first, _HAPPENS[2]: last}.get(question, f"{first}, then {last}")
+
+
+def _video(deck: Deck) -> list[Draft]:
+    """Both orders of two things times both orders of two sounds, and one question.
+
+    Two of the four videos have the same frames and two the same sound track, and no two the same answer.
     """
-    asked = deck.deal("sound asked", SOUNDS)
-    other = deck.other(SOUNDS, asked)
-    films = Film(*things), Film(things[1], things[0])
-    tracks = Track(asked, other), Track(other, asked)
-    first, second = (names[index] for index in deck.rng.permutation(2))
-    question = f"{what} was on the screen when the {asked} was heard, {first} or {second}?"
-    return [
-        Draft("video", (Video(film, track),), question, names[turn != late].removeprefix("the "))
-        for turn, film in enumerate(films)
-        for late, track in enumerate(tracks)
-    ]
-
-
-def _video_shape(deck: Deck) -> list[Draft]:
     one = _any_thing(deck)
-    two = _other_thing(deck, one)
-    return _video(deck, (f"the {one.shape}", f"the {two.shape}"), (one, two), "Which")
+    things = one, _other_thing(deck, one)
+    sound = deck.deal("sound heard", SOUNDS)
+    sounds = sound, deck.other(SOUNDS, sound)
+    question = deck.deal("what happens", _HAPPENS)
+    films = [Film(*pair) for pair in _orders(things)]
+    tracks = [Track(*pair) for pair in _orders(sounds)]
+    videos = [Video(film, track) for film in films for track in tracks]
+    return [Draft("video", (video,), question, happening(video, question)) for video in videos]
 
 
-def _video_colour(deck: Deck) -> list[Draft]:
-    one = _any_thing(deck)
-    two = _other_thing(deck, one)
-    return _video(deck, (one.colour, two.colour), (one, two), "Which colour")
+def _orders(pair: tuple[Card, Card]) -> tuple[tuple[Card, Card], tuple[Card, Card]]:
+    return pair, (pair[1], pair[0])
 
 
 FAMILIES: dict[Task, tuple[Family, ...]] = {
@@ -453,7 +447,7 @@ FAMILIES: dict[Task, tuple[Family, ...]] = {
         Family(2, 1, _say_count),
         Family(2, 1, _say_question),
     ),
-    "sound": (Family(1, len(SOUNDS), _sound),),
+    "sound": (Family(1, len(SOUNDS), _sound), Family(1, len(SOUNDS), _sounds)),
     "match": (
         Family(4, 4, _match_digit),
         Family(2, 4, _match_colour),
@@ -465,33 +459,43 @@ FAMILIES: dict[Task, tuple[Family, ...]] = {
         Family(2, 4, _voice_shape),
         Family(2, 4, _voice_count),
         Family(2, 4, _voice_digit),
-        Family(3, 4, _voice_side),
     ),
-    "video": (Family(3, 4, _video_shape), Family(2, 4, _video_colour)),
+    "video": (Family(1, 4, _video),),
 }
 
 
 # --- more to say about the same media ---------------------------------------------------
 
-MAX_FOLLOW_UPS = 3
+MAX_FOLLOW_UPS = 2
 
 
 def follow_ups(draft: Draft, rng: Generator) -> list[tuple[str, str]]:
     """Further questions about a row's media, with their answers, for several turns on what was decoded once.
 
     Returns:
-        At most three, drawn without repeating what the row asks already.
+        At most two, drawn without repeating what the row asks already.
     """
     known = [pair for media in draft.media for pair in _facts(media) if pair[1] != draft.answer]
     order = rng.permutation(len(known))[:MAX_FOLLOW_UPS]
     return [known[index] for index in order]
 
 
+def in_words(media: Media) -> str:
+    """What a medium shows or says, as somebody who cannot see or hear it would be told."""
+    if isinstance(media, Speech):
+        return media.text
+    if isinstance(media, Noise):
+        return str(media)
+    if isinstance(media, Video):
+        return happening(media)
+    return media.scene.caption
+
+
 def _facts(media: Media) -> list[tuple[str, str]]:
     if isinstance(media, Speech):
         return [(_WRITE[1], media.text)]
     if isinstance(media, Noise):
-        return [(_NAME_SOUND[1], media.name)]
+        return [(_NAME_SOUNDS[0], str(media))]
     if isinstance(media, Video):
         return [
             ("What was on the screen first?", str(media.film.first)),

@@ -1,0 +1,130 @@
+"""How an encoder learns its trade by itself: it tells in words what its media show or say.
+
+No language model stands behind the encoder here, only one throwaway layer: a picture's
+words are told all at once, place by place; a sound's words in the order of time, by CTC.
+Gradients reach the encoder at first hand, which is several times quicker than through a
+language model, and the encoder's embeddings come out readable by a single matrix.
+
+Source:
+    Parallel prediction of captions from an encoder as in CapPa (arXiv:2306.07915), with a linear layer as decoder;
+    Connectionist Temporal Classification (Graves et al., ICML 2006).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from avlm.config.run import Stage
+from avlm.layout import image_embedding_count
+from avlm.models.encoders import encode_images, encode_sounds, encoder_width
+from avlm.models.modeling import AvlmForConditionalGeneration
+from avlm.samples import IGNORE, Row
+
+GRID = 4
+"""Finer grids of embeddings are averaged to this many rows and columns first, so that the layer stays small."""
+PLACES = 12
+"""Words of a picture that are told; what follows is left out."""
+POOL = 4
+"""Embeddings of a sound that are averaged before its words are told: fewer blanks between them."""
+NARROW = 48
+"""Width that the words of all places share before the vocabulary."""
+
+
+class PictureWords(nn.Module):
+    """All words of a picture at once, from all its embeddings.
+
+    Args:
+        embeddings: How many a picture has, in a square grid.
+        width: C, of each.
+        vocabulary: V; the end of the text is one token more.
+    """
+
+    def __init__(self, embeddings: int, width: int, vocabulary: int) -> None:
+        super().__init__()
+        self.side = math.isqrt(embeddings)
+        cells = min(self.side, GRID) ** 2
+        self.places = nn.Linear(cells * width, PLACES * NARROW)
+        self.words = nn.Linear(NARROW, vocabulary + 1)
+        self.end = vocabulary
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Embeddings (N, n, C) to logits (N, PLACES, V + 1)."""
+        grid = states.transpose(1, 2).reshape(*states.shape[::2], self.side, self.side)
+        if self.side > GRID:
+            grid = F.adaptive_avg_pool2d(grid, GRID)
+        logits: Tensor = self.words(self.places(grid.flatten(1)).reshape(-1, PLACES, NARROW))
+        return logits
+
+    def loss(self, states: Tensor, words: Sequence[Sequence[int]], label_smoothing: float) -> Tensor:
+        """Sum of the cross-entropies of all words and one end for each picture."""
+        told = [[*w, self.end][:PLACES] for w in words]
+        targets = torch.tensor([w + [IGNORE] * (PLACES - len(w)) for w in told], device=states.device)
+        logits = self(states).float().flatten(0, 1)
+        return F.cross_entropy(logits, targets.flatten(), reduction="sum", label_smoothing=label_smoothing)
+
+
+class SoundWords(nn.Module):
+    """The words of a sound in the order of time, none of them aligned: CTC.
+
+    Args:
+        width: C, of each embedding.
+        vocabulary: V; the blank is one token more.
+    """
+
+    def __init__(self, width: int, vocabulary: int) -> None:
+        super().__init__()
+        self.words = nn.Linear(width, vocabulary + 1)
+        self.blank = vocabulary
+        # Most of a sound is blank; an even start would spend a hundred steps on learning just that.
+        nn.init.constant_(self.words.bias[self.blank : self.blank + 1], math.log(vocabulary))
+
+    def loss(self, states: Sequence[Tensor], words: Sequence[Sequence[int]]) -> Tensor:
+        """Sum over the sounds; one too short for its words teaches nothing."""
+        pooled = [F.avg_pool1d(s.T, min(POOL, len(s)), POOL, ceil_mode=True).T for s in states]
+        padded = nn.utils.rnn.pad_sequence(pooled)
+        return F.ctc_loss(
+            self.words(padded).float().log_softmax(2),
+            torch.tensor([w for sound in words for w in sound], device=padded.device),
+            torch.tensor([len(s) for s in pooled]),
+            torch.tensor([len(w) for w in words]),
+            blank=self.blank,
+            reduction="sum",
+            zero_infinity=True,
+        )
+
+
+def make_head(model: AvlmForConditionalGeneration, stage: Stage, seed: int) -> PictureWords | SoundWords:
+    """The throwaway layer of a stage that builds an encoder by itself, the same for the same seed."""
+    vocabulary = model.config.text_config.get_text_config().vocab_size
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if stage.builds == "vision":
+            spec = model.config.media_spec().vision
+            assert spec is not None
+            head: PictureWords | SoundWords
+            head = PictureWords(image_embedding_count(spec), encoder_width(model.config.vision_config), vocabulary)
+        else:
+            head = SoundWords(encoder_width(model.config.audio_config), vocabulary)
+    return head.to(model.device)
+
+
+def words_loss(
+    model: AvlmForConditionalGeneration, head: PictureWords | SoundWords, row: Row, label_smoothing: float = 0.0
+) -> Tensor:
+    """Sum of what the words of a row's media cost, in float32."""
+    inner, config = model.model, model.config
+    if isinstance(head, PictureWords):
+        assert row.pixel_values is not None and inner.vision_tower is not None
+        return head.loss(
+            encode_images(inner.vision_tower, row.pixel_values, config.vision_layer), row.words, label_smoothing
+        )
+    spec = config.media_spec().audio
+    assert row.input_features is not None and row.input_features_mask is not None
+    assert spec is not None and inner.audio_tower is not None
+    states = encode_sounds(inner.audio_tower, row.input_features, row.input_features_mask, spec, config.audio_layer)
+    return head.loss(states, row.words)
