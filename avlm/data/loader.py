@@ -6,10 +6,14 @@ asking it for step k gives what an uninterrupted run would have had there.
 
 from __future__ import annotations
 
+import os
 import pickle
 import signal
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
@@ -22,6 +26,9 @@ from avlm.data.sources import JsonLines
 from avlm.data.text import described
 from avlm.errors import AvlmError, ConfigError, DataError
 from avlm.samples import Encoded, Row, Sample
+
+LOOK_S = 0.5
+"""How often a process looks whether the one that started it is still there."""
 
 
 @dataclass(slots=True)
@@ -49,10 +56,22 @@ class StepData:
         return sum(sum(row.lengths) for row in self.rows)
 
 
-def _leave_signals(worker: int) -> None:
-    """A stop is the training process's to grant, between two steps; it ends its workers itself."""
+def _begin_worker(parent: int, worker: int) -> None:
+    """A stop is the training process's to grant, between two steps; where that is killed, its workers end too."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    end_with(parent)
+
+
+def end_with(parent: int) -> None:
+    """End this process, at once and whatever it is doing, when the one that started it is gone."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(LOOK_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="avlm-end-with-parent", daemon=True).start()
 
 
 class _Steps(Dataset[bytes]):
@@ -109,7 +128,7 @@ class StepLoader:
             sampler=range(first, last),
             num_workers=min(self.data.workers, last - first),
             prefetch_factor=2,
-            worker_init_fn=_leave_signals,
+            worker_init_fn=partial(_begin_worker, os.getpid()),
         )
         try:
             for packed in workers:

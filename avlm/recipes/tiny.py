@@ -59,7 +59,7 @@ AUDIO: dict[str, object] = {
     "init_std": 0.1,
 }
 SEE = Augment(shift=0.08, jitter=0.15)
-HEAR = Augment(pitch=0.1, tempo=0.25, squeeze=0.4, tilt=0.25, noise=1.0)
+HEAR = Augment(pitch=0.1, tempo=0.25, squeeze=0.4, tilt=0.25, noise=0.5)
 BOTH = Augment(**{**HEAR.model_dump(exclude_defaults=True), **SEE.model_dump(exclude_defaults=True)})
 FRESH = Optimizer(weight_decay=0.05)
 
@@ -108,7 +108,7 @@ def _trades() -> tuple[Stage, ...]:
             builds="language",
             train={"language": TrainPart(lr=2e-3)},
             rows="text",
-            steps=900,
+            steps=1000,
             batch_samples=48,
             optimizer=FRESH,
         ),
@@ -129,7 +129,7 @@ def _trades() -> tuple[Stage, ...]:
             train={"audio": TrainPart(lr=2e-3)},
             rows="audio",
             supervise="words",
-            steps=1200,
+            steps=1000,
             batch_samples=32,
             optimizer=FRESH,
             augment=HEAR,

@@ -14,7 +14,6 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -26,6 +25,7 @@ from rich.console import Console
 from avlm import errors
 from avlm.config.io import build, read_mapping, to_yaml
 from avlm.config.run import RunConfig, Stage
+from avlm.data.loader import end_with
 from avlm.training.observe import Bar, Journal, StepMetrics, read_lines
 from avlm.training.stopping import Stopped, StopWish
 
@@ -153,7 +153,7 @@ def main(settings: str, parent: int) -> int:
     """Build one part; what ends it is written down for the process that waits."""
     from avlm.training.chain import Run
 
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    end_with(parent)  # whoever starts the run again starts this part again
     try:
         Run(build(RunConfig, read_mapping(Path(settings))), console=Console(quiet=True)).train()
     except Stopped as stopped:
@@ -164,13 +164,6 @@ def main(settings: str, parent: int) -> int:
         Path(settings).with_suffix(".error").write_text(json.dumps([type(error).__name__, message, *facts]))
         return 2
     return 0
-
-
-def _end_with(parent: int) -> None:
-    """End at once when the process that waits is gone: whoever starts the run again starts this part again."""
-    while os.getppid() == parent:
-        time.sleep(LOOK_S)
-    os._exit(1)
 
 
 if __name__ == "__main__":

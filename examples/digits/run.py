@@ -22,6 +22,7 @@ SETTINGS = [
     "stages.vision.tasks=[written, photo]",  # the digits of the pairs are the same ones again
     "stages.vision.augment.flip=true",  # no question is about left and right
     "stages.audio.steps=1500",
+    "stages.audio.augment.noise=1",
     "stages.joint.steps=1200",
 ]
 """What differs from the demo: little to read, more pictures to learn from."""
