@@ -83,13 +83,18 @@ def sound(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def rows(tmp_path: Path, picture: Callable[..., Path], sound: Callable[..., Path]) -> Callable[..., Path]:
-    """Write a small mixed data file: text, pictures, sounds, both; its path is returned."""
+    """Write a small mixed data file: text, pictures, sounds, both; its path is returned.
 
-    def write(name: str = "rows.jsonl", count: int = 12) -> Path:
+    With ``alts`` each medium says what it shows or says.
+    """
+
+    def write(name: str = "rows.jsonl", count: int = 12, *, alts: bool = False) -> Path:
         found = []
         for i in range(count):
             image = {"type": "image", "path": picture(f"p{i}.png", seed=i).name}
             audio = {"type": "audio", "path": sound(f"s{i}.wav", seed=i, seconds=0.2 + 0.05 * (i % 3)).name}
+            if alts:
+                image["alt"], audio["alt"] = "a red picture", "green, then blue"
             media = [[image], [audio], [image, audio], []][i % 4]
             question = {"type": "text", "text": f"What is number {i}?"}
             answer = ["red", "blue", "green"][i % 3]
@@ -135,9 +140,8 @@ def small_run(rows: Callable[..., Path], tmp_path: Path) -> Callable[..., Any]:
             "stages": [
                 {"name": "language", "builds": "language", "train": {"language": {"lr": 3e-3}}, "rows": "text"}
                 | {"supervise": "everything", **steps},
-                {"name": "vision", "builds": "vision", "reader": {"random": llama, "chat_template": TEMPLATE}}
-                | {"train": {p: {"lr": 2e-3} for p in ("vision", "vision_connector", "language")}, "rows": "vision"}
-                | steps,
+                {"name": "vision", "builds": "vision", "rows": "vision", **steps}
+                | {"train": {p: {"lr": 2e-3} for p in ("vision", "vision_connector", "language")}},
                 {"name": "align", "train": {"vision_connector": {"lr": 2e-3}}, "rows": "vision", **steps},
                 {
                     "name": "joint",
@@ -157,6 +161,31 @@ def small_run(rows: Callable[..., Path], tmp_path: Path) -> Callable[..., Any]:
             "threads": 1,
         }
         return override(build(RunConfig, settings), overrides or [])
+
+    return make
+
+
+@pytest.fixture
+def apart(small_run: Callable[..., Any], rows: Callable[..., Path], tmp_path: Path) -> Callable[..., Any]:
+    """Settings of a run whose three parts need nothing of each other, and of one stage with the whole model.
+
+    ``apart("out", ["side_by_side=3"])``; its data say what each medium shows or says.
+    """
+    from avlm.config.io import override
+    from avlm.config.run import RunConfig, Stage
+
+    def make(name: str = "run", overrides: list[str] | None = None) -> RunConfig:
+        if not (tmp_path / "rows.jsonl").exists():
+            rows(alts=True)
+        small = small_run(name)
+        steps: dict[str, Any] = {"steps": 3, "batch_samples": 4, "row_tokens": 128}
+        alone = [
+            {"name": sense, "builds": sense, "train": {sense: {"lr": 2e-3}}, "rows": sense, "supervise": "words", **steps}
+            for sense in ("vision", "audio")
+        ]
+        joint = {"name": "joint", "train": {p: {"lr": 1e-3} for p in ("vision_connector", "audio_connector")}, **steps}
+        stages = (small.stages[0], *(Stage.model_validate(stage) for stage in [*alone, joint]))
+        return override(small.model_copy(update={"stages": stages}), overrides or [])
 
     return make
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from avlm.config.media import AudioSpec, Convolution, MediaSpec, Reduction, VideoOrder, VideoSpec, VisionSpec
+from avlm.config.model import PrefixConnector
 from avlm.errors import LayoutError
 from avlm.layout import (
     Segment,
@@ -45,6 +46,12 @@ EYES = VisionSpec(image_size_px=28, cell_px=14)
 )
 def test_pictures_take_as_many_tokens_as_published(size_px: int, patch_px: int, tokens: int) -> None:
     assert image_token_count(VisionSpec(image_size_px=size_px, cell_px=patch_px)) == tokens
+
+
+def test_a_prefix_is_as_long_as_published() -> None:
+    """Frozen (arXiv:2106.13884): a picture's one vector becomes two tokens."""
+    frozen = VisionSpec(image_size_px=224, cell_px=224, reduction=PrefixConnector(stack=1, tokens=2).reduction())
+    assert image_token_count(frozen) == 2
 
 
 @settings(deadline=None)
@@ -101,11 +108,18 @@ def test_a_sound_has_as_many_embeddings_as_its_convolutions_make(
     assert audio_token_count(num_samples, spec) == len(groups)
 
 
+@given(st.integers(1, 2000), st.integers(1, 40), st.integers(1, 20))
+def test_each_group_becomes_as_many_tokens_as_it_is_spread_over(embeddings: int, stack: int, spread: int) -> None:
+    tokens = [token for _ in range(0, embeddings, stack) for token in range(spread)]  # a last short group counts
+    assert reduced_count(embeddings, Reduction(stack=stack, spread=spread)) == len(tokens)
+
+
 def test_any_sound_has_a_token_and_no_sound_has_none() -> None:
     assert audio_token_count(0, WHISPER) == 0
     assert audio_token_count(0, AudioSpec(reduction=Reduction(pool=250))) == 0
     assert audio_token_count(1, WHISPER) == 1
     assert reduced_count(0, Reduction(pool=9)) == 0
+    assert reduced_count(0, Reduction(stack=2, spread=9)) == 0
     assert reduced_count(1, Reduction(stack=9)) == 1
 
 

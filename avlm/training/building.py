@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from transformers.utils import logging
 
 from avlm import errors
 from avlm.config.io import build, read_mapping, to_yaml
@@ -153,6 +154,7 @@ def main(settings: str, parent: int) -> int:
     """Build one part; what ends it is written down for the process that waits."""
     from avlm.training.chain import Run
 
+    logging.disable_progress_bar()
     end_with(parent)  # whoever starts the run again starts this part again
     try:
         Run(build(RunConfig, read_mapping(Path(settings))), console=Console(quiet=True)).train()

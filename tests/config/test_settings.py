@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from avlm.config.io import build, override, parse_value, read_mapping, to_yaml
 from avlm.config.media import AudioSpec, Convolution, MediaSpec, VideoSpec, VisionSpec
-from avlm.config.model import AudioPart, LanguagePart, ModelConfig, Source, VisionPart
+from avlm.config.model import AudioPart, LanguagePart, ModelConfig, PrefixConnector, Source, VisionPart
 from avlm.config.run import Lora, RunConfig, Stage, TrainPart
 from avlm.errors import ConfigError
 from avlm.recipes import RECIPES, recipe
@@ -164,7 +164,6 @@ def accepted(model: ModelConfig | str, *stages: Stage) -> None:
 
 
 LR = TrainPart(lr=1e-4)
-READER = LanguagePart(random=FRESH)
 
 
 def test_a_stage_that_trains_an_absent_part_is_refused() -> None:
@@ -220,25 +219,34 @@ def test_a_part_that_no_row_of_the_stage_reaches_is_refused(rows: Any, part: Any
     accepted(both, stage(rows="any", train={"language": LR, part: LR}))
 
 
-def test_a_stage_that_builds_an_encoder_needs_a_reader_and_no_other_stage_has_one() -> None:
-    with pytest.raises(ConfigError) as error:
-        build(Stage, {"name": "v", "builds": "vision", "train": {"vision": {"lr": 1}}, "steps": 1})
-    assert str(error.value) == (
-        "stage v builds the vision encoder and has no `reader` to learn it with. "
-        "Give it a small language model: reader: {random: {model_type: llama, ...}}."
+ALONE = {"builds": "vision", "rows": "vision", "supervise": "words", "train": {"vision": LR}}
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"builds": None}, "builds none"),
+        ({"builds": "language", "rows": "any", "train": {"language": LR}}, "builds none"),
+        ({"train": {"vision": LR, "language": LR}}, "trains other parts with it"),
+        ({"train": {"vision": LR, "vision_connector": LR}}, "trains other parts with it"),
+    ],
+)
+def test_only_an_encoder_that_is_built_and_trained_alone_learns_words(change: dict[str, Any], why: str) -> None:
+    assert refused(seeing(), stage(**{**ALONE, **change})) == (
+        f"stage a has supervise=words, which is how an encoder learns by itself, and {why}. "
+        "Set builds: vision or audio and train that part alone, or stages.a.supervise=answers."
     )
-    for builds in (None, "language"):
-        with pytest.raises(ConfigError, match="has a `reader`, which only a stage that builds an encoder uses"):
-            build(Stage, {"name": "v", "builds": builds, "reader": READER, "steps": 1})
+    accepted(seeing(), stage(**ALONE))
+    accepted(seeing(), stage(**{**ALONE, **change, "supervise": "answers"}))
 
 
 def test_a_built_part_needs_a_configuration_and_to_be_trained() -> None:
-    building = {"builds": "audio", "reader": READER, "rows": "audio"}
+    building = {"builds": "audio", "rows": "audio"}
     assert refused(hearing(), stage(**building, train={"audio": LR})) == (
         "stage a builds the audio part from scratch, and the model does not say of which configuration. "
         "Set its `random` configuration, or remove the stage."
     )
-    building = {"builds": "vision", "reader": READER}
+    building = {"builds": "vision"}
     assert refused(seeing(), stage(**building)) == (
         "stage a builds the vision part but does not train it. Add stages.a.train.vision.lr."
     )
@@ -248,15 +256,15 @@ def test_a_built_part_needs_a_configuration_and_to_be_trained() -> None:
 def test_a_part_is_trained_where_it_is_built_with_nothing_that_is_not_there() -> None:
     model = seeing(audio=AudioPart(encoder=Source(random={"model_type": "whisper"})))
     train = {"vision": LR, "audio_connector": LR}
-    assert refused(model, stage(builds="vision", reader=READER, train=train)) == (
+    assert refused(model, stage(builds="vision", train=train)) == (
         "stage a builds the vision part in a small model of its own, which has no audio_connector. "
         "Remove stages.a.train.audio_connector."
     )
 
 
 def test_a_part_is_built_once_and_before_the_model_is_composed() -> None:
-    first = stage("x", builds="vision", reader=READER, train={"vision": LR})
-    assert refused(seeing(), first, stage("y", builds="vision", reader=READER, train={"vision": LR})) == (
+    first = stage("x", builds="vision", train={"vision": LR})
+    assert refused(seeing(), first, stage("y", builds="vision", train={"vision": LR})) == (
         "stages x and y both build the vision part, and the second would undo the first. Remove one of them."
     )
     assert refused(seeing(), stage("y"), first) == (
@@ -284,6 +292,12 @@ def test_a_part_is_built_once_and_before_the_model_is_composed() -> None:
         (Stage, {"name": "A B", "steps": 1}),
         (Stage, {"name": "../x", "steps": 1}),
         (Stage, {"name": "a", "steps": 0}),
+        (Stage, {"name": "a", "steps": 1, "describe": 1.1}),
+        (Stage, {"name": "a", "steps": 1, "describe": -0.1}),
+        (Stage, {"name": "a", "steps": 1, "supervise": "alt"}),
+        (PrefixConnector, {"stack": 4}),
+        (PrefixConnector, {"tokens": 4}),
+        (PrefixConnector, {"stack": 4, "tokens": 0}),
         (TrainPart, {"lr": float("inf")}),
         (TrainPart, {"lr": float("nan")}),
         (TrainPart, {"lr": -1}),

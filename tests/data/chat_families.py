@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from avlm.config.media import AudioSpec, MediaSpec, Reduction, VideoSpec, VisionSpec
@@ -132,7 +132,7 @@ def tokenizer(family: Family, *, pieces: bool = False) -> PreTrainedTokenizerFas
     made = Tokenizer(models.BPE(byte_fallback=pieces, unk_token="<unk>" if pieces else None))
     special = [*family.special, *PLACEHOLDERS.values()]
     if pieces:
-        made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
         made.decoder = decoders.Sequence(
             [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
         )

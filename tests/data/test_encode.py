@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avlm.config.media import MediaSpec, VideoSpec
+from avlm.config.run import Augment
 from avlm.data.encode import pack, pad
 from avlm.data.processor import AvlmProcessor
-from avlm.data.text import without_media
+from avlm.data.text import described, without_media
 from avlm.errors import ConfigError, DataError, MediaError
 from avlm.layout import Segment
 from avlm.samples import Clip, Encoded, MediaItem, Picture, Sample, Sound, Text, Turn
@@ -220,11 +222,115 @@ def test_a_video_takes_its_places_in_the_order_asked_for(order: Any, kinds: str)
     assert encoded.images == []
 
 
-def test_media_are_left_out_for_a_stage_of_text() -> None:
-    sample = Sample("1", (Turn("user", (PICTURE, Text("What?"))), Turn("assistant", (Text("red"),))))
+def asked(*parts: Text | MediaItem, answer: str = "red") -> Sample:
+    """A question about media and its answer."""
+    return Sample("1", (Turn("user", parts), Turn("assistant", (Text(answer),))), "vqa", "rows.jsonl line 3")
+
+
+def alt(item: MediaItem, words: str) -> MediaItem:
+    return replace(item, alt=words)
+
+
+def test_for_a_stage_of_text_each_medium_is_what_it_shows_or_says_on_a_line_of_its_own() -> None:
+    """One without words leaves nothing behind."""
+    sample = asked(alt(PICTURE, "a red circle"), SOUND, alt(CLIP, "bell, then siren"), Text("What?"))
+    worded = without_media(sample)
+    assert worded.turns[0].text() == "a red circle\nbell, then siren\nWhat?"
+    assert (worded.id, worded.task, worded.where, worded.turns[1]) == (
+        "1",
+        "vqa",
+        "rows.jsonl line 3",
+        sample.turns[1],
+    )
+    assert worded.media() == []
     encoded = processor(CHATML).encode(sample, text_only=True)
-    assert encoded.ids == processor(CHATML).encode(conversation(("user", "What?"), ("assistant", "red"))).ids
-    assert without_media(sample).media() == []
+    assert encoded.ids == processor(CHATML).encode(worded).ids
+    written = tokenizer(CHATML).decode(encoded.ids)
+    positions = [written.index(words) for words in ("a red circle\n", "bell, then siren\n", "What?", "red<|im_end|>")]
+    assert positions == sorted(positions)
+    assert not encoded.places and not encoded.images and not encoded.mels and not encoded.frames
+
+
+def test_a_marker_in_the_words_of_a_medium_is_refused_as_in_any_text() -> None:
+    with pytest.raises(DataError, match="a text holds the marker <image>"):
+        processor(CHATML).encode(asked(alt(PICTURE, "an <image>"), Text("What?")), text_only=True)
+
+
+def test_the_share_of_media_asked_for_is_described_and_the_rest_kept() -> None:
+    items = [alt(PICTURE, f"picture {i}") for i in range(400)]
+    sample = asked(*items, Text("Which?"))
+    rng = np.random.default_rng(0)
+    kept = described(sample, 0.25, rng)
+    words = [part.text for part in kept.turns[0].parts if isinstance(part, Text)]
+    assert 70 <= len(words) - 1 <= 130  # 100 expected; four standard deviations are 35
+    for before, after in zip(sample.turns[0].parts, kept.turns[0].parts, strict=True):
+        assert after is before or (isinstance(before, MediaItem) and after == Text(f"{before.alt}\n"))
+    again = described(sample, 0.25, np.random.default_rng(0))
+    other = described(sample, 0.25, np.random.default_rng(1))
+    assert again == kept != other
+
+
+def test_none_all_and_those_without_words_are_described_as_they_must_be() -> None:
+    rng = np.random.default_rng(0)
+    before = rng.bit_generator.state
+    sample = asked(alt(PICTURE, "a red circle"), SOUND, Text("What?"))
+    assert described(sample, 0.0, rng) is sample
+    assert rng.bit_generator.state == before  # a stage that does not describe draws as it did before there was that
+    assert described(sample, 1.0, rng).turns[0].parts == (Text("a red circle\n"), SOUND, Text("What?"))
+
+
+# ---------------------------------------------------------------- words for an encoder
+
+
+def test_for_words_there_are_places_and_what_each_medium_shows_or_says_and_no_text() -> None:
+    """A medium without words takes those of the first answer."""
+    answers = [Turn("assistant", (Text(text),)) for text in ("blue circle", "no")]
+    asks = [Turn("user", (alt(PICTURE, "red 1 2 3"), Text("What?"), SOUND)), Turn("user", (Text("Sure?"), PICTURE))]
+    sample = Sample("9", (asks[0], answers[0], asks[1], answers[1]))
+    made = processor(CHATML)
+    encoded = made.encode(sample, supervise="words")
+    decode = tokenizer(CHATML).decode
+    assert [decode(words) for words in encoded.words] == ["red 1 2 3", "blue circle", "blue circle"]
+    names = {kind: id_ for kind, id_ in made.tokens().placeholders.items()}
+    assert encoded.ids == [names["image"]] * IMAGE_IDS + [names["audio"]] * SOUND_IDS + [names["image"]] * IMAGE_IDS
+    assert encoded.labels == [-100] * len(encoded.ids)
+    assert encoded.num_targets() == sum(len(tokenizer(CHATML)(decode(words)).input_ids) for words in encoded.words)
+    answered = made.encode(sample)
+    assert encoded.places == answered.places
+    for ours, theirs in zip([*encoded.images, *encoded.mels], [*answered.images, *answered.mels], strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_words_need_no_template_and_no_answer() -> None:
+    made = with_template("{{ raise_exception('never') }}")
+    sample = Sample("1", (Turn("user", (alt(PICTURE, "red"), SOUND)),))
+    encoded = made.encode(sample, supervise="words")
+    assert [tokenizer(CHATML).decode(words) for words in encoded.words] == ["red", ""]
+    assert encoded.num_targets() == len(encoded.words[0]) > 0
+
+
+def test_a_row_holds_the_words_of_its_samples_in_reading_order() -> None:
+    made = processor(CHATML)
+    samples = [made.encode(asked(alt(PICTURE, "red"), alt(PICTURE, "1 2"), Text("?")), supervise="words")]
+    samples += [made.encode(asked(alt(SOUND, "blue"), Text("?")), supervise="words")]
+    row = pack(samples)
+    assert [tokenizer(CHATML).decode(words) for words in row.words] == ["red", "1 2", "blue"]
+    assert row.num_targets() == sum(sample.num_targets() for sample in samples) == sum(map(len, row.words))
+    assert pack([made.encode(asked(alt(PICTURE, "red"), Text("?")))]).words == []
+
+
+def test_changes_to_media_reach_those_whose_words_are_learned() -> None:
+    """The same draws give the same picture as where an answer is learned."""
+    sample, changes = asked(alt(PICTURE, "red"), Text("What?")), Augment(shift=0.3, jitter=0.3)
+    plain, *changed = (
+        processor(CHATML).encode(sample, supervise=supervise, augment=augment).images[0]
+        for supervise, augment in (
+            ("words", None),
+            ("words", (changes, np.random.default_rng(3))),
+            ("answers", (changes, np.random.default_rng(3))),
+        )
+    )
+    assert torch.equal(*changed) and not torch.equal(plain, changed[0])
 
 
 def test_a_medium_that_the_model_cannot_take_is_the_samples_error() -> None:
@@ -331,6 +437,12 @@ def test_words_that_a_template_puts_around_an_answer_are_not_taken_for_the_answe
     for answer in ("final", "", "assistant", "x"):
         encoded = with_template(template).encode(conversation(("user", "a"), ("assistant", answer)))
         assert tokenizer(CHATML).decode(learned(encoded)[0]) == f"<|endoftext|>final {answer}<|im_end|>"
+
+
+def test_an_answer_ends_with_the_first_of_several_end_tokens() -> None:
+    template = "{% for m in messages %}{{ m.content }}<|im_end|><|endoftext|>\n{% endfor %}"
+    encoded = with_template(template).encode(conversation(("user", "a"), ("assistant", "b")))
+    assert [tokenizer(CHATML).decode(run) for run in learned(encoded)] == ["b<|im_end|>"]
 
 
 def test_an_answer_without_an_end_token_cannot_be_trained_on() -> None:

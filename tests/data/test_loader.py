@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-import threading
+import multiprocessing
+import os
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,7 @@ from avlm.data.loader import StepData, StepLoader
 from avlm.data.media import MediaReader
 from avlm.data.processor import AvlmProcessor
 from avlm.data.sources import JsonLines
-from avlm.errors import ConfigError
+from avlm.errors import AvlmError, ConfigError, DataError, LayoutError, MediaError
 
 
 def loader(
@@ -40,7 +43,7 @@ def content(step: StepData) -> list[Any]:
     """All of a step that can be compared."""
     found: list[Any] = [step.step, step.num_samples, [(b.sample_id, b.where, b.reason) for b in step.bad]]
     for row in step.rows:
-        found += [row.ids, row.lengths, [(p.sample_id, p.item, p.segments) for p in row.places]]
+        found += [row.ids, row.words, row.lengths, [(p.sample_id, p.item, p.segments) for p in row.places]]
         tensors = (
             row.input_ids,
             row.labels,
@@ -181,25 +184,126 @@ def test_a_mistake_in_the_settings_reaches_the_caller(workers: int, tmp_path: Pa
         list(loader(long_and_short(tmp_path / "long.jsonl"), workers=workers, batch_samples=3).steps(0, 5))
 
 
-def test_no_thread_is_left_behind_when_the_caller_stops(rows: Callable[..., Path]) -> None:
-    steps = loader(rows(), workers=3).steps(0, 1000)
+@pytest.mark.parametrize(
+    "error",
+    [
+        DataError("has no \u2028 answer", where="rows.jsonl line 3", sample_id="ü7"),
+        MediaError("does not decode", where="rows.jsonl line 4", sample_id="8"),
+        LayoutError("2 places for 3 embeddings"),
+        ConfigError(""),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_of_ours_comes_out_of_a_worker_as_itself(
+    error: AvlmError, rows: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: StepLoader, k: int) -> StepData:
+        raise error
+
+    monkeypatch.setattr(StepLoader, "step", broken)
+    with pytest.raises(AvlmError) as caught:
+        next(loader(rows(), workers=1).steps(0, 5))
+    assert type(caught.value) is type(error) and str(caught.value) == str(error)
+    assert vars(caught.value) == vars(error)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("sizes 2 and 3"), ValueError("sizes 2 and 3")], ids=lambda e: repr(e))
+def test_a_mistake_of_our_own_in_a_worker_is_shown_whole(
+    error: Exception, rows: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: StepLoader, k: int) -> StepData:
+        raise error
+
+    monkeypatch.setattr(StepLoader, "step", broken)
+    with pytest.raises(type(error), match="sizes 2 and 3"):
+        next(loader(rows(), workers=1).steps(0, 5))
+
+
+@pytest.fixture
+def workers() -> Callable[[], list[Any]]:
+    """Worker processes that this test has started; those of an error that pytest keeps are older."""
+    before = {process.pid for process in multiprocessing.active_children()}
+    return lambda: [process for process in multiprocessing.active_children() if process.pid not in before]
+
+
+def test_a_worker_that_is_killed_is_said_so(rows: Callable[..., Path], workers: Callable[[], list[Any]]) -> None:
+    steps = loader(rows(), workers=1).steps(0, 10_000)
     next(steps)
+    (worker,) = workers()
+    os.kill(worker.pid, signal.SIGKILL)
+    with pytest.raises(OSError, match="a process that prepares data was ended from outside") as error:
+        list(steps)
+    assert str(error.value) == "a process that prepares data was ended from outside. Start the same command again"
+
+
+def test_no_process_is_left_behind_when_the_caller_stops(
+    rows: Callable[..., Path], workers: Callable[[], list[Any]]
+) -> None:
+    steps = loader(rows(), workers=2).steps(0, 1000)
+    next(steps)
+    assert len(workers()) == 2
     steps.close()  # type: ignore[attr-defined]
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("avlm-data")]
+    assert not workers()
 
 
-def test_what_is_prepared_ahead_is_bounded(rows: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    made = loader(rows(), workers=2)
-    asked: list[int] = []
-    step = made.step
+def test_what_is_prepared_ahead_is_bounded(
+    rows: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, step = tmp_path / "asked", StepLoader.step
 
-    def counted(k: int) -> StepData:
-        asked.append(k)
-        return step(k)
+    def noted(self: StepLoader, k: int) -> StepData:
+        with asked.open("a") as file:
+            file.write(f"{k}\n")
+        return step(self, k)
 
-    monkeypatch.setattr(StepLoader, "step", lambda self, k: counted(k))
-    steps = made.steps(0, 100)
+    monkeypatch.setattr(StepLoader, "step", noted)
+    steps = loader(rows(), workers=2).steps(0, 100)
     for _ in range(3):
         next(steps)
+    ahead = 3 + 2 * 2  # two for each worker
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and len(asked.read_text().split()) < ahead:
+        time.sleep(0.02)
+    time.sleep(0.2)  # a worker that went on would be far ahead by now
     steps.close()  # type: ignore[attr-defined]
-    assert max(asked) <= 2 + 2  # the third step, and two ahead of it
+    assert sorted(int(k) for k in asked.read_text().split()) == list(range(ahead))
+
+
+def test_no_more_workers_are_started_than_there_are_steps(
+    rows: Callable[..., Path], workers: Callable[[], list[Any]]
+) -> None:
+    made = loader(rows(), workers=3)
+    assert list(made.steps(4, 4)) == [] == workers()
+    steps = made.steps(0, 1)
+    assert next(steps).step == 0
+    assert len(workers()) <= 1
+    assert list(steps) == []
+
+
+# ---------------------------------------------------------------- media in words
+
+
+def test_a_share_of_the_media_is_described_the_same_for_whoever_asks(rows: Callable[..., Path]) -> None:
+    path = rows(alts=True)
+    how = {"batch_samples": 12, "describe": 0.5, "rows": "vision", "row_tokens": 1000}
+    alone = [step.rows[0] for step in loader(path, **how).steps(0, 40)]
+    seen = [0 if row.pixel_values is None else len(row.pixel_values) for row in alone]
+    assert 200 <= sum(seen) <= 280 and len(set(seen)) > 3  # 240 of 480 expected; four standard deviations are 44
+    assert [content(step) for step in loader(path, workers=2, **how).steps(30, 40)] == [
+        content(step) for step in loader(path, **how).steps(30, 40)
+    ]
+    decode = tokenizer(CHATML).decode
+    for row, pictures in zip(alone, seen, strict=True):
+        assert decode(row.input_ids[0]).count("a red picture\n") == 12 - pictures
+    whole = loader(path, **{**how, "describe": 1}).step(0).rows[0]
+    assert whole.pixel_values is None and not whole.places
+
+
+def test_a_stage_of_words_reads_media_and_what_they_say(rows: Callable[..., Path]) -> None:
+    for alts, said in ((True, ["a red picture"] * 3), (False, ["green", "blue", "red"])):
+        step = loader(rows(alts=alts), rows="vision", supervise="words", batch_samples=3).step(0)
+        (row,) = step.rows
+        assert sorted(tokenizer(CHATML).decode(words) for words in row.words) == sorted(said)
+        assert row.pixel_values is not None and len(row.pixel_values) == 3
+        assert step.num_targets() == sum(len(words) for words in row.words)
+        assert step.num_tokens() == sum(place.segments[0].count for place in row.places)

@@ -73,6 +73,10 @@ BAD: list[tuple[Any, str, str]] = [
     (said([{"type": "image", "path": "a\0b"}]), ID, "the path of a part of type image holds a zero character. Correct it"),
     (said([{"type": "image", "path": "https://x.y/a.png"}]), ID, "the path of a part of type image is a URL (https://x.y/a.png), and nothing is fetched. Download the file and give its path, relative to the data file"),
     (said([{"type": "image", "path": "data:image/png;base64," + "A" * 1000}]), ID, f"the path of a part of type image is a URL (data:image/png;base64,{'A' * 38}), and nothing is fetched. Download the file and give its path, relative to the data file"),
+    (said([{"type": "image", "path": "a.png", "alt": 3}]), ID, 'a part of type image has a number as "alt", which is a text. Correct it, or leave it out'),
+    (said([{"type": "audio", "path": "a.wav", "alt": ["bell"]}]), ID, 'a part of type audio has a list as "alt", which is a text. Correct it, or leave it out'),
+    (said([{"type": "video", "path": "a.mp4", "alt": False}]), ID, 'a part of type video has a truth value as "alt", which is a text. Correct it, or leave it out'),
+    (said([{"type": "image", "path": "a.png", "alt": "\ud83d"}]), ID, "its alt holds half of a character (\\ud83d). Write the whole one"),
     (said("x \ud83d y"), ID, "its text holds half of a character (\\ud83d). Write the whole one"),
     (said([{"type": "text", "text": "\udc00"}]), ID, "its text holds half of a character (\\udc00). Write the whole one"),
     (said([{"type": "image", "path": "\ud800"}]), ID, "its path holds half of a character (\\ud800). Write the whole one"),
@@ -119,6 +123,15 @@ def test_a_row_is_read_as_it_was_written(tmp_path: Path) -> None:
         assert source.facts[0].kinds == {"image", "audio"}
 
 
+def test_what_a_medium_shows_or_says_is_read_where_it_is_written(tmp_path: Path) -> None:
+    alts = [{}, {"alt": None}, {"alt": ""}, {"alt": "un cercle à gauche"}]
+    for kind in ("image", "audio", "video"):
+        source = file_of(tmp_path / "rows.jsonl", said([{"type": kind, "path": "a", **alt} for alt in alts]))
+        items = source[0].media()
+        assert [item.alt for item in items] == ["", "", "", "un cercle à gauche"]
+        assert all((item.kind, item.path) == (kind, tmp_path / "a") for item in items)
+
+
 def test_an_id_and_a_task_are_optional_and_null_is_none(tmp_path: Path) -> None:
     rows = [{"messages": GOOD["messages"]}, {**GOOD, "id": None, "task": None}, {**GOOD, "id": 7, "task": 3}]
     source = file_of(tmp_path / "rows.jsonl", *rows)
@@ -154,7 +167,7 @@ def test_good_rows_are_found_among_bad_ones(tmp_path_factory: pytest.TempPathFac
 
 ANY = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["id", "task", "messages", "role", "content", "type", "text", "path"]), inner, max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["id", "task", "messages", "role", "content", "type", "text", "path", "alt"]), inner, max_size=4),
     max_leaves=12,
 )  # fmt: skip
 

@@ -17,6 +17,8 @@ KINDS: list[dict[str, Any]] = [
     {"kind": "mlp"},
     {"kind": "mlp", "stack": 4, "hidden_size": 5, "layers": 3},
     {"kind": "mlp", "layers": 1},
+    {"kind": "prefix", "stack": 16, "tokens": 8},
+    {"kind": "prefix", "stack": 3, "tokens": 2, "bias": False},
     {"kind": "pool", "tokens": 7},
     {"kind": "pool", "tokens": 7, "norm": "before", "bias": True},
 ]
@@ -93,6 +95,23 @@ def test_stack_and_mlp_match_the_slow_loop() -> None:
     for i, layer in enumerate(linear):
         rows = slow_matrix([[slow_gelu(x) for x in row] for row in rows] if i else rows, layer)
     torch.testing.assert_close(connector([item]), torch.tensor(rows, dtype=torch.float64))
+
+
+def test_prefix_matches_the_slow_loop() -> None:
+    """Each group of three embeddings goes through one matrix, whose output is two tokens one after the other."""
+    connector = randomised(build_connector({"kind": "prefix", "stack": 3, "tokens": 2}, 2, 4))
+    item = torch.randn(5, 2, dtype=torch.float64)
+    rows = [item[:3].flatten().tolist(), [*item[3:].flatten().tolist(), 0.0, 0.0]]
+    tokens = [row[at : at + 4] for row in slow_matrix(rows, connector.linear) for at in (0, 4)]
+    torch.testing.assert_close(connector([item]), torch.tensor(tokens, dtype=torch.float64))
+
+
+def test_a_prefix_has_the_shape_that_its_paper_says() -> None:
+    """Frozen (arXiv:2106.13884, section 3.1): a vector to D * k channels, reshaped to k embeddings of width D; k = 2."""
+    with torch.device("meta"):
+        connector = build_connector({"kind": "prefix", "stack": 1, "tokens": 2, "bias": False}, 2048, 4096)
+        assert connector([torch.empty(1, 2048)]).shape == (2, 4096)
+    assert sum(p.numel() for p in connector.parameters()) == 2048 * 4096 * 2
 
 
 @pytest.mark.parametrize("norm", ["before", "after"])
