@@ -180,7 +180,14 @@ def apart(small_run: Callable[..., Any], rows: Callable[..., Path], tmp_path: Pa
         small = small_run(name)
         steps: dict[str, Any] = {"steps": 3, "batch_samples": 4, "row_tokens": 128}
         alone = [
-            {"name": sense, "builds": sense, "train": {sense: {"lr": 2e-3}}, "rows": sense, "supervise": "words", **steps}
+            {
+                "name": sense,
+                "builds": sense,
+                "train": {sense: {"lr": 2e-3}},
+                "rows": sense,
+                "supervise": "words",
+                **steps,
+            }
             for sense in ("vision", "audio")
         ]
         joint = {"name": "joint", "train": {p: {"lr": 1e-3} for p in ("vision_connector", "audio_connector")}, **steps}

@@ -17,8 +17,9 @@ from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from avlm.config.io import build
 from avlm.config.media import MediaSpec
 from avlm.config.run import Augment
+from avlm.data.decode import to_picture
 from avlm.data.encode import Supervise, Tokens, encode, encode_pieces, pad
-from avlm.data.media import MediaReader, Prepared, to_picture
+from avlm.data.media import MediaReader, Prepared
 from avlm.data.sources import parse_row
 from avlm.data.text import (
     PLACEHOLDERS,

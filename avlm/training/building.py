@@ -27,7 +27,7 @@ from avlm import errors
 from avlm.config.io import build, read_mapping, to_yaml
 from avlm.config.run import RunConfig, Stage
 from avlm.data.loader import end_with
-from avlm.training.observe import Bar, Journal, StepMetrics, read_lines
+from avlm.training.observe import Bar, Journal, StepMetrics, read_lines, steps_progress
 from avlm.training.stopping import Stopped, StopWish
 
 LOOK_S = 0.2
@@ -48,23 +48,30 @@ def build_side_by_side(run: RunConfig, stages: Sequence[Stage], console: Console
     console.rule(", ".join(stage.name for stage in stages))
     threads = max(1, (run.threads or torch.get_num_threads()) // len(stages))
     with ExitStack() as stack:
-        workers = [_Worker(run, stage, threads, console, stack) for stage in stages]
+        bars = stack.enter_context(steps_progress(console))
+        workers: list[_Worker] = []
+        for stage in stages:
+            bar = Bar(stage.name, run.stage_steps(stage), 0, console, bars)
+            workers.append(_Worker(run, stage, threads, bar))
+            stack.callback(workers[-1].end)
         while sum(worker.goes_on() for worker in workers):
             if stop.number is not None or any(worker.failed() for worker in workers):
                 break
             time.sleep(LOOK_S)
     stop.grant()
-    for worker in workers:
+    for worker in sorted(
+        workers, key=lambda worker: not worker.error.is_file()
+    ):  # one that failed before those stopped
         worker.raise_failure()
 
 
 class _Worker:
     """The process that builds one part, and its bar."""
 
-    def __init__(self, run: RunConfig, stage: Stage, threads: int, console: Console, stack: ExitStack) -> None:
+    def __init__(self, run: RunConfig, stage: Stage, threads: int, bar: Bar) -> None:
         self.stage = stage
+        self.bar = bar
         self.folder = _folder(run, stage)
-        self.steps = run.stage_steps(stage)
         self.offset = 0
         self.part = b""
         self.folder.parent.mkdir(exist_ok=True)
@@ -80,8 +87,6 @@ class _Worker:
         self.process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
         )
-        stack.callback(self._end)
-        self.bar = Bar(stage.name, self.steps, 0, console)
 
     def goes_on(self) -> bool:
         """Whether it is still at work; its bar is brought up to date."""
@@ -121,7 +126,7 @@ class _Worker:
             raise errors.DataError(message, where=where, sample_id=sample)
         raise errors.ConfigError(message)
 
-    def _end(self) -> None:
+    def end(self) -> None:
         """Ask it to save and stop, if it has not ended by itself, and wait."""
         if self.process.poll() is None:
             self.process.terminate()

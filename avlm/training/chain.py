@@ -14,6 +14,7 @@ anywhere goes on from the last thing that was whole: a stage, or a checkpoint in
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -256,10 +257,12 @@ class Run:
             publish_copy(self._result(done[-1]), self.out / "model", extra={"stage.json": marker})
 
     def _build_side_by_side(self, stages: Sequence[Stage], stop: StopWish) -> None:
-        """Build the parts that need no other, where more than one is to be built and that is wanted."""
+        """Build the parts that come next and need no other, where there is more than one and that is wanted."""
         if any((self.out / "checkpoints").glob("step-*")):
             return  # the first of them is under way already
-        waiting = [stage for stage in stages if by_itself(stage) and not self._done(stage)]
+        if len(self._sources) > 1:
+            return  # their vocabulary is that of all files, and each of them would know its own
+        waiting = list(itertools.takewhile(by_itself, (stage for stage in stages if not self._done(stage))))
         under_way = (self.out / "building").is_dir()
         if under_way or (self.config.side_by_side > 1 and len(waiting) > 1):
             at_once = max(2, self.config.side_by_side)

@@ -163,22 +163,27 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return found
 
 
+def steps_progress(console: Console) -> Progress:
+    """Where bars of steps are drawn, one below the other; nowhere without a terminal."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[facts]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
 class Bar:
     """The progress bar of one stage; one plain line now and then where there is no terminal."""
 
-    def __init__(self, name: str, total: int, done: int, console: Console) -> None:
+    def __init__(self, name: str, total: int, done: int, console: Console, progress: Progress | None = None) -> None:
         self.name, self.total, self.console = name, total, console
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[facts]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
+        self.progress = progress or steps_progress(console)
         self.task = self.progress.add_task(name, total=total, completed=done, facts="")
 
     def step(self, metrics: StepMetrics) -> None:

@@ -240,6 +240,20 @@ def test_only_an_encoder_that_is_built_and_trained_alone_learns_words(change: di
     accepted(seeing(), stage(**{**ALONE, **change, "supervise": "answers"}))
 
 
+@pytest.mark.parametrize(
+    ("change", "advice"),
+    [
+        ({"rows": "any"}, "stages.a.rows=vision"),  # a text, or a video, has no picture to tell the words of
+        ({"describe": 0.5}, "stages.a.describe=0"),  # nor has a picture that is given in words
+    ],
+)
+def test_an_encoder_that_learns_words_needs_a_medium_of_its_own_in_every_row(
+    change: dict[str, Any], advice: str
+) -> None:
+    assert advice in refused(seeing(), stage(**{**ALONE, **change}))
+    accepted(seeing(), stage(**{**ALONE, **change, "supervise": "answers"}))
+
+
 def test_a_built_part_needs_a_configuration_and_to_be_trained() -> None:
     building = {"builds": "audio", "rows": "audio"}
     assert refused(hearing(), stage(**building, train={"audio": LR})) == (

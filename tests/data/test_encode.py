@@ -291,7 +291,7 @@ def test_for_words_there_are_places_and_what_each_medium_shows_or_says_and_no_te
     encoded = made.encode(sample, supervise="words")
     decode = tokenizer(CHATML).decode
     assert [decode(words) for words in encoded.words] == ["red 1 2 3", "blue circle", "blue circle"]
-    names = {kind: id_ for kind, id_ in made.tokens().placeholders.items()}
+    names = made.tokens().placeholders
     assert encoded.ids == [names["image"]] * IMAGE_IDS + [names["audio"]] * SOUND_IDS + [names["image"]] * IMAGE_IDS
     assert encoded.labels == [-100] * len(encoded.ids)
     assert encoded.num_targets() == sum(len(tokenizer(CHATML)(decode(words)).input_ids) for words in encoded.words)

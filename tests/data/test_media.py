@@ -22,19 +22,8 @@ from PIL import Image
 from transformers import WhisperFeatureExtractor
 
 from avlm.config.media import AudioSpec, MediaSpec, VideoSpec, VisionSpec
-from avlm.data.media import (
-    Limits,
-    MediaReader,
-    PreparedAudio,
-    PreparedImage,
-    decode_audio,
-    decode_image,
-    levelled,
-    log_mel,
-    normalise,
-    prepare_image,
-    resample,
-)
+from avlm.data.decode import Limits, decode_audio, decode_image, resample
+from avlm.data.media import MediaReader, PreparedAudio, PreparedImage, levelled, log_mel, normalise, prepare_image
 from avlm.errors import MediaError
 from avlm.layout import mel_frame_count, resampled_count
 from avlm.samples import MediaItem, Picture, Sound

@@ -264,7 +264,7 @@ def test_a_pillow_picture_is_seen_as_its_file_is(made: AvlmProcessor, tmp_path: 
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(pixels, "RGBA").save(tmp_path / "a.png", exif=exif)
-    from avlm.data.media import decode_image
+    from avlm.data.decode import decode_image
 
     expected = decode_image(MediaItem("image", path=tmp_path / "a.png")).pixels
     found = media_item("image", Image.open(tmp_path / "a.png")).decoded.pixels

@@ -107,7 +107,7 @@ def test_prefix_matches_the_slow_loop() -> None:
 
 
 def test_a_prefix_has_the_shape_that_its_paper_says() -> None:
-    """Frozen (arXiv:2106.13884, section 3.1): a vector to D * k channels, reshaped to k embeddings of width D; k = 2."""
+    """Frozen (arXiv:2106.13884, section 3.1): a vector to D * k channels, reshaped to k embeddings; k = 2."""
     with torch.device("meta"):
         connector = build_connector({"kind": "prefix", "stack": 1, "tokens": 2, "bias": False}, 2048, 4096)
         assert connector([torch.empty(1, 2048)]).shape == (2, 4096)

@@ -100,7 +100,8 @@ def run(config: RunConfig) -> Path:
 def test_tiny_takes_two_steps(rows: Callable[..., Path], tmp_path: Path) -> None:
     data = rows()
     config = override(
-        recipe("tiny"), [f"data.train={data}", f"out={tmp_path / 'run'}", "max_steps=2", "samples.max_tokens=4", "side_by_side=1"]
+        recipe("tiny"),
+        [f"data.train={data}", f"out={tmp_path / 'run'}", "max_steps=2", "samples.max_tokens=4", "side_by_side=1"],
     )
     config = override(config, [f"stages.{stage.name}.batch_samples=8" for stage in config.stages])
     model = run(config)
