@@ -71,6 +71,7 @@ def test_answers_are_true(build: Any, data: Path, tmp_path: Path) -> None:
     build.build(data, tmp_path / "rows")
     for row in read(tmp_path / "rows/train.jsonl"):
         parts = {p["type"]: Path(p["path"]) for p in row["messages"][0]["content"] if p["type"] != "text"}
+        alts = {p["type"]: p["alt"] for p in row["messages"][0]["content"] if p["type"] != "text"}
         answer = row["messages"][1]["content"]
         seen = parts["image"].parent.name if "image" in parts else None
         heard = parts["audio"].stem.split("_")[0] if "audio" in parts else None
@@ -82,6 +83,10 @@ def test_answers_are_true(build: Any, data: Path, tmp_path: Path) -> None:
             assert answer == seen
         else:
             assert answer == build.WORDS[int(seen or heard or 0)]
+        told = {"image": seen if row["task"] == "photo" else seen and build.WORDS[int(seen)]}
+        told["audio"] = heard and build.WORDS[int(heard)]
+        assert alts == {kind: words for kind, words in told.items() if words}
+    assert '"alt"' not in (tmp_path / "rows/eval.jsonl").read_text()
 
 
 def test_without_data_it_says_where_to_get_it(build: Any, tmp_path: Path) -> None:
