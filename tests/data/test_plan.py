@@ -17,8 +17,8 @@ from avlm.errors import ConfigError
 from avlm.samples import MediaKind
 
 
-def facts(task: str, *kinds: MediaKind) -> RowFacts:
-    return RowFacts(task, frozenset(kinds), 0, 1)
+def facts(task: str, *kinds: MediaKind, told: tuple[MediaKind, ...] = ()) -> RowFacts:
+    return RowFacts(task, frozenset(kinds), frozenset(told), 0, 1)
 
 
 ROWS = [
@@ -46,6 +46,21 @@ ROWS = [
 )
 def test_a_stage_reads_the_rows_that_it_can_learn_from(rows: str, tasks: tuple[str, ...], expected: list[int]) -> None:
     assert usable(ROWS, rows, tasks) == expected  # type: ignore[arg-type]
+
+
+def test_what_can_be_given_in_words_keeps_no_row_from_a_stage() -> None:
+    """A stage for pictures reads the row of a picture and a sound when the sound's words are known, and so on."""
+    rows = [
+        facts("match", "image", "audio", told=("audio",)),
+        facts("match", "image", "audio", told=("image",)),
+        facts("match", "image", "audio", told=("image", "audio")),
+        facts("watch", "image", "video", told=("image",)),
+        facts("watch", "video", told=("video",)),
+        facts("hear", "audio", told=("audio",)),
+    ]
+    assert usable(rows, "vision", ()) == [0, 2]
+    assert usable(rows, "audio", ()) == [1, 2, 5]
+    assert usable(rows, "any", ()) == list(range(6))
 
 
 def test_a_stage_without_rows_is_refused() -> None:
