@@ -137,8 +137,8 @@ class StepLoader:
                     raise prepared
                 yield prepared
         except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
+            if not str(error).startswith("DataLoader worker (pid"):
+                raise  # a mistake of our own, with the worker's traceback
             raise OSError("a process that prepares data was ended from outside. Start the same command again") from None
 
     def step(self, k: int) -> StepData:
