@@ -259,16 +259,34 @@ def stage_problem(stage: Stage, parts: Sequence[str]) -> str | None:
             )
     if not any(part in parts and part in REACHED[stage.rows] for part in stage.train):
         return f"stage {stage.name} trains nothing. Name a part, such as stages.{stage.name}.train.language.lr=1e-4"
-    if stage.supervise == "words" and (stage.builds not in ("vision", "audio") or set(stage.train) != {stage.builds}):
-        return (
-            f"stage {stage.name} has supervise=words, which is how an encoder learns by itself, and "
-            f"{'builds none' if stage.builds not in ('vision', 'audio') else 'trains other parts with it'}. "
-            f"Set builds: vision or audio and train that part alone, or stages.{stage.name}.supervise=answers"
-        )
+    problem = _words_problem(stage) if stage.supervise == "words" else None
+    if problem is not None:
+        return problem
     if stage.rows in ("vision", "audio") and stage.rows not in parts:
         return (
             f"stage {stage.name} reads rows with {stage.rows}, and the model has no {stage.rows} part. "
             f"Remove the stage, or add model.{stage.rows}"
+        )
+    return None
+
+
+def _words_problem(stage: Stage) -> str | None:
+    """What keeps an encoder from learning by itself in a stage."""
+    if stage.builds not in ("vision", "audio") or set(stage.train) != {stage.builds}:
+        what = "trains other parts with it" if stage.builds in ("vision", "audio") else "builds none"
+        return (
+            f"stage {stage.name} has supervise=words, which is how an encoder learns by itself, and {what}. "
+            f"Set builds: vision or audio and train that part alone, or stages.{stage.name}.supervise=answers"
+        )
+    if stage.rows != stage.builds:
+        return (
+            f"stage {stage.name} has supervise=words and rows={stage.rows}, some of which have nothing for the "
+            f"{stage.builds} encoder to tell. Set stages.{stage.name}.rows={stage.builds}"
+        )
+    if stage.describe:
+        return (
+            f"stage {stage.name} has supervise=words and describe={stage.describe:g}, which would give the encoder's "
+            f"own media in words. Set stages.{stage.name}.describe=0"
         )
     return None
 
