@@ -72,7 +72,7 @@ class _Worker:
         self.stage = stage
         self.bar = bar
         self.folder = _folder(run, stage)
-        self.offset = 0
+        self.inode = self.offset = 0
         self.part = b""
         self.folder.parent.mkdir(exist_ok=True)
         config = run.model_copy(
@@ -99,8 +99,9 @@ class _Worker:
         """Steps since the last look."""
         try:
             with (self.folder / "metrics.jsonl").open("rb") as file:
-                if os.fstat(file.fileno()).st_size < self.offset:
-                    self.offset, self.part = 0, b""
+                facts = os.fstat(file.fileno())
+                if facts.st_ino != self.inode or facts.st_size < self.offset:  # cut back to a checkpoint
+                    self.inode, self.offset, self.part = facts.st_ino, 0, b""
                 file.seek(self.offset)
                 data = file.read()
         except OSError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -22,7 +21,7 @@ from avlm.config.run import RunConfig
 from avlm.errors import AvlmError, ConfigError, DataError
 from avlm.training import building, chain
 from avlm.training.chain import Run
-from avlm.training.observe import StepMetrics, read_lines
+from avlm.training.observe import Bar, StepMetrics, read_lines
 
 Apart = Callable[..., RunConfig]
 THREE = "side_by_side=3"
@@ -90,7 +89,10 @@ def test_stages_with_data_of_their_own_share_one_vocabulary(apart: Apart, tmp_pa
 
 
 def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:  # it has ended
+        return []
 
 
 def gone(pid: int) -> bool:
@@ -134,7 +136,8 @@ def test_ended_while_parts_are_built_and_gone_on_with(apart: Apart, tmp_path: Pa
         assert process.returncode == 130 and "Traceback" not in stderr
         assert stderr.endswith("stopped; all that was done is saved, and the same command goes on from there\n")
     left = {name: done(name) for name in stages}
-    train(apart("cut", longer))  # one after the other is asked for now; what is under way goes on as it began
+    # Where one after the other is asked for now, what is under way goes on as it began.
+    train(apart("cut", longer if number == signal.SIGKILL else [*longer, THREE]))
     train(apart("whole", longer))
     assert max(left.values()) > 1
     assert_equal(facts(out), facts(tmp_path / "whole"))
@@ -226,17 +229,23 @@ def line(step: int, seconds: float) -> bytes:
     return json.dumps({name: getattr(metrics, name) for name in StepMetrics.__slots__}).encode() + b"\n"
 
 
-def test_news_of_a_part_are_whole_lines_and_begin_again_when_it_went_back(tmp_path: Path) -> None:
+def test_news_of_a_part_are_whole_lines_and_begin_again_when_it_went_back(
+    apart: Apart, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A resumed part goes back to its checkpoint, and may be further than before when it is looked at next."""
-    worker = object.__new__(building._Worker)
-    worker.folder, worker.offset, worker.part = tmp_path, 0, b""
-    path = tmp_path / "metrics.jsonl"
+    config = apart()
+    bar = Bar("vision", 3, 0, Console(file=io.StringIO()))
+    monkeypatch.setattr(building.subprocess, "Popen", lambda *_, **__: None)
+    path = tmp_path / "run" / "building" / "vision" / "metrics.jsonl"
+    path.parent.mkdir(parents=True)
+    worker = building._Worker(config, config.stages[1], 1, bar)
     assert worker._news() == []
     path.write_bytes(line(1, 0.5) + line(2, 0.25)[:9])
     assert [metrics.step for metrics in worker._news()] == [1]
-    path.write_bytes(line(1, 0.5) + line(2, 0.25))
+    with path.open("ab") as file:
+        file.write(line(2, 0.25)[9:])
     assert [metrics.step for metrics in worker._news()] == [2]
-    aside = tmp_path / "metrics.writing"
+    aside = path.with_suffix(".writing")
     aside.write_bytes(line(1, 0.123456) + line(2, 0.7) + line(3, 0.75))
-    os.replace(aside, path)
+    aside.replace(path)
     assert [metrics.step for metrics in worker._news()][-1] == 3
