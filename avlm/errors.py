@@ -13,6 +13,8 @@ on every other one. The command line turns each of them into one message and
 exit status 2.
 """
 
+from __future__ import annotations
+
 
 class AvlmError(Exception):
     """Base of all errors that a user's input can cause."""
@@ -58,3 +60,7 @@ class MissingExtraError(AvlmError):
             f"{purpose} needs the library {library}, which is not installed. "
             f"Install it with: pip install 'avlm[{extra}]'"
         )
+        self.about = library, extra, purpose
+
+    def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str, str]]:
+        return type(self), self.about  # an exception is rebuilt from its arguments, here in another process

@@ -11,7 +11,7 @@ import pickle
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -112,7 +112,7 @@ class StepLoader:
         self.seed = seed
         self.rows = stage_rows(source.facts, stage)
 
-    def steps(self, first: int, last: int) -> Iterator[StepData]:
+    def steps(self, first: int, last: int) -> Generator[StepData, None, None]:
         """Steps ``first`` to ``last - 1``, each prepared by worker processes while the ones before it are used.
 
         Raises:

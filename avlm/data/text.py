@@ -280,6 +280,13 @@ def _checked(text: str, control: Sequence[str], sample: Sample) -> str:
     return text
 
 
+def unmarked(text: str) -> str:
+    """An answer as it can be told again: a marker that a model spelled out stands for nothing, and gets a space."""
+    for token in PLACEHOLDERS.values():
+        text = text.replace(token, f"{token[:-1]} {token[-1]}")
+    return text
+
+
 def _render(
     tokenizer: PreTrainedTokenizerBase, template: str, messages: Sequence[dict[str, Any]], prompt: bool, sample: Sample
 ) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from avlm.convert.weights import load_model
 from avlm.data.processor import AvlmProcessor, media_item
+from avlm.data.text import unmarked
 from avlm.errors import ConfigError
 from avlm.inference.generate import Sampling, stream
 from avlm.models.modeling import AvlmForConditionalGeneration
@@ -73,7 +74,7 @@ class Chat:
         final = self.processor.tokenizer.decode(ids, skip_special_tokens=True)
         if final != shown:
             yield final[len(shown) :]
-        self.turns += [turn, Turn("assistant", (Text(final),))]
+        self.turns += [turn, Turn("assistant", (Text(unmarked(final)),))]
 
     def chat(self, *parts: str | MediaItem, sampling: Sampling | None = None, use_cache: bool = True) -> str:
         """Ask once, apart from any conversation, and get the whole answer."""

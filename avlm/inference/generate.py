@@ -76,6 +76,9 @@ def stream(
 
     Yields:
         For each step the next token of every prompt; None where the answer has ended (the end token is not yielded).
+
+    Raises:
+        ConfigError: A prompt is as long as the language model can read, or longer.
     """
     if not prompts:
         return
@@ -84,11 +87,12 @@ def stream(
     ids, mask = inputs.pop("input_ids"), inputs.pop("attention_mask")
     ends = torch.tensor(sorted(end_tokens(model, processor)), device=device, dtype=torch.long)
     never = torch.tensor(model.placeholder_ids(), device=device, dtype=torch.long)
+    room = _room(model, ids.shape[1])
     generators = [torch.Generator().manual_seed(sampling.seed) for _ in prompts]
     open_ = torch.ones(len(prompts), dtype=torch.bool, device=device)
     cache: Cache | None = None  # the language model makes the kind it needs
     step_ids, media = ids, inputs
-    for _ in range(sampling.max_tokens):
+    for _ in range(min(room, sampling.max_tokens)):
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         output = model(
             input_ids=step_ids,
@@ -110,6 +114,19 @@ def stream(
             step_ids, media = token[:, None], {}
         else:
             step_ids = torch.cat([step_ids, token[:, None]], 1)
+
+
+def _room(model: AvlmForConditionalGeneration, prompt: int) -> int:
+    """How many tokens may follow a prompt of so many."""
+    longest = getattr(model.config.text_config.get_text_config(), "max_position_embeddings", None)
+    if longest is None:
+        return 2**31
+    if prompt >= longest:
+        raise ConfigError(
+            f"the conversation has {prompt} tokens, media included, and the language model was made for {longest}, "
+            "the answer among them. Ask with less: fewer turns, fewer or shorter media"
+        )
+    return int(longest) - prompt
 
 
 def generate(

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import torch
@@ -153,7 +153,20 @@ def collect(run: RunConfig, stages: Sequence[Stage], steps_before: Callable[[Sta
         journal.sync()
         (out / "parts").mkdir(exist_ok=True)
         (folder / "parts" / stage.builds).replace(out / "parts" / stage.builds)
-    shutil.rmtree(Path(run.out) / "building", ignore_errors=True)
+    _clear(run)
+
+
+def _clear(run: RunConfig) -> None:
+    """Remove what was left of parts that have been taken over; others may be under way beside them."""
+    building, parts = Path(run.out) / "building", Path(run.out) / "parts"
+    taken = {stage.name for stage in run.stages if stage.builds and (parts / stage.builds).is_dir()}
+    for path in building.iterdir():
+        if path.name in taken:
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.stem in taken:
+            path.unlink()
+    with suppress(OSError):  # not empty
+        building.rmdir()
 
 
 def main(settings: str, parent: int) -> int:

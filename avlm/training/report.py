@@ -200,7 +200,7 @@ def _header(run: RunFiles, stages: Sequence[StageFacts], title: str) -> str:
     done, planned = run.total("step", max), sum(stage.steps or 0 for stage in stages)
     seconds, told = number(run.report.get("seconds")), "Time, all in all"
     if seconds is None or seconds < run.total("seconds"):  # a run that went on counts only from then
-        seconds, told = run.total("seconds"), "Time in steps"
+        seconds, told = run.total("seconds"), "Time in steps, parts built side by side added up"
     facts = {
         "Seed": esc(run.config.get("seed", run.report.get("seed", "not known"))),
         told: duration(seconds),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -97,9 +98,12 @@ class Trainer:
         set_modes(self.model, self.trained)
         saved = time.monotonic()
         asked = self._times_to_ask()
-        with bar(self.stage.name, self.steps, self.done, self.console) as shown:
+        with (
+            bar(self.stage.name, self.steps, self.done, self.console) as shown,
+            closing(self.loader.steps(self.done, self.steps)) as prepared,  # its workers end however this does
+        ):
             waited = time.perf_counter()
-            for data in self.loader.steps(self.done, self.steps):
+            for data in prepared:
                 metrics = self._step(data, waited)
                 self.journal.step(metrics)
                 shown.step(metrics)

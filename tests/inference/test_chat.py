@@ -91,6 +91,18 @@ def test_earlier_turns_and_their_media_are_remembered(chat: Chat, make_sample: C
     assert chat.turns == []
 
 
+def test_an_answer_that_spells_a_marker_does_not_end_the_conversation(
+    chat: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    letters = [i for letter in "<image>" for i in chat.processor.tokenizer(letter, add_special_tokens=False).input_ids]
+    with monkeypatch.context() as patch:
+        scripted(patch, letters)
+        assert "".join(chat.say("What?")) == "<image>"
+    assert "".join(chat.say("And now?", sampling=SHORT)) == by_hand(
+        chat, (*chat.turns[:1], Turn("assistant", (Text("<image >"),)), Turn("user", (Text("And now?"),)))
+    )
+
+
 def test_asking_once_neither_reads_nor_writes_the_conversation(chat: Chat) -> None:
     alone = chat.chat("What is number 7?", sampling=SHORT)
     list(chat.say("red or blue?", sampling=SHORT))

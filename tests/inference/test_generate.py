@@ -9,7 +9,7 @@ from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWa
 
 from avlm.errors import ConfigError
 from avlm.inference.generate import Sampling, _choose, end_tokens, generate, stream
-from avlm.samples import Encoded, Sample
+from avlm.samples import Encoded, Sample, Text, Turn
 
 KINDS: list[tuple[str, ...]] = [("image",), (), ("audio", "image"), ("video",), ("audio",)]
 LANGUAGES: dict[str, dict[str, Any]] = {
@@ -95,6 +95,18 @@ def test_the_model_is_asked_no_further_when_all_answers_have_ended(
 
 def test_no_prompts_give_no_answers(make_model: Callable[..., Any]) -> None:
     assert generate(*make_model("text"), [], Sampling()) == []
+
+
+def test_no_answer_goes_beyond_what_the_language_model_was_made_for(make_model: Callable[..., Any]) -> None:
+    model, processor = make_model()
+    ask = Sample("0", (Turn("user", (Text("What?"),)),))
+    prompt = processor.encode(ask, prompt_only=True)
+    model.config.text_config.max_position_embeddings = len(prompt) + 3
+    model.generation_config.eos_token_id = None
+    assert len(generate(model, processor, [prompt], Sampling(max_tokens=9))[0]) <= 3
+    model.config.text_config.max_position_embeddings = len(prompt)
+    with pytest.raises(ConfigError, match=f"has {len(prompt)} tokens"):
+        generate(model, processor, [prompt], Sampling(max_tokens=9))
 
 
 def test_a_placeholder_is_never_an_answer(

@@ -165,7 +165,7 @@ def test_killed_between_two_parts_that_are_taken_over(
                 train(apart("cut", [THREE]))
             patch.setattr(chain, "build_side_by_side", lambda *_: None)  # all of them are built now
         where = ""
-        patch.setattr(shutil, "rmtree", lambda path, **_: (_ for _ in ()).throw(Dead) if path.name == "building" else 0)
+        patch.setattr(shutil, "rmtree", lambda path, **_: (_ for _ in ()).throw(Dead) if path.name == "audio" else 0)
         with pytest.raises(Dead):
             train(apart("cut", [THREE]))
     train(apart("cut", [THREE]))
