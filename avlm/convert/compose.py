@@ -27,17 +27,12 @@ from avlm.data.text import PLACEHOLDERS, chat_template
 from avlm.data.vocabulary import add_placeholders, make_tokenizer
 from avlm.errors import AvlmError, ConfigError, WeightsError
 from avlm.models import attention
+from avlm.models.audio_encoders import audio_spec
 from avlm.models.configuration import AvlmConfig
 from avlm.models.connectors import build_connector
-from avlm.models.encoders import (
-    audio_spec,
-    build_encoder,
-    encoder_width,
-    inner_config,
-    load_encoder,
-    vision_spec,
-)
+from avlm.models.encoders import build_encoder, encoder_width, inner_config, load_encoder
 from avlm.models.modeling import AvlmForConditionalGeneration
+from avlm.models.vision_encoders import vision_spec
 
 
 class Composed(NamedTuple):

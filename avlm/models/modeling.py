@@ -12,7 +12,6 @@ Shapes in this file:
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,10 +33,13 @@ from transformers.utils import logging
 from avlm.errors import ConfigError, LayoutError
 from avlm.layout import reduced_count
 from avlm.models import attention
+from avlm.models.audio_encoders import encode_sounds
 from avlm.models.configuration import AvlmConfig
 from avlm.models.connectors import build_connector
-from avlm.models.encoders import build_encoder, encode_images, encode_sounds, encoder_width
+from avlm.models.encoders import build_encoder, encoder_width
 from avlm.models.fusion import check_counts, place_embeddings
+from avlm.models.reading import borders, checked_lengths, read_once, read_padded
+from avlm.models.vision_encoders import encode_images
 from avlm.samples import IGNORE, Place
 
 logger = logging.get_logger(__name__)
@@ -301,8 +303,8 @@ class AvlmModel(AvlmPreTrainedModel):
         kwargs["return_dict"] = True
         if row_lengths is None:
             kwargs |= {"attention_mask": attention_mask, "position_ids": position_ids}
-            return _read(reader, embeds, logits_to_keep, kwargs)
-        lengths = _checked_lengths(row_lengths, embeds)
+            return read_once(reader, embeds, logits_to_keep, kwargs)
+        lengths = checked_lengths(row_lengths, embeds)
         if position_ids is None:
             position_ids = torch.cat([torch.arange(length, device=embeds.device) for length in lengths])[None]
         kwargs |= {"position_ids": position_ids, "use_cache": False}
@@ -310,7 +312,7 @@ class AvlmModel(AvlmPreTrainedModel):
         can = attention.can_pack(self.language_model) if self._packs is None else self._packs
         if name == attention.NAME and can:
             calls: list[str] | None = [] if self._packs is None else None
-            output = _read(reader, embeds, logits_to_keep, {**kwargs, **_borders(embeds, lengths, calls)})
+            output = read_once(reader, embeds, logits_to_keep, {**kwargs, **borders(embeds, lengths, calls)})
             if calls is None or attention.proven(calls, self.language_model):
                 self._packs = True
                 return output
@@ -319,7 +321,7 @@ class AvlmModel(AvlmPreTrainedModel):
             f"{type(self.language_model).__name__} with {name} attention cannot keep the samples of a packed row "
             "apart, so every row is laid out as a padded batch: the same losses, more computing."
         )
-        return _read_padded(reader, embeds, lengths, logits_to_keep, kwargs)
+        return read_padded(reader, embeds, lengths, logits_to_keep, kwargs)
 
     def forward(
         self,
@@ -521,63 +523,6 @@ class AvlmForConditionalGeneration(AvlmPreTrainedModel, GenerationMixin):
         return super().generate(inputs, generation_config, processors, *args, **kwargs)
 
 
-def _read(
-    reader: nn.Module, embeds: Tensor, logits_to_keep: int | Tensor | None, kwargs: dict[str, Any]
-) -> ModelOutput:
-    """One pass, with logits only where they are wanted, whether or not the language model knows how to do that."""
-    knows = logits_to_keep is not None and "logits_to_keep" in inspect.signature(reader.forward).parameters
-    output: ModelOutput = reader(
-        inputs_embeds=embeds, **kwargs, **({"logits_to_keep": logits_to_keep} if knows else {})
-    )  # fmt: skip
-    if logits_to_keep is not None and not knows:
-        output["logits"] = _keep(output["logits"], logits_to_keep)
-    return output
-
-
-def _borders(embeds: Tensor, lengths: list[int], calls: list[str] | None) -> dict[str, Any]:
-    """What tells a language model of the samples in a row, which has no mask: its borders are its mask.
-
-    transformers would build a mask of T x T from the positions, for those families that hand it the positions. Its door
-    for a mask made elsewhere (four dimensions, passed on as it is) keeps it from doing so.
-    """
-    borders = attention.packed_kwargs(lengths, embeds.device)
-    if calls is not None:
-        borders["packed_calls"] = calls
-    return {**borders, "attention_mask": embeds.new_zeros(1, 1, 1, 1)}
-
-
-def _read_padded(
-    reader: nn.Module,
-    embeds: Tensor,
-    lengths: list[int],
-    logits_to_keep: int | Tensor | None,
-    kwargs: dict[str, Any],
-) -> ModelOutput:
-    """A packed row through a language model that must have its samples side by side."""
-    rows = pad_sequence(list(embeds[0].split(lengths)), batch_first=True)
-    inside = torch.arange(rows.shape[1], device=rows.device) < torch.tensor(lengths, device=rows.device)[:, None]
-    positions = pad_sequence(list(kwargs["position_ids"][0].split(lengths)), batch_first=True)
-    output = _read(reader, rows, None, {**kwargs, "attention_mask": inside.long(), "position_ids": positions})
-    for name in ("logits", "last_hidden_state"):
-        if output.get(name) is not None:
-            output[name] = output[name][inside][None]
-    if output.get("hidden_states") is not None:
-        output["hidden_states"] = tuple(states[inside][None] for states in output["hidden_states"])
-    if logits_to_keep is not None:
-        output["logits"] = _keep(output["logits"], logits_to_keep)
-    return output
-
-
-def _checked_lengths(row_lengths: Sequence[int], embeds: Tensor) -> list[int]:
-    lengths = [int(length) for length in row_lengths if length]
-    if embeds.shape[0] != 1 or sum(lengths) != embeds.shape[1]:
-        raise LayoutError(
-            f"row_lengths add up to {sum(lengths)} tokens, and the batch has {embeds.shape[0]} rows of "
-            f"{embeds.shape[1]}. A packed batch is one row whose samples lie end to end"
-        )
-    return lengths
-
-
 def _one_of(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> None:
     if input_ids is None and inputs_embeds is None:
         raise _neither()
@@ -591,13 +536,6 @@ def _neither() -> ConfigError:
 
 def _wants_dict(asked: bool | None, config: AvlmConfig) -> bool:
     return bool(config.return_dict if asked is None else asked)
-
-
-def _keep(logits: Tensor, positions: int | Tensor) -> Tensor:
-    """What `logits_to_keep` means, for a language model that does not know it."""
-    if isinstance(positions, int):
-        return logits[:, -positions:] if positions else logits
-    return logits[:, positions]
 
 
 def _walled(labels_BT: Tensor, lengths: Sequence[int]) -> Tensor:

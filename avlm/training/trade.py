@@ -21,8 +21,10 @@ from torch.nn import functional as F
 
 from avlm.config.run import Stage
 from avlm.layout import image_embedding_count
-from avlm.models.encoders import encode_images, encode_sounds, encoder_width
+from avlm.models.audio_encoders import encode_sounds
+from avlm.models.encoders import encoder_width
 from avlm.models.modeling import AvlmForConditionalGeneration
+from avlm.models.vision_encoders import encode_images
 from avlm.samples import IGNORE, Row
 
 GRID = 4

@@ -38,19 +38,9 @@ from avlm.config.media import AudioSpec, VisionSpec
 from avlm.config.model import AudioPart, PoolConnector, Source, VisionPart
 from avlm.errors import ConfigError, LayoutError, WeightsError
 from avlm.layout import audio_embedding_count, image_embedding_count
-from avlm.models.encoders import (
-    AUDIO_FAMILIES,
-    VISION_FAMILIES,
-    audio_spec,
-    build_encoder,
-    encode_images,
-    encode_sounds,
-    encoder_width,
-    inner_config,
-    load_encoder,
-    read_config,
-    vision_spec,
-)
+from avlm.models.audio_encoders import AUDIO_FAMILIES, audio_spec, encode_sounds
+from avlm.models.encoders import build_encoder, encoder_width, inner_config, load_encoder, read_config
+from avlm.models.vision_encoders import VISION_FAMILIES, encode_images, vision_spec
 
 VIT: dict[str, Any] = {
     "hidden_size": 32,
@@ -248,7 +238,7 @@ def test_families_without_a_record_are_refused() -> None:
     assert str(error.value) == (
         "swin is not a vision encoder that avlm has a record of, so its tokens cannot be counted. Use one of "
         "clip_vision_model, siglip_vision_model, internvl_vision, bit, convnext, or add a record to "
-        "avlm/models/encoders.py"
+        "avlm/models/vision_encoders.py"
     )
     with pytest.raises(ConfigError, match="wav2vec2 is not an audio encoder"):
         audio_spec(AutoConfig.for_model("wav2vec2"), AudioPart(encoder=Source(path="x")))
