@@ -57,14 +57,19 @@ def register() -> None:
 
     from avlm.data.processor import AvlmProcessor
     from avlm.models import attention
+    from avlm.models.beats import BeatsConfig, BeatsEncoder
     from avlm.models.configuration import AvlmConfig
     from avlm.models.modeling import AvlmForConditionalGeneration, AvlmModel
+    from avlm.models.whale import WhaleConfig, WhaleEncoder
 
     AutoConfig.register("avlm", AvlmConfig, exist_ok=True)
     AutoModel.register(AvlmConfig, AvlmModel, exist_ok=True)
     for auto in (AutoModelForImageTextToText, AutoModelForMultimodalLM):
         auto.register(AvlmConfig, AvlmForConditionalGeneration, exist_ok=True)
     AutoProcessor.register(AvlmConfig, AvlmProcessor, exist_ok=True)
+    for config, encoder in ((WhaleConfig, WhaleEncoder), (BeatsConfig, BeatsEncoder)):
+        AutoConfig.register(config.model_type, config, exist_ok=True)
+        AutoModel.register(config, encoder, exist_ok=True)
     attention.register()
 
 

@@ -106,7 +106,7 @@ def audio_embedding_count(num_samples: int, spec: AudioSpec) -> int:
                 f"a sound of {num_samples / spec.sample_rate_hz:.2f} s is too short for the audio encoder's "
                 "convolutions, which make nothing of it. Use longer clips"
             )
-    return length
+    return length * spec.rows
 
 
 def audio_token_count(num_samples: int, spec: AudioSpec) -> int:

@@ -93,6 +93,9 @@ class AudioSpec(Settings):
 
     convolutions: tuple[Convolution, ...] = (Convolution(stride=1), Convolution(stride=2))
 
+    rows: Count = 1
+    """Embeddings of each moment, one after the other: an encoder of patches has one for each band of frequencies."""
+
     reduction: Reduction = Reduction()
 
 

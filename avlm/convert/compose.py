@@ -122,8 +122,9 @@ def _assemble(
 def _cast(module: nn.Module, dtype: torch.dtype) -> None:
     """Give a part's weights the language model's type. Tables that are computed, not learned, keep their precision."""
     saved = module.state_dict().keys()
+    precise = tuple(getattr(module, "_keep_in_fp32_modules_strict", None) or ())  # loading keeps those as well
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-        if name in saved and tensor.is_floating_point():
+        if name in saved and tensor.is_floating_point() and not name.startswith(precise):
             tensor.data = tensor.data.to(dtype)
 
 

@@ -35,14 +35,22 @@ class AudioFamily:
     """Where in a composite checkpoint its weights stand."""
     lengths: tuple[Literal["true", "window"], ...] = ("true", "window")
     """Which ways of hearing it has: each clip at its own length, or padded to the released window."""
+    masked: bool = False
+    """Whether its own forward hears a padded batch with a mask as each clip alone."""
     convolutions: tuple[Convolution, ...] = (Convolution(stride=1), Convolution(stride=2))
     sample_rate_hz: int = 16_000
     n_fft: int = 400
     hop: int = 160
 
 
-# A released Whisper is a whole speech-to-text model; its decoder is never built.
-AUDIO_FAMILIES = (AudioFamily("whisper", held_as=("model.encoder", "encoder")),)
+HALVED = Convolution(stride=2, padding=0)
+AUDIO_FAMILIES = (
+    # A released Whisper is a whole speech-to-text model; its decoder is never built.
+    AudioFamily("whisper", held_as=("model.encoder", "encoder")),
+    # Those that avlm has itself.
+    AudioFamily("avlm_whale", lengths=("true",), masked=True, convolutions=(HALVED, HALVED)),
+    AudioFamily("avlm_beats", lengths=("true",), masked=True),  # its convolution is its configuration's
+)
 
 
 def audio_family(config: PreTrainedConfig) -> AudioFamily:
@@ -69,8 +77,15 @@ def audio_spec(config: PreTrainedConfig, part: AudioPart) -> AudioSpec:
             f"model.audio.length={part.length} is not something {config.model_type} can do. "
             f"Use model.audio.length={family.lengths[0]}"
         )
-    check_layer("audio", part.layer, config.encoder_layers)
-    longest = int(config.max_source_positions) * family.convolutions[-1].stride
+    check_layer("audio", part.layer, config.num_hidden_layers)
+    convolutions, rows = family.convolutions, 1
+    if config.model_type == "whisper":
+        longest = int(config.max_source_positions) * convolutions[-1].stride
+    else:
+        longest = int(config.max_frames)
+    if config.model_type == "avlm_beats":
+        convolutions = (Convolution(kernel=config.patch_size, stride=config.patch_size, padding=0),)
+        rows = config.bands
     return AudioSpec(
         sample_rate_hz=family.sample_rate_hz,
         mel_bins=int(config.num_mel_bins),
@@ -79,7 +94,8 @@ def audio_spec(config: PreTrainedConfig, part: AudioPart) -> AudioSpec:
         level=part.level,
         window_frames=longest if part.length == "window" else None,
         max_frames=longest,
-        convolutions=family.convolutions,
+        convolutions=convolutions,
+        rows=rows,
         reduction=part.connector.reduction(),
     )
 
@@ -102,9 +118,11 @@ def encode_sounds(
     Raises:
         LayoutError: A clip is empty or longer than the encoder hears.
     """
-    features = features.to(encoder.dtype)
     lengths: list[int] = mask.sum(1).tolist()
     _check_lengths(lengths, features.shape[2], spec)
+    masked = audio_family(encoder.config).masked
+    if not masked:  # the others are handed float32, and see to it themselves
+        features = features.to(encoder.dtype)
     if spec.window_frames is not None:
         if layer is None:
             return list(encoder(features).last_hidden_state)
@@ -112,7 +130,8 @@ def encode_sounds(
     found: list[Tensor | None] = [None] * len(lengths)
     for members in _similar(lengths):
         longest = lengths[members[0]]
-        states = _whisper_true_length(encoder, features[members, :, :longest], mask[members, :longest], layer)
+        hear = _masked if masked else _whisper_true_length
+        states = hear(encoder, features[members, :, :longest], mask[members, :longest], layer)
         for i, state in zip(members, states, strict=True):
             found[i] = state
     return [state for state in found if state is not None]
@@ -142,6 +161,13 @@ def _similar(lengths: list[int]) -> list[list[int]]:
         else:
             groups.append([i])
     return groups
+
+
+def _masked(encoder: Any, features: Tensor, mask: Tensor, which: int | None) -> list[Tensor]:
+    """An encoder that keeps the clips of a padded batch apart by itself, and says which embeddings are whose."""
+    output = encoder(features, mask, output_hidden_states=which is not None)
+    states = output.last_hidden_state if which is None else output.hidden_states[which]
+    return [state[inside] for state, inside in zip(states, output.attention_mask, strict=True)]
 
 
 def _whisper_true_length(encoder: Any, features: Tensor, mask: Tensor, which: int | None) -> list[Tensor]:

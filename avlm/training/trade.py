@@ -12,6 +12,7 @@ Source:
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from avlm.config.media import AudioSpec
 from avlm.config.run import Stage
 from avlm.layout import image_embedding_count
 from avlm.models.audio_encoders import encode_sounds
@@ -31,8 +33,8 @@ GRID = 4
 """Finer grids of embeddings are averaged to this many rows and columns first, so that the layer stays small."""
 PLACES = 12
 """Words of a picture that are told; what follows is left out."""
-POOL = 4
-"""Embeddings of a sound that are averaged before its words are told: fewer blanks between them."""
+MOMENTS_PER_S = 12.5
+"""Embeddings of a sound are averaged to about so many a second before its words are told: fewer blanks between them."""
 NARROW = 48
 """Width that the words of all places share before the vocabulary."""
 
@@ -76,10 +78,12 @@ class SoundWords(nn.Module):
     Args:
         width: C, of each embedding.
         vocabulary: V; the blank is one token more.
+        pool: Embeddings that are averaged before their word is told.
     """
 
-    def __init__(self, width: int, vocabulary: int) -> None:
+    def __init__(self, width: int, vocabulary: int, pool: int = 4) -> None:
         super().__init__()
+        self.pool = pool
         self.words = nn.Linear(width, vocabulary + 1)
         self.blank = vocabulary
         # Most of a sound is blank; an even start would spend a hundred steps on learning just that.
@@ -87,7 +91,7 @@ class SoundWords(nn.Module):
 
     def loss(self, states: Sequence[Tensor], words: Sequence[Sequence[int]]) -> Tensor:
         """Sum over the sounds; one too short for its words teaches nothing."""
-        pooled = [F.avg_pool1d(s.T, min(POOL, len(s)), POOL, ceil_mode=True).T for s in states]
+        pooled = [self._pooled(s) for s in states]
         padded = nn.utils.rnn.pad_sequence(pooled)
         return F.ctc_loss(
             self.words(padded).float().log_softmax(2),
@@ -98,6 +102,20 @@ class SoundWords(nn.Module):
             reduction="sum",
             zero_infinity=True,
         )
+
+    def tell(self, states: Sequence[Tensor]) -> list[list[int]]:
+        """The words of sounds: the likeliest token of each moment, without blanks and repetitions."""
+        best = [self.words(self._pooled(s)).argmax(1).tolist() for s in states]
+        return [[token for token, _ in itertools.groupby(one) if token != self.blank] for one in best]
+
+    def _pooled(self, states: Tensor) -> Tensor:
+        return F.avg_pool1d(states.T, min(self.pool, len(states)), self.pool, ceil_mode=True).T
+
+
+def moment(spec: AudioSpec) -> int:
+    """Embeddings of an encoder that are averaged to one moment: 4 of Whisper's, 2 of VITA's, 8 of BEATs'."""
+    steps_per_s = spec.sample_rate_hz / spec.hop / math.prod(c.stride for c in spec.convolutions)
+    return spec.rows * max(1, round(steps_per_s / MOMENTS_PER_S))
 
 
 def make_head(model: AvlmForConditionalGeneration, stage: Stage, seed: int) -> PictureWords | SoundWords:
@@ -111,7 +129,9 @@ def make_head(model: AvlmForConditionalGeneration, stage: Stage, seed: int) -> P
             head: PictureWords | SoundWords
             head = PictureWords(image_embedding_count(spec), encoder_width(model.config.vision_config), vocabulary)
         else:
-            head = SoundWords(encoder_width(model.config.audio_config), vocabulary)
+            heard = model.config.media_spec().audio
+            assert heard is not None
+            head = SoundWords(encoder_width(model.config.audio_config), vocabulary, moment(heard))
     return head.to(model.device)
 
 
