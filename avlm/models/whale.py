@@ -16,6 +16,8 @@ Source:
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -35,6 +37,42 @@ STEP = 4
 DYNAMIC_CHUNK = 25
 """Longest chunk that is drawn in training, in embeddings: a second (arXiv:2012.05481, section 3.3)."""
 
+_LAYER = r"^enc\.1\.encoders\.(\d+)\."
+RELEASED = {
+    r"^global_cmvn\.": "normalisation.",
+    r"^enc\.0\.core\.conv\.0\.": "subsampling.conv1.",
+    r"^enc\.0\.core\.conv\.2\.": "subsampling.conv2.",
+    r"^enc\.0\.core\.out\.0\.": "subsampling.projection.",
+    r"^enc\.1\.embed\.0\.": "input_projection.",
+    r"^enc\.1\.embed\.1\.": "input_norm.",
+    r"^enc\.1\.after_norm\.": "layer_norm.",
+    _LAYER + r"self_attn\.linear_(q|k|v|out|pos)\.": r"layers.\1.self_attn.\2_proj.",
+    _LAYER + r"self_attn\.pos_bias_(u|v)$": r"layers.\1.self_attn.pos_bias_\2",
+    _LAYER + r"feed_forward\.w_(1|2)\.": r"layers.\1.fc\2.",
+    _LAYER + r"norm1\.": r"layers.\1.self_attn_layer_norm.",
+    _LAYER + r"norm2\.": r"layers.\1.final_layer_norm.",
+}
+"""VITA's names, and the names here."""
+
+
+def from_released(weights: Mapping[str, Tensor], prefix: str = "encoder.") -> dict[str, Tensor]:
+    """The weights of VITA's audio encoder under this file's names.
+
+    Args:
+        weights: VITA's own state: of the audio encoder by itself, or of the whole model.
+        prefix: Where in it the encoder stands: ``model.audio_encoder.encoder.`` in the whole model. What stands
+            elsewhere (the connector, say) is left out.
+    """
+    found = {}
+    for whole_name, tensor in weights.items():
+        name = whole_name.removeprefix(prefix)
+        if not whole_name.startswith(prefix):
+            continue
+        for theirs, ours in RELEASED.items():
+            name = re.sub(theirs, ours, name)
+        found[name] = tensor.flatten() if "pos_bias" in name else tensor
+    return found
+
 
 class WhaleConfig(PreTrainedConfig):
     """Configuration of VITA's audio encoder. The defaults are the released one's.
@@ -46,8 +84,8 @@ class WhaleConfig(PreTrainedConfig):
         chunk_size: Streaming: an embedding sees up to the end of its chunk of so many embeddings (40 ms each). None
             sees the whole clip.
         left_chunks: Streaming: whole chunks seen before its own; None sees all of them.
-        dynamic_chunks: Draw a chunk size for each batch in training, so that one encoder serves every latency.
-            Evaluation never draws: it uses `chunk_size`.
+        dynamic_chunks: Draw chunk size and chunks before for each batch in training (half of the batches see
+            everything), so that one encoder serves every latency. Evaluation never draws: it uses the two above.
         dropout, attention_dropout, positional_dropout: In training only.
         feature_mean, feature_std: What the normalisation of a fresh encoder begins with, the same for every bin.
             AudioSet's, of Kaldi filterbanks on 16-bit samples (arXiv:2212.09058), until `measure` is called.
@@ -114,6 +152,11 @@ class WhaleConfig(PreTrainedConfig):
                 raise ConfigError(
                     f"{name}={value} would leave an embedding nothing to see. Use at least {least}, or null for all"
                 )
+        if self.left_chunks is not None and self.chunk_size is None:
+            raise ConfigError(
+                f"left_chunks={self.left_chunks} counts chunks, and there are none without chunk_size. "
+                "Set chunk_size, or leave left_chunks out"
+            )
 
 
 class WhaleEncoder(PreTrainedModel):
@@ -214,10 +257,11 @@ class WhaleEncoder(PreTrainedModel):
         """Chunk size and chunks before it. Chance has a part in training only, never in evaluation."""
         if not (self.training and self.config.dynamic_chunks):
             return self.config.chunk_size, self.config.left_chunks
-        whole, size = torch.rand(2).tolist()
+        whole, size, before = torch.rand(3).tolist()
         if whole < 0.5:
             return None, None
-        return 1 + int(size * min(DYNAMIC_CHUNK, count)), self.config.left_chunks
+        chunk = 1 + int(size * min(DYNAMIC_CHUNK, count))
+        return chunk, int(before * math.ceil(count / chunk))
 
     def _init_weights(self, module: nn.Module) -> None:
         """torch's own scale, which suits every width: transformers' fixed 0.02 silences a narrow convolution."""

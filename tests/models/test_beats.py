@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -13,13 +14,15 @@ from transformers import AutoConfig, AutoModel
 
 from avlm.config.model import AudioPart, LanguagePart, MlpConnector, ModelConfig, Source
 from avlm.config.run import Stage
-from avlm.convert.compose import compose
+from avlm.convert.compose import Composed, compose
 from avlm.convert.weights import load_model, save_model
+from avlm.data.encode import pack
 from avlm.errors import ConfigError, LayoutError
-from avlm.layout import audio_embedding_count, mel_frame_count
+from avlm.layout import audio_token_count
 from avlm.models.audio_encoders import audio_spec, encode_sounds
 from avlm.models.beats import BeatsConfig, BeatsEncoder, from_released
 from avlm.models.encoders import build_encoder, build_on_meta, encoder_width, load_encoder, read_config
+from avlm.samples import MediaItem, Sample, Sound, Text, Turn
 from avlm.training.trade import SoundWords, make_head
 
 TINY: dict[str, Any] = {
@@ -209,17 +212,6 @@ def test_every_length_has_whole_patches_in_the_order_of_time() -> None:
 
 
 @torch.no_grad()
-def test_the_layout_counts_what_the_encoder_gives() -> None:
-    encoder = beats(num_hidden_layers=1)
-    spec = audio_spec(encoder.config, AudioPart(encoder=Source(path="x")))
-    assert (spec.rows, spec.max_frames) == (2, 200)
-    for samples in range(900, 16_000, 397):
-        features, mask = clips([mel_frame_count(samples, spec)])
-        (states,) = encode_sounds(encoder, features, mask, spec)
-        assert len(states) == audio_embedding_count(samples, spec)
-
-
-@torch.no_grad()
 def test_thirty_seconds_are_1496_embeddings() -> None:
     """187 moments of 8 bands: what VideoLLaMA2 feeds its language model with."""
     frames = (30 * 16_000 - 400) // 160 + 1
@@ -367,33 +359,53 @@ def test_half_precision_is_near() -> None:
 # ---------------------------------------------------------------- in a model
 
 
-@torch.no_grad()
-def test_a_model_is_composed_with_it_saved_and_loaded(tmp_path: Path) -> None:
-    llama = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
-    template = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
-    language = LanguagePart(random={**llama, "num_attention_heads": 2}, chat_template=template, vocabulary=300)
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
+TEMPLATE = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
+
+
+def hearing_model() -> Composed:
+    language = LanguagePart(random=LLAMA, chat_template=TEMPLATE, vocabulary=300)
     random = {"model_type": "avlm_beats", **TINY, "num_mel_bins": 128, "patch_size": 16}
     part = AudioPart(encoder=Source(random=random), connector=MlpConnector(stack=8))
-    made = compose(ModelConfig(language=language, audio=part), texts=["red green blue"] * 3)
+    return compose(ModelConfig(language=language, audio=part), texts=["red green blue"] * 3)
+
+
+@torch.no_grad()
+def test_a_model_is_composed_with_it_saved_and_loaded(tmp_path: Path) -> None:
+    made = hearing_model()
     assert type(made.model.model.audio_tower) is BeatsEncoder
-    stage = Stage.model_validate(
-        {
-            "name": "s",
-            "builds": "audio",
-            "train": {"audio": {"lr": 1e-3}},
-            "rows": "audio",
-            "supervise": "words",
-            "steps": 1,
-        }
-    )
-    head = make_head(made.model, stage, 0)
-    assert isinstance(head, SoundWords) and head.pool == 8  # one moment, 6.25 of them a second
     save_model(made.model, made.processor, tmp_path / "m")
     loaded = load_model(str(tmp_path / "m"))
     features, mask = clips([100], bins=128)
     ours, theirs = (m.model.get_audio_features(features, mask).pooler_output[0] for m in (made, loaded))
     assert torch.equal(ours, theirs)
-    assert len(ours) == 6
+    assert len(ours) == 6  # a token for each moment of 8 bands
+
+
+@torch.no_grad()
+def test_the_data_side_counts_what_the_model_gives() -> None:
+    model, processor = hearing_model()
+    spec = model.config.media_spec().audio
+    assert spec is not None and (spec.rows, spec.max_frames) == (8, 200)
+    for samples in range(3500, 24_000, 997):
+        item = MediaItem("audio", decoded=Sound(np.ones(samples, np.float32), 16_000))
+        row = pack([processor.encode(Sample("0", (Turn("user", (item,)), Turn("assistant", (Text("red"),)))))])
+        (tokens,) = model.model.get_audio_features(row.input_features, row.input_features_mask).pooler_output
+        assert len(tokens) == audio_token_count(samples, spec)
+
+
+def test_its_words_are_told_moment_by_moment() -> None:
+    """8 embeddings are one moment, 6.25 of them a second."""
+    settings: dict[str, Any] = {"name": "s", "builds": "audio", "train": {"audio": {"lr": 1e-3}}, "rows": "audio"}
+    stage = Stage.model_validate({**settings, "supervise": "words", "steps": 1})
+    head = make_head(hearing_model().model, stage, 0)
+    assert isinstance(head, SoundWords) and head.pool == 8
 
 
 @pytest.mark.parametrize("layer", [0, 1, 3, -1, -4])

@@ -23,11 +23,11 @@ from avlm.convert.compose import Composed, compose
 from avlm.convert.weights import load_model, save_model
 from avlm.data.encode import pack
 from avlm.errors import ConfigError, LayoutError
-from avlm.layout import audio_embedding_count, mel_frame_count
+from avlm.layout import audio_embedding_count, audio_token_count
 from avlm.models.audio_encoders import audio_spec, encode_sounds
 from avlm.models.encoders import build_encoder, build_on_meta, encoder_width, load_encoder, read_config
-from avlm.models.whale import WhaleConfig, WhaleEncoder
-from avlm.samples import MediaItem, Sample, Sound, Turn
+from avlm.models.whale import WhaleConfig, WhaleEncoder, from_released
+from avlm.samples import MediaItem, Sample, Sound, Text, Turn
 from avlm.training.chain import Run
 from avlm.training.stages import prepare
 from avlm.training.trade import SoundWords, make_head, words_loss
@@ -217,16 +217,6 @@ def test_vitas_own_counts(seconds: int, tokens: int) -> None:
 
 
 @torch.no_grad()
-def test_the_layout_counts_what_the_encoder_gives() -> None:
-    encoder = whale(num_hidden_layers=1)
-    spec = audio_spec(encoder.config, AudioPart(encoder=Source(path="x")))
-    for samples in range(1600, 16_000, 397):
-        features, mask = clips([mel_frame_count(samples, spec)])
-        (states,) = encode_sounds(encoder, features, mask, spec)
-        assert len(states) == audio_embedding_count(samples, spec)
-
-
-@torch.no_grad()
 def test_the_position_table_has_an_end_and_a_clip_a_least_length() -> None:
     assert WhaleConfig().max_frames == 20_006  # 5000 embeddings of 40 ms: 200 s
     encoder = whale(max_positions=10)
@@ -257,8 +247,13 @@ def test_the_position_table_has_an_end_and_a_clip_a_least_length() -> None:
             "chunk_size=0 would leave an embedding nothing to see. Use at least 1, or null for all",
         ),
         (
-            {"left_chunks": -1},
+            {"chunk_size": 2, "left_chunks": -1},
             "left_chunks=-1 would leave an embedding nothing to see. Use at least 0, or null for all",
+        ),
+        (
+            {"left_chunks": 2},
+            "left_chunks=2 counts chunks, and there are none without chunk_size. "
+            "Set chunk_size, or leave left_chunks out",
         ),
     ],
 )
@@ -328,6 +323,48 @@ def test_in_training_chunks_are_drawn_and_half_of_the_time_there_are_none() -> N
 
 
 # ---------------------------------------------------------------- weights
+
+
+def released_shapes(layers: int = 24) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of VITA's own audio encoder with its connector's first layer beside it."""
+    c = 1024
+    shapes: dict[str, tuple[int, ...]] = {
+        "encoder.global_cmvn.mean": (80,),
+        "encoder.global_cmvn.istd": (80,),
+        "encoder.enc.0.core.conv.0.weight": (c, 1, 3, 3),
+        "encoder.enc.0.core.conv.0.bias": (c,),
+        "encoder.enc.0.core.conv.2.weight": (c, c, 3, 3),
+        "encoder.enc.0.core.conv.2.bias": (c,),
+        "encoder.enc.0.core.out.0.weight": (c, 19 * c),
+        "encoder.enc.0.core.out.0.bias": (c,),
+        "encoder.enc.1.embed.0.weight": (c, c),
+        "encoder.enc.1.embed.0.bias": (c,),
+        "encoder.enc.1.embed.1.weight": (c,),
+        "encoder.enc.1.embed.1.bias": (c,),
+        "encoder.enc.1.after_norm.weight": (c,),
+        "encoder.enc.1.after_norm.bias": (c,),
+        "adpter.conv1d2.weight": (2 * c, c, 5),
+    }
+    for i in range(layers):
+        layer = f"encoder.enc.1.encoders.{i}"
+        for name in ("q", "k", "v", "out"):
+            shapes |= {f"{layer}.self_attn.linear_{name}.weight": (c, c), f"{layer}.self_attn.linear_{name}.bias": (c,)}
+        shapes |= {f"{layer}.self_attn.linear_pos.weight": (c, c)}
+        shapes |= {f"{layer}.self_attn.pos_bias_u": (16, 64), f"{layer}.self_attn.pos_bias_v": (16, 64)}
+        shapes |= {f"{layer}.feed_forward.w_1.weight": (4 * c, c), f"{layer}.feed_forward.w_1.bias": (4 * c,)}
+        shapes |= {f"{layer}.feed_forward.w_2.weight": (c, 4 * c), f"{layer}.feed_forward.w_2.bias": (c,)}
+        for name in ("norm1", "norm2"):
+            shapes |= {f"{layer}.{name}.weight": (c,), f"{layer}.{name}.bias": (c,)}
+    return shapes
+
+
+def test_a_released_checkpoint_has_every_weight_and_nothing_else() -> None:
+    with torch.device("meta"):
+        released = {name: torch.empty(shape) for name, shape in released_shapes().items()}
+    expected = {name: tensor.shape for name, tensor in build_on_meta(WhaleConfig()).state_dict().items()}
+    assert {name: tensor.shape for name, tensor in from_released(released).items()} == expected
+    whole = {f"model.audio_encoder.{name}": tensor for name, tensor in released.items()}
+    assert from_released(whole, "model.audio_encoder.encoder.").keys() == expected.keys()
 
 
 def test_gradients_reach_every_weight_and_checkpointing_changes_none() -> None:
@@ -423,14 +460,16 @@ def hearing_model(**encoder: Any) -> Composed:
     return compose(ModelConfig(language=language, audio=part), texts=["red green blue, then red"] * 3)
 
 
-def tones(count: int) -> list[MediaItem]:
-    """Tones of different height and length, each with words."""
-    texts = ("red", "green, then blue", "blue red", "red red green")
+PITCH_HZ = {"red": 300, "green": 800, "blue": 2000}
+
+
+def spoken(*texts: str) -> list[MediaItem]:
+    """A language of tones: each word is a third of a second at its own pitch."""
+    time = np.arange(5333) / 16_000
     found = []
-    for i in range(count):
-        time = np.arange(round(16_000 * (0.6 + 0.1 * i))) / 16_000
-        wave = (0.3 * np.sin(2 * np.pi * 250 * 2**i * time)).astype(np.float32)
-        found.append(MediaItem("audio", decoded=Sound(wave, 16_000), alt=texts[i % 4]))
+    for text in texts:
+        waves = [0.3 * np.sin(2 * np.pi * PITCH_HZ[word] * time) * np.hanning(len(time)) for word in text.split()]
+        found.append(MediaItem("audio", decoded=Sound(np.concatenate(waves).astype(np.float32), 16_000), alt=text))
     return found
 
 
@@ -459,6 +498,18 @@ def test_beside_a_language_model_in_half_precision_its_statistics_stay_whole(tmp
     assert tower.normalisation.mean.dtype == torch.float32
 
 
+@torch.no_grad()
+def test_the_data_side_counts_what_the_model_gives() -> None:
+    model, processor = hearing_model()
+    spec = model.config.media_spec().audio
+    assert spec is not None
+    for samples in range(1800, 16_000, 397):
+        item = MediaItem("audio", decoded=Sound(np.ones(samples, np.float32), 16_000))
+        row = pack([processor.encode(Sample("0", (Turn("user", (item,)), Turn("assistant", (Text("red"),)))))])
+        (tokens,) = model.model.get_audio_features(row.input_features, row.input_features_mask).pooler_output
+        assert len(tokens) == audio_token_count(samples, spec)
+
+
 @pytest.mark.parametrize("layer", [0, 1, 2, -1, -3])
 @torch.no_grad()
 def test_a_layer_can_be_chosen(layer: int) -> None:
@@ -483,17 +534,18 @@ def alone() -> Stage:
 
 def test_from_nothing_it_learns_to_tell_the_words_of_a_few_sounds() -> None:
     model, processor = hearing_model()
+    sounds = spoken("red green blue", "blue red", "green", "red blue green red", "blue blue")
     stage = alone()
     prepare(model, stage, seed=0)
-    row = pack([processor.encode(Sample("0", (Turn("user", tuple(tones(4))),)), supervise="words")])
+    row = pack([processor.encode(Sample("0", (Turn("user", tuple(sounds)),)), supervise="words")])
     tower = model.model.audio_tower
     tower.measure(row.input_features, row.input_features_mask)
     head = make_head(model, stage, 0)
     assert isinstance(head, SoundWords)
     assert head.pool == 2  # 25 embeddings a second
     model.train()
-    optimizer = torch.optim.Adam([*tower.parameters(), *head.parameters()], lr=2e-3)
-    for _ in range(150):
+    optimizer = torch.optim.Adam([*tower.parameters(), *head.parameters()], lr=3e-3)
+    for _ in range(200):
         loss = words_loss(model, head, row)
         optimizer.zero_grad()
         loss.backward()
