@@ -12,6 +12,7 @@ Source:
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -129,4 +130,6 @@ def words_loss(
     assert row.input_features is not None and row.input_features_mask is not None
     assert spec is not None and inner.audio_tower is not None
     states = encode_sounds(inner.audio_tower, row.input_features, row.input_features_mask, spec, config.audio_layer)
-    return head.loss(states, row.words)
+    edges = [0, *itertools.accumulate(row.chunks)]
+    sounds = [states[a] if b == a + 1 else torch.cat(states[a:b]) for a, b in itertools.pairwise(edges)]
+    return head.loss(sounds, row.words)
