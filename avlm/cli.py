@@ -73,7 +73,7 @@ def show(recipe: RecipeName, overrides: Overrides = None) -> None:
 
 def what_trains(config: RunConfig) -> str:
     """A table of parts by stages: the learning rate where a part is trained, a dash where it is frozen or absent."""
-    from avlm.config.run import PARTS
+    from avlm.config.run import PARTS, RARE
 
     def cell(stage: Any, part: str) -> str:
         how = stage.train.get(part)
@@ -81,9 +81,10 @@ def what_trains(config: RunConfig) -> str:
             return "-"
         return f"{how.lr:g}" + (f" LoRA {how.lora.rank}" if how.lora else "") + (" if present" if how.optional else "")
 
-    header = ["stage", *PARTS, "rows", "steps", "builds"]
+    parts = [p for p in PARTS if p not in RARE or any(p in stage.train for stage in config.stages)]
+    header = ["stage", *parts, "rows", "steps", "builds"]
     lines = [
-        [s.name, *(cell(s, p) for p in PARTS), s.rows, str(config.stage_steps(s)), s.builds or "-"]
+        [s.name, *(cell(s, p) for p in parts), s.rows, str(config.stage_steps(s)), s.builds or "-"]
         for s in config.stages
         if s.builds is None or not isinstance(config.model, str)  # a given model brings its parts along
     ]

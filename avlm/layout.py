@@ -59,27 +59,111 @@ def image_token_count(spec: VisionSpec) -> int:
     return reduced_count(image_embedding_count(spec), spec.reduction)
 
 
-def mel_frame_count(num_samples: int, spec: AudioSpec) -> int:
-    """Count the mel frames of a waveform.
+# ---------------------------------------------------------------- sound
+#
+# A sound is heard in chunks, each by itself: a chunk has samples, its features have frames, the encoder makes
+# embeddings of them and the connector tokens.
+
+_PADDED_TO = 128
+"""Gemma's front end pads a waveform to a multiple of so many samples before it counts frames."""
+
+_FEWEST_FRAMES = {"parakeet": 2}
+"""Fewest frames that features are defined on, where it is not one: a spread needs two."""
+
+
+def _frames(num_samples: int, spec: AudioSpec) -> int:
+    """Frames that the features of a waveform have by themselves.
+
+    Source:
+        The feature extractors that were released with the encoders; Kaldi's snip_edges for `fbank`.
+    """
+    frame, hop = spec.frame or spec.n_fft, spec.hop
+    if spec.features == "whisper":
+        return math.ceil(num_samples / hop) if spec.heard == "sound" else num_samples // hop
+    if spec.features == "fbank":
+        return ((num_samples - frame) // hop + 1) // spec.stack
+    if spec.features == "gemma3n":
+        return (math.ceil(num_samples / _PADDED_TO) * _PADDED_TO - frame - 1) // hop + 1
+    if spec.features == "gemma4":
+        return (num_samples - frame // 2 - 1) // hop + 1
+    if spec.features == "clap":
+        return num_samples // hop + 1
+    return num_samples // hop
+
+
+def _samples_of(frames: int, spec: AudioSpec) -> int:
+    """The fewest samples that have so many frames by themselves: `_frames` backwards."""
+    frame, hop = spec.frame or spec.n_fft, spec.hop
+    if spec.features == "whisper" and spec.heard == "sound":
+        return (frames - 1) * hop + 1
+    if spec.features == "whisper":
+        return max(frames * hop, spec.n_fft)
+    if spec.features == "fbank":
+        return (frames * spec.stack - 1) * hop + frame
+    if spec.features == "gemma3n":
+        return math.ceil(((frames - 1) * hop + frame + 1) / _PADDED_TO) * _PADDED_TO - _PADDED_TO + 1
+    if spec.features == "gemma4":
+        return (frames - 1) * hop + frame // 2 + 1
+    if spec.features == "clap":
+        return max((frames - 1) * hop, 1)
+    return frames * hop
+
+
+def smallest_sample_count(spec: AudioSpec) -> int:
+    """Count the samples that a shorter chunk is padded to, so that the encoder's convolutions make something of it."""
+    length = 1
+    padded = spec.window_frames is not None and spec.heard == "all"  # to more than any convolution needs
+    for conv in reversed(() if padded else spec.convolutions):
+        length = max((length - 1) * conv.stride + conv.kernel - 2 * conv.padding, 1)
+    return _samples_of(max(length, _FEWEST_FRAMES.get(spec.features, 1)), spec)
+
+
+def chunk_sample_count(spec: AudioSpec) -> int:
+    """Count the samples that are heard at once: those of the window, or of ``max_frames``.
+
+    Where two encoders hear together, those of the one that hears less.
+    """
+    longest = spec.window_frames or spec.max_frames
+    samples = max(longest * spec.hop if spec.heard == "sound" else _samples_of(longest + 1, spec) - spec.hop, 1)
+    if spec.beside is None:
+        return samples
+    return min(samples, chunk_sample_count(spec.beside) * spec.sample_rate_hz // spec.beside.sample_rate_hz)
+
+
+def audio_chunks(num_samples: int, spec: AudioSpec) -> list[int]:
+    """Cut a sound into what is heard at once.
 
     Args:
-        num_samples: Length at ``spec.sample_rate_hz``; more than 0.
+        num_samples: Length at ``spec.sample_rate_hz``.
 
     Returns:
-        Whole hops in the sound, at least those of one analysis window; or the released window.
-
-    Raises:
-        LayoutError: The sound is longer than the encoder can hear.
+        Samples of each chunk, in order; none for no sound. All but the last are as long as can be. A rest that is
+        shorter than one hop makes no frame of its own and stays with the chunk before it.
     """
-    frames = max(num_samples, spec.n_fft) // spec.hop
-    longest = spec.window_frames or spec.max_frames
-    if frames > longest:
-        raise LayoutError(
-            f"a sound of {num_samples / spec.sample_rate_hz:.2f} s has {frames} mel frames, and the audio encoder "
-            f"hears at most {longest} ({longest * spec.hop / spec.sample_rate_hz:g} s). "
-            "Cut the sound into shorter clips"
-        )
-    return spec.window_frames or frames
+    if num_samples == 0:
+        return []
+    whole, hop = chunk_sample_count(spec), spec.hop
+    if spec.beside is not None:
+        hop = min(hop, spec.beside.hop) if spec.sample_rate_hz == spec.beside.sample_rate_hz else 1
+    full = max(0, (num_samples - whole - hop) // whole + 1)
+    return [*[whole] * full, num_samples - full * whole]
+
+
+def heard_frame_count(num_samples: int, spec: AudioSpec) -> int:
+    """Count the frames of one chunk that make embeddings: its own, or all of the window.
+
+    Args:
+        num_samples: Length of the chunk at ``spec.sample_rate_hz``; more than 0.
+    """
+    if spec.window_frames is not None and spec.heard == "all":
+        return spec.window_frames
+    frames = _frames(max(num_samples, smallest_sample_count(spec)), spec)
+    return frames if spec.window_frames is None else min(frames, spec.window_frames)
+
+
+def frame_count(num_samples: int, spec: AudioSpec) -> int:
+    """Count the frames of the features of one chunk: its own, or those of the window that it is padded to."""
+    return spec.window_frames or heard_frame_count(num_samples, spec)
 
 
 def resampled_count(num_samples: int, from_hz: int, to_hz: int) -> int:
@@ -87,31 +171,48 @@ def resampled_count(num_samples: int, from_hz: int, to_hz: int) -> int:
     return round(num_samples * to_hz / from_hz)
 
 
-def audio_embedding_count(num_samples: int, spec: AudioSpec) -> int:
-    """Count the encoder's embeddings of one waveform; 0 for no sound.
-
-    Raises:
-        LayoutError: The sound is longer than the encoder can hear, or too short for its convolutions.
+def encoded_count(frames: int, spec: AudioSpec) -> int:
+    """Count the embeddings that the encoder of a spec makes of so many frames.
 
     Source:
         Convolution arithmetic; for Whisper ``(frames - 1) // 2 + 1`` (arXiv:2212.04356, section 2.2).
     """
-    if num_samples == 0:
-        return 0
-    length = mel_frame_count(num_samples, spec)
+    if spec.embeddings is not None:
+        return spec.embeddings
     for conv in spec.convolutions:
-        length = (length + 2 * conv.padding - conv.kernel) // conv.stride + 1
-        if length < 1:
-            raise LayoutError(
-                f"a sound of {num_samples / spec.sample_rate_hz:.2f} s is too short for the audio encoder's "
-                "convolutions, which make nothing of it. Use longer clips"
-            )
-    return length * spec.rows
+        frames = (frames + 2 * conv.padding - conv.kernel) // conv.stride + 1
+    return max(frames, 0) * spec.rows
+
+
+def chunk_embedding_count(num_samples: int, spec: AudioSpec) -> int:
+    """Count the embeddings of one chunk; where two encoders hear it, those of the one that makes more."""
+    count = encoded_count(heard_frame_count(num_samples, spec), spec)
+    if spec.beside is None:
+        return count
+    resampled = resampled_count(num_samples, spec.sample_rate_hz, spec.beside.sample_rate_hz)
+    return max(count, chunk_embedding_count(resampled, spec.beside))
+
+
+def audio_embedding_count(num_samples: int, spec: AudioSpec) -> int:
+    """Count the embeddings of one waveform, over all its chunks; 0 for no sound."""
+    return sum(chunk_embedding_count(chunk, spec) for chunk in audio_chunks(num_samples, spec))
 
 
 def audio_token_count(num_samples: int, spec: AudioSpec) -> int:
-    """Count the language-model tokens of one waveform; at least 1 for any sound, 0 for none."""
-    return reduced_count(audio_embedding_count(num_samples, spec), spec.reduction)
+    """Count the language-model tokens of one waveform, over all its chunks; at least 1 for any sound, 0 for none."""
+    return sum(tokens for tokens, _ in audio_token_spans(num_samples, spec))
+
+
+def audio_token_spans(num_samples: int, spec: AudioSpec) -> list[tuple[int, float]]:
+    """How many tokens each chunk of a waveform takes, and the seconds that they span.
+
+    A released window spans its whole length, whatever is in it; the tokens of other chunks span the chunk.
+    """
+    window = chunk_sample_count(spec) if spec.window_frames is not None and spec.heard == "all" else 0
+    return [
+        (reduced_count(chunk_embedding_count(chunk, spec), spec.reduction), max(chunk, window) / spec.sample_rate_hz)
+        for chunk in audio_chunks(num_samples, spec)
+    ]
 
 
 def frame_times_s(duration_s: float, spec: VideoSpec) -> list[float]:
@@ -135,8 +236,7 @@ def video_segments(facts: VideoFacts, media: MediaSpec) -> list[Segment]:
         frame is followed by the share of the sound that belongs to its stretch of time.
 
     Raises:
-        LayoutError: The model has no vision part, the sound is too long for the encoder, or the model only listens to
-            videos and this one has no sound.
+        LayoutError: The model has no vision part, or it only listens to videos and this one has no sound.
     """
     if media.vision is None:
         raise LayoutError(
@@ -189,7 +289,7 @@ def audio_segments(num_samples: int, media: MediaSpec) -> list[Segment]:
     """Lay out one sound.
 
     Raises:
-        LayoutError: The model has no audio part, or the sound is too long for the encoder.
+        LayoutError: The model has no audio part.
     """
     if media.audio is None:
         raise LayoutError("a sound was given to a model without an audio part. Use a model that hears, or leave it out")

@@ -6,8 +6,8 @@
     Row      several Encoded end to end; what goes through the model in one piece
 
 Shapes in this file:
-    T  tokens in a row     N  pictures     F  frames of video     A  clips of sound
-    B  mel bins            M  mel frames   S  samples of sound
+    T  tokens in a row     N  pictures     F  frames of video     A  chunks of sound
+    B  bins                M  frames of sound features         S  samples of sound
 """
 
 from __future__ import annotations
@@ -112,6 +112,18 @@ Decoded = Picture | Sound | Clip
 
 
 @dataclass(frozen=True, slots=True)
+class Heard:
+    """One chunk of a sound, as an audio encoder takes it."""
+
+    features: Tensor
+    """float32 [B, M]."""
+    frames: int
+    """How many of its M frames make embeddings; what follows is padding."""
+    beside: Heard | None = None
+    """The same chunk, as a second encoder takes it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Place:
     """Places reserved for one media item of one sample, for counting and for messages."""
 
@@ -136,8 +148,10 @@ class Encoded:
     """Each float [3, height, width]."""
     frames: list[Tensor] = field(default_factory=list)
     """Frames of its videos, each float [3, height, width]."""
-    mels: list[Tensor] = field(default_factory=list)
-    """Each float [B, M]."""
+    sounds: list[Heard] = field(default_factory=list)
+    """The chunks of all its sounds, in reading order."""
+    chunks: list[int] = field(default_factory=list)
+    """How many chunks each of its sounds has."""
     words: list[list[int]] = field(default_factory=list)
     """Tokens of what each of its media shows or says, where an encoder is to learn that by itself."""
 
@@ -171,9 +185,14 @@ class Row:
     pixel_values_videos: Tensor | None = None
     """float [F, 3, height, width]."""
     input_features: Tensor | None = None
-    """float [A, B, longest M], zero beyond each clip's end."""
+    """float [A, B, longest M], zero beyond each chunk's end."""
     input_features_mask: Tensor | None = None
     """bool [A, longest M]; True where there is sound."""
+    input_features_beside: Tensor | None = None
+    input_features_beside_mask: Tensor | None = None
+    """The same chunks for a second encoder."""
+    chunks: list[int] = field(default_factory=list)
+    """As in `Encoded`, of all samples."""
     words: list[list[int]] = field(default_factory=list)
     """As in `Encoded`, of all media in reading order."""
 

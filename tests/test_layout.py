@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -16,14 +17,18 @@ from avlm.errors import LayoutError
 from avlm.layout import (
     Segment,
     VideoFacts,
+    audio_chunks,
     audio_embedding_count,
     audio_segments,
     audio_token_count,
+    audio_token_spans,
+    chunk_embedding_count,
+    chunk_sample_count,
+    frame_count,
     frame_times_s,
     image_embedding_count,
     image_segments,
     image_token_count,
-    mel_frame_count,
     reduced_count,
     resampled_count,
     split_evenly,
@@ -32,6 +37,8 @@ from avlm.layout import (
 
 WHISPER = AudioSpec()
 WINDOW = AudioSpec(window_frames=3000)
+TWO = Convolution(kernel=2, stride=2, padding=0)
+TEN_BY_FIVE = Convolution(kernel=10, stride=5, padding=0)
 EYES = VisionSpec(image_size_px=28, cell_px=14)
 
 
@@ -81,7 +88,7 @@ def test_sounds_take_as_many_tokens_as_published(spec: AudioSpec, seconds: int, 
 @given(st.integers(400, 480_000))
 def test_whispers_count_is_the_formula_of_its_paper(num_samples: int) -> None:
     frames = num_samples // 160
-    assert mel_frame_count(num_samples, WHISPER) == frames
+    assert frame_count(num_samples, WHISPER) == frames
     assert audio_embedding_count(num_samples, WHISPER) == (frames - 1) // 2 + 1
 
 
@@ -93,18 +100,24 @@ CONVOLUTIONS = st.builds(Convolution, kernel=st.integers(1, 7), stride=st.intege
 def test_a_sound_has_as_many_embeddings_as_its_convolutions_make(
     num_samples: int, convolutions: list[Convolution], stack: int
 ) -> None:
+    """What is too short for them is padded to the shortest that is not."""
     spec = AudioSpec(convolutions=tuple(convolutions), reduction=Reduction(stack=stack))
-    length = mel_frame_count(num_samples, spec)
-    try:
+
+    def made_of(length: int) -> int:
         signal = torch.empty(1, 1, length, device="meta")
-        for conv in convolutions:
-            signal = nn.Conv1d(1, 1, conv.kernel, conv.stride, conv.padding, device="meta")(signal)
-    except RuntimeError:
-        with pytest.raises(LayoutError, match="is too short for the audio encoder's convolutions"):
-            audio_embedding_count(num_samples, spec)
-        return
-    assert audio_embedding_count(num_samples, spec) == signal.shape[-1]
-    groups = [range(at, at + stack) for at in range(0, signal.shape[-1], stack)]  # a last short one counts
+        try:
+            for conv in convolutions:
+                signal = nn.Conv1d(1, 1, conv.kernel, conv.stride, conv.padding, device="meta")(signal)
+        except RuntimeError:
+            return 0
+        return signal.shape[-1]
+
+    length = frame_count(num_samples, spec)
+    made = made_of(length)
+    assert made > 0
+    assert length == num_samples // 160 or made_of(length - 1) == 0 or length == 400 // 160
+    assert audio_embedding_count(num_samples, spec) == made
+    groups = [range(at, at + stack) for at in range(0, made, stack)]  # a last short one counts
     assert audio_token_count(num_samples, spec) == len(groups)
 
 
@@ -123,15 +136,88 @@ def test_any_sound_has_a_token_and_no_sound_has_none() -> None:
     assert reduced_count(1, Reduction(stack=9)) == 1
 
 
-def test_a_sound_is_refused_from_the_first_frame_that_the_encoder_cannot_hear() -> None:
+# ---------------------------------------------------------------- sound longer than what is heard at once
+
+
+@pytest.mark.parametrize(
+    ("spec", "seconds", "spans"),
+    [
+        pytest.param(WINDOW, 45, [(1500, 30.0), (1500, 30.0)], id="a window spans its length, whatever is in it"),
+        pytest.param(WHISPER, 45, [(1500, 30.0), (750, 15.0)], id="true lengths span the sound"),
+        pytest.param(WHISPER, 60, [(1500, 30.0), (1500, 30.0)], id="no chunk is empty"),
+        pytest.param(WHISPER, 61, [(1500, 30.0), (1500, 30.0), (50, 1.0)], id="a last one as long as it is"),
+        pytest.param(AudioSpec(reduction=Reduction(pool=250)), 45, [(250, 30.0), (250, 15.0)], id="each is pooled"),
+        pytest.param(AudioSpec(reduction=Reduction(stack=8)), 45, [(188, 30.0), (94, 15.0)], id="each is stacked"),
+        pytest.param(
+            AudioSpec(window_frames=3000, heard="sound", convolutions=(Convolution(stride=2), TWO)),
+            45,
+            [(750, 30.0), (375, 15.0)],
+            id="Qwen2-Audio: windows of which the sound alone is heard",
+        ),
+        pytest.param(WHISPER, 0, [], id="no sound"),
+    ],
+)
+def test_a_long_sound_comes_in_chunks_that_are_never_refused_and_never_cut(
+    spec: AudioSpec, seconds: int, spans: list[tuple[int, float]]
+) -> None:
+    assert audio_token_spans(seconds * 16_000, spec) == spans
+    assert audio_token_count(seconds * 16_000, spec) == sum(tokens for tokens, _ in spans)
+
+
+def test_a_rest_that_makes_no_frame_stays_with_the_chunk_before_it() -> None:
     for spec in (WHISPER, WINDOW):
+        assert audio_chunks(480_000 + 159, spec) == [480_159]
         assert audio_token_count(480_000 + 159, spec) == 1500
-        with pytest.raises(LayoutError) as error:
-            audio_token_count(480_000 + 160, spec)
-        assert str(error.value) == (
-            "a sound of 30.01 s has 3001 mel frames, and the audio encoder hears at most 3000 (30 s). "
-            "Cut the sound into shorter clips"
-        )
+        assert audio_chunks(480_000 + 160, spec) == [480_000, 160]
+        assert audio_chunks(960_000 + 1, spec) == [480_000, 480_001]
+
+
+SPECS = [
+    WHISPER,
+    WINDOW,
+    AudioSpec(window_frames=50, max_frames=50),
+    AudioSpec(window_frames=50, heard="sound", max_frames=50),
+    AudioSpec(features="fbank", n_fft=512, frame=400, max_frames=60),
+    AudioSpec(features="fbank", n_fft=512, frame=400, stack=2, max_frames=60),
+    AudioSpec(features="wave", mel_bins=1, n_fft=1, hop=1, max_frames=9000, convolutions=(TEN_BY_FIVE,)),
+    AudioSpec(features="parakeet", n_fft=512, frame=400, max_frames=60),
+    AudioSpec(features="gemma3n", n_fft=1024, frame=512, max_frames=60),
+    AudioSpec(features="gemma4", n_fft=512, frame=320, max_frames=60),
+    AudioSpec(features="clap", sample_rate_hz=48_000, n_fft=1024, hop=480, window_frames=101, embeddings=8),
+    AudioSpec(beside=AudioSpec(features="wave", mel_bins=1, n_fft=1, hop=1, max_frames=9000)),
+]
+
+
+@given(st.sampled_from(SPECS), st.integers(1, 200_000))
+def test_chunks_hold_every_sample_and_none_is_longer_than_what_is_heard(spec: AudioSpec, num_samples: int) -> None:
+    chunks = audio_chunks(num_samples, spec)
+    assert sum(chunks) == num_samples
+    assert all(chunks)
+    assert set(chunks[:-1]) <= {chunk_sample_count(spec)}
+    for heard in (spec, spec.beside):
+        if heard is not None:
+            longest = heard.window_frames or heard.max_frames
+            assert max(frame_count(chunk, heard) for chunk in chunks) <= longest
+            alone = spec.model_copy(update={"beside": None})
+            assert all(chunk_embedding_count(chunk, alone) >= 1 for chunk in chunks)
+    assert audio_token_count(num_samples, spec) == sum(chunk_embedding_count(chunk, spec) for chunk in chunks)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"window": "povey"}, "window=povey is set, and features=whisper does not read it. Leave it out; whisper reads "
+         "level"),
+        ({"features": "wave", "level": "clip"}, "level=clip is set, and features=wave does not read it. Leave it out; "
+         "wave reads normalise"),
+        ({"heard": "sound"}, "heard=sound speaks of a window, and there is none. Set window_frames, or leave it out"),
+        ({"beside": {"beside": {}}}, "beside has a second encoder beside itself, and two hear together at most. "
+         "Leave it out"),
+    ],
+)  # fmt: skip
+def test_settings_of_sound_that_nothing_reads_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        AudioSpec.model_validate(settings)
 
 
 @given(st.integers(0, 10**6), st.integers(1, 500))

@@ -66,37 +66,122 @@ class Convolution(Settings):
     padding: int = Field(1, ge=0)
 
 
+Features = Literal["whisper", "fbank", "wave", "parakeet", "gemma3n", "gemma4", "clap"]
+
+READ_BY: dict[Features, frozenset[str]] = {
+    "whisper": frozenset({"level"}),
+    "fbank": frozenset(
+        {"frame", "scale", "window", "low_hz", "high_hz", "normalise", "mean", "std", "stack"},
+    ),
+    "wave": frozenset({"normalise"}),
+    "parakeet": frozenset({"frame"}),
+    "gemma3n": frozenset({"frame", "low_hz", "high_hz", "mean", "std"}),
+    "gemma4": frozenset({"frame", "low_hz", "high_hz", "mean", "std"}),
+    "clap": frozenset({"low_hz", "high_hz", "mel_scale"}),
+}
+"""Which of the settings that not all features have each of them reads."""
+
+
 class AudioSpec(Settings):
-    """How a waveform becomes the log-mel frames and tokens of one audio encoder.
+    """How a waveform becomes the features and tokens of one audio encoder.
 
     The defaults are Whisper's (arXiv:2212.04356): 25 ms windows, 10 ms hop, and
     two convolutions that halve the frames once, so 20 ms for each embedding.
     """
 
+    features: Features = "whisper"
+    """What the encoder takes: `whisper` log10-mel; `fbank` Kaldi's filterbank; `wave` the samples themselves;
+    `parakeet`, `gemma3n`, `gemma4` and `clap` the mel spectrograms of these models."""
+
     sample_rate_hz: Count = 16_000
     """Every waveform is resampled to this, mono, before anything else sees it."""
 
     mel_bins: Count = 80
+    """1 for `wave`."""
     n_fft: Count = 400
     hop: Count = 160
-    """Samples between two mel frames."""
+    """Samples between two frames; 1 for `wave`."""
+
+    frame: Count | None = None
+    """Samples of one analysis window; default: `n_fft`."""
+
+    scale: Positive = 1.0
+    """What samples in -1..1 are multiplied by first; 32768 for encoders that were trained on whole numbers."""
+
+    window: Literal["hann", "povey"] = "hann"
+    """Shape of the analysis window of `fbank`."""
+
+    low_hz: float | None = Field(None, ge=0)
+    high_hz: Positive | None = None
+    """Where the mel filters begin and end; default: as in the features' released form."""
+
+    mel_scale: Literal["slaney", "htk"] = "slaney"
+    """Mel filters of `clap`: `htk` for its checkpoints with fusion."""
+
+    normalise: Literal["none", "clip", "bins"] = "none"
+    """`clip` gives the samples of a `wave` mean 0 and variance 1; `bins` does it to each bin of an `fbank`."""
+
+    mean: float | tuple[float, ...] = 0.0
+    std: Positive | tuple[Positive, ...] = 1.0
+    """Features become (x - mean) / std: one number for all, or one for each bin."""
+
+    stack: Count = 1
+    """Consecutive frames joined into one on their way into the encoder; a rest is left out."""
 
     level: Literal["whisper", "clip"] = "whisper"
     """`whisper` keeps its normalisation; `clip` gives every clip the same mean and spread, whatever its loudness and
     its noise floor. Released encoders need `whisper`."""
 
     window_frames: Count | None = None
-    """Mel frames the released encoder always sees (3000 for Whisper: 30 s); None hears true lengths."""
+    """Frames the released encoder always sees (3000 for Whisper: 30 s); None hears true lengths."""
+
+    heard: Literal["all", "sound"] = "all"
+    """Of a window that is longer than its sound: `all` of it makes embeddings, or the `sound` alone (Qwen2-Audio)."""
 
     max_frames: Count = 3000
-    """The encoder's position table ends here; longer sound is refused."""
+    """Frames that the encoder hears at once; longer sound is heard in chunks."""
 
     convolutions: tuple[Convolution, ...] = (Convolution(stride=1), Convolution(stride=2))
+    """What the encoder does to the length of its input, one after the other."""
+
+    rows: Count = 1
+    """Embeddings side by side for each step of time, where the encoder also keeps frequencies apart."""
+
+    embeddings: Count | None = None
+    """Embeddings of a window whatever is in it, where no convolution says so."""
 
     rows: Count = 1
     """Embeddings of each moment, one after the other: an encoder of patches has one for each band of frequencies."""
 
     reduction: Reduction = Reduction()
+
+    beside: AudioSpec | None = None
+    """A second encoder that hears the same chunks."""
+
+    @model_validator(mode="after")
+    def _settings_that_are_read(self) -> AudioSpec:
+        read = READ_BY[self.features]
+        others = frozenset().union(*READ_BY.values()) - read
+        ignored = sorted(name for name in others & self.model_fields_set if getattr(self, name) != _default(name))
+        if ignored:
+            raise ValueError(
+                f"{ignored[0]}={getattr(self, ignored[0])} is set, and features={self.features} does not read it. "
+                f"Leave it out; {self.features} reads {', '.join(sorted(read))}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _windows_and_chunks(self) -> AudioSpec:
+        if self.window_frames is None and (self.heard == "sound" or self.embeddings is not None):
+            what = "heard=sound" if self.heard == "sound" else f"embeddings={self.embeddings}"
+            raise ValueError(f"{what} speaks of a window, and there is none. Set window_frames, or leave it out")
+        if self.beside is not None and self.beside.beside is not None:
+            raise ValueError("beside has a second encoder beside itself, and two hear together at most. Leave it out")
+        return self
+
+
+def _default(name: str) -> object:
+    return AudioSpec.model_fields[name].default
 
 
 VideoOrder = Literal["interleaved", "video_audio", "audio_video", "video", "audio"]

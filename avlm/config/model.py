@@ -127,8 +127,17 @@ class AudioPart(Settings):
 
     layer: int | None = None
 
-    length: Literal["true", "window"] = "true"
-    """`true` hears each clip at its own length; `window` pads it to the window that the encoder was released with."""
+    length: Literal["true", "window"] | None = None
+    """`true` hears each clip at its own length; `window` pads it to the window that the encoder was released with.
+    Default: the family's own way, `true` where it can."""
+
+    chunk_s: float | None = Field(None, gt=0)
+    """Longest stretch of sound that is heard at once; longer sound comes in chunks, each encoded and connected by
+    itself. Default: as much as the encoder can hear, and 30 s where it knows no limit."""
+
+    beside: Source | None = None
+    """A second encoder that hears the same chunks: both outputs go through a LayerNorm, are brought to the longer one's
+    length with zeros and joined on channels before the connector (SALMONN, arXiv:2310.13289)."""
 
     level: Literal["whisper", "clip"] = "whisper"
     """`clip` gives every clip the same mean and spread; only for an encoder that is trained from scratch."""
@@ -148,4 +157,6 @@ class ModelConfig(Settings):
         for sense in ("vision", "audio"):
             if getattr(self, sense) is not None:
                 names += [sense, f"{sense}_connector"]
+        if self.audio is not None and self.audio.beside is not None:
+            names.insert(names.index("audio") + 1, "audio_beside")
         return (*names, "language")

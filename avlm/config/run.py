@@ -10,10 +10,13 @@ from pydantic import Field, model_validator
 from avlm.config.base import Settings
 from avlm.config.model import ModelConfig
 
-Part = Literal["vision", "vision_connector", "audio", "audio_connector", "language"]
+Part = Literal["vision", "vision_connector", "audio", "audio_beside", "audio_connector", "language"]
 """Everything that can be trained or frozen, by its one name."""
 
-PARTS: tuple[Part, ...] = ("vision", "vision_connector", "audio", "audio_connector", "language")
+PARTS: tuple[Part, ...] = ("vision", "vision_connector", "audio", "audio_beside", "audio_connector", "language")
+
+RARE: frozenset[Part] = frozenset({"audio_beside"})
+"""Parts that few models have; where no stage trains them, nothing is said of them."""
 
 
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -223,7 +226,7 @@ class RunConfig(Settings):
 REACHED: dict[Rows, tuple[Part, ...]] = {
     "text": ("language",),
     "vision": ("vision", "vision_connector", "language"),
-    "audio": ("audio", "audio_connector", "language"),
+    "audio": ("audio", "audio_beside", "audio_connector", "language"),
     "any": PARTS,
 }
 """Parts that rows of a kind go through."""

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from avlm.config.io import read_mapping
-from avlm.config.media import MediaSpec
+from avlm.config.media import AudioSpec, MediaSpec
 from avlm.config.model import AudioPart, LanguagePart, ModelConfig, Source, VisionPart
 from avlm.data.processor import AvlmProcessor
 from avlm.data.text import PLACEHOLDERS, chat_template
@@ -29,9 +29,8 @@ from avlm.errors import AvlmError, ConfigError, WeightsError
 from avlm.models import attention
 from avlm.models.audio_encoders import audio_spec
 from avlm.models.configuration import AvlmConfig
-from avlm.models.connectors import build_connector
-from avlm.models.encoders import build_encoder, encoder_width, inner_config, load_encoder
-from avlm.models.modeling import AvlmForConditionalGeneration
+from avlm.models.encoders import build_encoder, inner_config, load_encoder
+from avlm.models.modeling import AvlmForConditionalGeneration, sense_connector
 from avlm.models.vision_encoders import vision_spec
 
 
@@ -60,13 +59,15 @@ def compose(config: ModelConfig, *, seed: int = 0, texts: Iterable[str] | None =
     tokenizer = _tokenizer(config.language, texts)
     chat_template(tokenizer, config.language.chat_template)  # a missing one is said before anything heavy is loaded
     text_config = _language_config(config.language, tokenizer)
-    vision_config = None if config.vision is None else _encoder_config(config.vision.encoder, "vision")
-    audio_config = None if config.audio is None else _encoder_config(config.audio.encoder, "audio")
+    vision_config = None if config.vision is None else _encoder_config(config.vision.encoder, "vision.encoder")
+    audio_config = None if config.audio is None else _encoder_config(config.audio.encoder, "audio.encoder")
+    beside = None if config.audio is None else config.audio.beside
+    beside_config = None if beside is None else _encoder_config(beside, "audio.beside")
     media = MediaSpec(
         vision=None
         if config.vision is None
-        else vision_spec(vision_config, config.vision, _preprocessor(config.vision)),
-        audio=None if config.audio is None else audio_spec(audio_config, config.audio),
+        else vision_spec(vision_config, config.vision, _preprocessor(config.vision.encoder, "image_processor")),
+        audio=None if config.audio is None else _audio_spec(config.audio, audio_config, beside_config),
         video=config.video,
     )
     ids = {f"{kind}_token_id": tokenizer.convert_tokens_to_ids(token) for kind, token in PLACEHOLDERS.items()}
@@ -79,6 +80,7 @@ def compose(config: ModelConfig, *, seed: int = 0, texts: Iterable[str] | None =
         vision_layer=None if config.vision is None else config.vision.layer,
         audio_layer=None if config.audio is None else config.audio.layer,
         media=media.model_dump(mode="json"),
+        audio_beside_config=beside_config,
         **ids,
     )
     model = _assemble(model_config, config, max(tokenizer.get_vocab().values()) + 1, seed)
@@ -104,11 +106,13 @@ def _assemble(
             if part is None:
                 continue
             encoder_config = getattr(model_config, f"{sense}_config")
-            setattr(inner, f"{sense}_tower", _encoder(part.encoder, encoder_config, sense))
-            connector = build_connector(part.connector.model_dump(), encoder_width(encoder_config), width)
-            setattr(inner, f"{sense}_connector", connector)
-            for module in (getattr(inner, f"{sense}_tower"), connector):
-                _cast(module, inner.language_model.dtype)
+            setattr(inner, f"{sense}_tower", _encoder(part.encoder, encoder_config, f"{sense}.encoder"))
+            setattr(inner, f"{sense}_connector", sense_connector(model_config, sense, width))
+        if config.audio is not None and config.audio.beside is not None:
+            inner.audio_beside_tower = _encoder(config.audio.beside, model_config.audio_beside_config, "audio.beside")
+        for name in ("vision_tower", "vision_connector", "audio_tower", "audio_beside_tower", "audio_connector"):
+            if getattr(inner, name) is not None:
+                _cast(getattr(inner, name), inner.language_model.dtype)
     model.tie_weights()
     left = [name for name, p in model.named_parameters() if p.is_meta]
     if left:
@@ -159,10 +163,10 @@ def _language_model(part: LanguagePart, config: PreTrainedConfig, vocabulary: in
     return model
 
 
-def _encoder(source: Source, config: PreTrainedConfig, sense: str) -> nn.Module:
+def _encoder(source: Source, config: PreTrainedConfig, part: str) -> nn.Module:
     if source.path is None:
         return build_encoder(config)
-    with _loading(f"{sense}.encoder", source.path):
+    with _loading(part, source.path):
         return load_encoder(source.path, config)
 
 
@@ -205,11 +209,12 @@ def _random_config(random: dict[str, Any], part: str) -> PreTrainedConfig:
     return config
 
 
-def _encoder_config(source: Source, sense: Literal["vision", "audio"]) -> PreTrainedConfig:
+def _encoder_config(source: Source, part: str) -> PreTrainedConfig:
+    sense: Literal["vision", "audio"] = "vision" if part.startswith("vision") else "audio"
     if source.random is not None:
-        return inner_config(_random_config(source.random, f"{sense}.encoder"), sense)
+        return inner_config(_random_config(source.random, part), sense)
     assert source.path is not None
-    return inner_config(_read_config(source.path, f"{sense}.encoder"), sense)
+    return inner_config(_read_config(source.path, part), sense)
 
 
 def _language_config(part: LanguagePart, tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
@@ -247,15 +252,24 @@ def _tokenizer(part: LanguagePart, texts: Iterable[str] | None) -> PreTrainedTok
     return tokenizer
 
 
-def _preprocessor(part: VisionPart) -> dict[str, Any]:
+def _audio_spec(part: AudioPart, config: PreTrainedConfig, beside: PreTrainedConfig | None) -> AudioSpec:
+    """What the audio encoder hears, and what a second one hears of it."""
+    spec = audio_spec(config, part, _preprocessor(part.encoder, "feature_extractor"))
+    if part.beside is None or beside is None:
+        return spec
+    other = audio_spec(beside, AudioPart(encoder=part.beside), _preprocessor(part.beside, "feature_extractor"))
+    return spec.model_copy(update={"beside": other})
+
+
+def _preprocessor(source: Source, name: Literal["image_processor", "feature_extractor"]) -> dict[str, Any]:
     """The released preprocessing of a local encoder folder; hub names are asked for theirs by transformers' cache."""
-    if part.encoder.path is None:
+    if source.path is None:
         return {}
-    for name in ("preprocessor_config.json", "processor_config.json"):
-        found = _file(part.encoder.path, name)
+    for file in ("preprocessor_config.json", "processor_config.json"):
+        found = _file(source.path, file)
         if found is not None:
             settings = read_mapping(found)
-            return dict(settings.get("image_processor") or settings)
+            return dict(settings.get(name) or settings)
     return {}
 
 

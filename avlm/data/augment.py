@@ -3,7 +3,7 @@
 Every function is pure: the draw comes from the generator it is given.
 
 Shapes in this file:
-    B  mel bins    M  mel frames
+    B  bins    M  frames
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from avlm.config.media import Features
 from avlm.config.run import Augment
+from avlm.errors import ConfigError
 
 
 def augment_image(pixels: Tensor, how: Augment, rng: np.random.Generator) -> Tensor:
@@ -41,6 +43,26 @@ def augment_image(pixels: Tensor, how: Augment, rng: np.random.Generator) -> Ten
             pixels = pixels.clone()
             pixels[:, top : top + size, left : left + size] = int(rng.integers(0, 256))
     return pixels
+
+
+def augment_features(features: Tensor, kind: Features, how: Augment, rng: np.random.Generator) -> Tensor:
+    """Another voice, another room, blanks: float [B, M] to the same shape.
+
+    Raises:
+        ConfigError: Changes are asked for that would mean something else in features of this kind.
+    """
+    if kind == "whisper":
+        return augment_mel(features, how, rng)
+    asked = [name for name in ("pitch", "tilt", "noise", "squeeze", "tempo") if getattr(how, name)]
+    blanks = bool(how.mask_bins or how.mask_frames)
+    if kind == "wave" and blanks:
+        asked.append("mask_bins" if how.mask_bins else "mask_frames")
+    if asked:
+        raise ConfigError(
+            f"augment.{asked[0]} changes log-mel frames as Whisper takes them, and this encoder takes {kind} features. "
+            f"Set augment.{asked[0]}=0"
+        )
+    return torch.from_numpy(_masked(features.numpy(), how, rng)) if blanks else features
 
 
 def augment_mel(mel: Tensor, how: Augment, rng: np.random.Generator) -> Tensor:

@@ -17,14 +17,15 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from avlm.config.media import MediaSpec
+from avlm.config.media import AudioSpec, MediaSpec
 from avlm.config.run import Augment
-from avlm.data.augment import augment_image, augment_mel
-from avlm.data.media import Prepared, PreparedAudio, PreparedImage, PreparedVideo, levelled, normalise
+from avlm.data.augment import augment_features, augment_image
+from avlm.data.features import levelled
+from avlm.data.media import Prepared, PreparedAudio, PreparedImage, PreparedVideo, normalise
 from avlm.data.text import CUT, PLACEHOLDERS, Piece, pieces
 from avlm.errors import ConfigError, LayoutError, MediaError
 from avlm.layout import Segment, audio_segments, image_segments, video_segments
-from avlm.samples import IGNORE, Encoded, Place, Row, Sample
+from avlm.samples import IGNORE, Encoded, Heard, Place, Row, Sample
 
 Supervise = Literal["answers", "everything", "words"]
 
@@ -193,7 +194,7 @@ def _segments(prepared: Prepared, media: MediaSpec, sample: Sample) -> tuple[Seg
 def _add_tensors(
     out: Encoded, prepared: Sequence[Prepared], media: MediaSpec, augment: tuple[Augment, np.random.Generator] | None
 ) -> None:
-    """Normalised pixels and mels in the order in which their places are read."""
+    """Normalised pixels and sound features in the order in which their places are read."""
     for place in out.places:
         item = prepared[place.item]
         pictures: tuple[Tensor, ...] = ()
@@ -207,10 +208,20 @@ def _add_tensors(
             assert media.vision is not None
             where = out.images if isinstance(item, PreparedImage) else out.frames
             where.append(normalise(pixels, media.vision))
-        mel = None if isinstance(item, PreparedImage) or not place.count("audio") else item.mel
-        if mel is not None:
+        if not isinstance(item, PreparedImage) and item.sound and place.count("audio"):
             assert media.audio is not None
-            out.mels.append(levelled(mel if augment is None else augment_mel(mel, *augment), media.audio))
+            out.sounds += [_changed(chunk, media.audio, augment) for chunk in item.sound]
+            out.chunks.append(len(item.sound))
+
+
+def _changed(chunk: Heard, spec: AudioSpec, augment: tuple[Augment, np.random.Generator] | None) -> Heard:
+    """A chunk at the level that its encoders want, changed on the way as the stage wishes."""
+    features = chunk.features if augment is None else augment_features(chunk.features, spec.features, *augment)
+    beside = chunk.beside
+    if beside is not None:
+        assert spec.beside is not None
+        beside = _changed(beside, spec.beside, augment)
+    return Heard(levelled(features, spec), chunk.frames, beside)
 
 
 def pack(samples: Sequence[Encoded]) -> Row:
@@ -223,6 +234,7 @@ def pack(samples: Sequence[Encoded]) -> Row:
         ids=[s.id for s in samples],
         places=[p for s in samples for p in s.places],
         words=[w for s in samples for w in s.words],
+        chunks=[c for s in samples for c in s.chunks],
         **_stacked(samples),
     )
 
@@ -243,15 +255,19 @@ def pad(samples: Sequence[Encoded], pad_id: int, side: Literal["left", "right"] 
 def _stacked(samples: Sequence[Encoded]) -> dict[str, Any]:
     images = [t for s in samples for t in s.images]
     frames = [t for s in samples for t in s.frames]
-    mels = [t for s in samples for t in s.mels]
-    found: dict[str, Any] = {
+    sounds = [chunk for s in samples for chunk in s.sounds]
+    return {
         "pixel_values": torch.stack(images) if images else None,
         "pixel_values_videos": torch.stack(frames) if frames else None,
-        "input_features": None,
-        "input_features_mask": None,
+        **_padded(sounds, "input_features"),
+        **_padded([chunk.beside for chunk in sounds if chunk.beside is not None], "input_features_beside"),
     }
-    if mels:
-        lengths = torch.tensor([m.shape[1] for m in mels])
-        found["input_features"] = pad_sequence([m.T for m in mels], batch_first=True).transpose(1, 2).contiguous()
-        found["input_features_mask"] = torch.arange(int(lengths.max())) < lengths[:, None]
-    return found
+
+
+def _padded(sounds: Sequence[Heard], name: str) -> dict[str, Tensor | None]:
+    """Chunks of sound side by side, and a mask of the frames that are heard."""
+    if not sounds:
+        return {name: None, f"{name}_mask": None}
+    padded = pad_sequence([chunk.features.T for chunk in sounds], batch_first=True).transpose(1, 2).contiguous()
+    heard = torch.tensor([chunk.frames for chunk in sounds])
+    return {name: padded, f"{name}_mask": torch.arange(padded.shape[2]) < heard[:, None]}

@@ -1,11 +1,8 @@
 """Prepare decoded media as encoders take them, and keep what is prepared.
 
-`prepare_*` apply an encoder's spec: resize in torch, Whisper's log-mel in torch. What is
+Pictures are resized here, in torch; what encoders take of a sound is in `features`. What is
 prepared is small, the same every time, and kept in memory by `MediaReader` while there
 is room. Decoding itself is in `decode`.
-
-Shapes in this file:
-    B  mel bins    M  mel frames    S  samples
 """
 
 from __future__ import annotations
@@ -14,20 +11,19 @@ import math
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers.audio_utils import mel_filter_bank
 
-from avlm.config.media import AudioSpec, MediaSpec, VisionSpec
+from avlm.config.media import MediaSpec, VisionSpec
 from avlm.data.decode import LIMITS, Limits, article, decode_audio, decode_image, decode_video, resample
+from avlm.data.features import heard_chunks
 from avlm.errors import MediaError
 from avlm.layout import VideoFacts
-from avlm.samples import MediaItem, Picture
+from avlm.samples import Heard, MediaItem, Picture
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,18 +35,18 @@ class PreparedImage:
 
 @dataclass(frozen=True, slots=True)
 class PreparedAudio:
-    """float32 [B, M], with the length that its layout follows from."""
+    """What encoders take of a sound, chunk by chunk, with the length that its layout follows from."""
 
-    mel: Tensor
+    sound: tuple[Heard, ...]
     num_samples: int
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedVideo:
-    """Frames in order, the sound track's mel (None without sound), and the facts of its layout."""
+    """Frames in order, the chunks of the sound track (none without sound), and the facts of its layout."""
 
     frames: tuple[Tensor, ...]
-    mel: Tensor | None
+    sound: tuple[Heard, ...]
     facts: VideoFacts
 
 
@@ -108,60 +104,6 @@ def normalise(pixels: Tensor, spec: VisionSpec) -> Tensor:
     return (pixels.float() / 255 - mean) / std
 
 
-def log_mel(waveform: np.ndarray, spec: AudioSpec) -> Tensor:
-    """Whisper's log-mel spectrogram: float32 [B, M].
-
-    Args:
-        waveform: Mono at ``spec.sample_rate_hz``.
-        spec: With a window the sound is padded with silence to it; without, M is the sound's own.
-
-    Source:
-        arXiv:2212.04356, section 2.2, and the feature extractor released with it: power spectrum of a periodic Hann
-        window, Slaney mel filters, log10 floored 8 below the clip's peak, (x + 4) / 4.
-    """
-    wave = torch.from_numpy(waveform)
-    wanted = spec.n_fft if spec.window_frames is None else spec.window_frames * spec.hop
-    if len(wave) < wanted:
-        wave = F.pad(wave, (0, wanted - len(wave)))
-    spectrum = torch.stft(wave, spec.n_fft, spec.hop, window=_hann(spec.n_fft), return_complex=True)
-    power = spectrum[:, :-1].abs().square()
-    mel = _mel_filters(spec.mel_bins, spec.n_fft, spec.sample_rate_hz) @ power
-    log = mel.clamp(min=1e-10).log10()
-    return (torch.maximum(log, log.max() - 8.0) + 4.0) / 4.0
-
-
-def levelled(mel: Tensor, spec: AudioSpec) -> Tensor:
-    """A clip's log-mel at the level that the encoder wants.
-
-    With ``level="clip"``: what is 48 dB below the peak is floor, and the lower three quarters of the bins (a telephone
-    has nothing above) get mean 0 and standard deviation 0.4.
-    """
-    if spec.level == "whisper":
-        return mel
-    mel = torch.maximum(mel, mel.max() - 1.2)
-    heard = mel[: 3 * spec.mel_bins // 4]
-    return (mel - heard.mean()) / (heard.std() + 1e-3) * 0.4
-
-
-@lru_cache(maxsize=8)
-def _hann(n_fft: int) -> Tensor:
-    return torch.hann_window(n_fft)
-
-
-@lru_cache(maxsize=8)
-def _mel_filters(bins: int, n_fft: int, rate_hz: int) -> Tensor:
-    filters = mel_filter_bank(
-        num_frequency_bins=1 + n_fft // 2,
-        num_mel_filters=bins,
-        min_frequency=0.0,
-        max_frequency=rate_hz / 2,
-        sampling_rate=rate_hz,
-        norm="slaney",
-        mel_scale="slaney",
-    )
-    return torch.from_numpy(filters.T.astype(np.float32)).contiguous()
-
-
 class MediaReader:
     """Decodes and prepares media for one model, remembering what is small enough to remember.
 
@@ -211,8 +153,8 @@ class MediaReader:
                 raise MediaError(
                     f"{item.name()}: is a sound, and this model does not hear. Use a model with an audio part"
                 )
-            sound = decode_audio(item, audio.sample_rate_hz, self.limits)
-            return PreparedAudio(self._mel(sound.waveform, item), len(sound.waveform))
+            wave = decode_audio(item, audio.sample_rate_hz, self.limits).waveform
+            return PreparedAudio(heard_chunks(wave, audio), len(wave))
         if vision is None:
             raise MediaError(
                 f"{item.name()}: is {article(item.kind)}, and this model does not see. Use a model with a vision part"
@@ -221,28 +163,18 @@ class MediaReader:
             return PreparedImage(prepare_image(decode_image(item, self.limits), vision))
         clip = decode_video(item, self.media, self.limits)
         frames = tuple(prepare_image(frame, vision) for frame in clip.frames)
-        mel, count = None, 0
+        sound: tuple[Heard, ...] = ()
+        count = 0
         if audio is not None and clip.sound is not None and self.media.video.order != "video":
             wave = resample(clip.sound.waveform, clip.sound.sample_rate_hz, audio.sample_rate_hz)
-            mel, count = self._mel(wave, item), len(wave)
-        return PreparedVideo(frames, mel, VideoFacts(clip.duration_s, count))
-
-    def _mel(self, wave: np.ndarray, item: MediaItem) -> Tensor:
-        spec = self.media.audio
-        assert spec is not None
-        longest = (spec.window_frames or spec.max_frames) * spec.hop
-        if len(wave) >= longest + spec.hop:
-            raise MediaError(
-                f"{item.name()}: lasts {len(wave) / spec.sample_rate_hz:.2f} s, and the audio encoder hears at most "
-                f"{longest / spec.sample_rate_hz:g} s. Cut it into shorter clips"
-            )
-        return log_mel(wave[:longest], spec)
+            sound, count = heard_chunks(wave, audio), len(wave)
+        return PreparedVideo(frames, sound, VideoFacts(clip.duration_s, count))
 
 
 def _size(prepared: Prepared) -> int:
-    tensors = {
-        PreparedImage: lambda p: [p.pixels],
-        PreparedAudio: lambda p: [p.mel],
-        PreparedVideo: lambda p: [*p.frames, *([] if p.mel is None else [p.mel])],
-    }[type(prepared)](prepared)
-    return int(sum(math.prod(t.shape) * t.element_size() for t in tensors))
+    if isinstance(prepared, PreparedImage):
+        tensors = [prepared.pixels]
+    else:
+        frames = prepared.frames if isinstance(prepared, PreparedVideo) else ()
+        tensors = [*frames, *(h.features for chunk in prepared.sound for h in (chunk, chunk.beside) if h is not None)]
+    return sum(math.prod(t.shape) * t.element_size() for t in tensors)

@@ -64,6 +64,8 @@ class AvlmProcessor(ProcessorMixin):
         "pixel_values_videos",
         "input_features",
         "input_features_mask",
+        "input_features_beside",
+        "input_features_beside_mask",
     ]
 
     def __init__(

@@ -150,7 +150,7 @@ def _jobs(ready: Sequence[tuple[Sample, list[Prepared]]], rng: np.random.Generat
 def _has(prepared: Sequence[Prepared], sense: Sense) -> bool:
     if sense == "image":
         return any(isinstance(p, (PreparedImage, PreparedVideo)) for p in prepared)
-    return any(isinstance(p, PreparedAudio) or (isinstance(p, PreparedVideo) and p.mel is not None) for p in prepared)
+    return any(isinstance(p, PreparedAudio) or (isinstance(p, PreparedVideo) and p.sound) for p in prepared)
 
 
 def _swapped(
@@ -185,7 +185,7 @@ def _digest(prepared: Sequence[Prepared], sense: Sense) -> bytes:
         if sense == "image":
             tensors = item.frames if isinstance(item, PreparedVideo) else (getattr(item, "pixels", None),)
         else:
-            tensors = (getattr(item, "mel", None),)
+            tensors = tuple(chunk.features for chunk in getattr(item, "sound", ()))
         for tensor in tensors:
             if tensor is not None:
                 content.update(str(tuple(tensor.shape)).encode() + tensor.contiguous().numpy().tobytes())
@@ -196,7 +196,7 @@ def _swap(own: Prepared, other: Prepared, sense: Sense) -> Prepared:
     if isinstance(own, PreparedVideo) and isinstance(other, PreparedVideo):
         frames, sound = (other, own) if sense == "image" else (own, other)
         facts = VideoFacts(frames.facts.duration_s, sound.facts.num_samples)
-        return PreparedVideo(frames.frames, sound.mel, facts)
+        return PreparedVideo(frames.frames, sound.sound, facts)
     if isinstance(own, PreparedImage):
         return other if sense == "image" else own
     return other if sense == "audio" else own

@@ -1,56 +1,517 @@
 """Audio encoders: one record for each family, and one call for all of them.
 
-Everything a family does its own way stands in its record: what it hears, whether at a
-clip's own length or in a window, how its convolutions count. Adding a family is adding a
-record to the table below.
+Everything a family does its own way stands in its record: which features it hears, whether at a
+clip's own length or in a window, how its convolutions count, what its neighbours in a batch do to
+it. Adding a family is adding a record: to the table below, or from outside with `add_family`.
 
 Shapes in this file:
-    N  clips    C  encoder width    n  embeddings of one clip
-    B  mel bins    M  mel frames
+    N  chunks of sound    C  encoder width    n  embeddings of one chunk
+    B  bins    M  frames of features    T  steps of time that the encoder makes
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from avlm.config.media import AudioSpec, Convolution
 from avlm.config.model import AudioPart
 from avlm.errors import ConfigError, LayoutError
+from avlm.layout import encoded_count, heard_frame_count
 from avlm.models.records import check_layer, unknown_family
 
+Released = dict[str, Any]
+"""Contents of a checkpoint's ``preprocessor_config.json``, or nothing."""
 
-@dataclass(frozen=True, slots=True)
+UNLIMITED_S = 30.0
+"""Seconds heard at once where an encoder itself knows no limit."""
+
+
+def _width(config: Any) -> int:
+    return int(getattr(config, "d_model", None) or config.hidden_size)
+
+
+def _no_convolutions(config: Any) -> tuple[Convolution, ...]:
+    return ()
+
+
+def _one_row(config: Any) -> int:
+    return 1
+
+
+def _masked(config: Any) -> Literal["masked", "equal"]:
+    return "masked"
+
+
+def _equal(config: Any) -> Literal["masked", "equal"]:
+    return "equal"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AudioFamily:
     """What is particular about one family of audio encoders."""
 
     model_type: str
+    """transformers' name of the encoder's configuration."""
+
+    hears: Callable[[Any, Released], dict[str, Any]]
+    """The features that it takes, as settings of `AudioSpec`, from its configuration and its released preprocessing."""
+
+    # ---- where it is found
     inside: tuple[str, ...] = ()
+    """Names of composite configurations that hold one..."""
+    config_in: str = "audio_config"
+    """...under this name."""
     held_as: tuple[str, ...] = ()
-    """Where in a composite checkpoint its weights stand."""
-    lengths: tuple[Literal["true", "window"], ...] = ("true", "window")
-    """Which ways of hearing it has: each clip at its own length, or padded to the released window."""
-    masked: bool = False
-    """Whether its own forward hears a padded batch with a mask as each clip alone."""
-    convolutions: tuple[Convolution, ...] = (Convolution(stride=1), Convolution(stride=2))
-    sample_rate_hz: int = 16_000
-    n_fft: int = 400
-    hop: int = 160
+    """Where in a composite checkpoint its weights stand, when transformers does not find them by itself."""
+    build: Callable[[Any], PreTrainedModel] | None = None
+    """Its class, where `AutoModel` gives none or a larger model."""
+    settings: tuple[tuple[str, Any], ...] = ()
+    """Settings of its configuration that must be these, whatever it was released with."""
+
+    # ---- how it counts
+    lengths: tuple[Literal["true", "window"], ...] = ("true",)
+    """Which ways of hearing it has, its own first: each clip at its own length, or padded to the released window."""
+    masks_window: bool = False
+    """At true length its input is padded to the window all the same, with the padding masked and dropped behind it."""
+    longest: Callable[[Any], int] | None = None
+    """Frames of its window, or of its table of positions; None where it has neither."""
+    convolutions: Callable[[Any], tuple[Convolution, ...]] = _no_convolutions
+    """What it does to the length of its input."""
+    rows: Callable[[Any], int] = _one_row
+    """Embeddings side by side for each step of time: the rows of a patched spectrogram."""
+    rows_first: bool = False
+    """It puts out one whole row after the other; they are read step by step of time all the same."""
+    embeddings: Callable[[Any], int] | None = None
+    """Embeddings of a window, where no convolution says so."""
+    prefix_tokens: int = 0
+    """Special tokens before the sound's own; they are dropped."""
+    width: Callable[[Any], int] = _width
+    """C."""
+
+    # ---- which layer
+    layers: str | None = "num_hidden_layers"
+    """The setting that says how many layers can be chosen from; None where only the output has the right length."""
+    output_normed: bool = False
+    """A final norm follows the last of the hidden states: the output has it, ``layer=-1`` has not."""
+
+    # ---- how it is called
+    input_name: str = "input_features"
+    frames_first: bool = True
+    """It takes (N, M, B) rather than (N, B, M)."""
+    mask_name: str | None = "attention_mask"
+    """What the mask of frames is called; None where it takes none."""
+    mask_marks: Literal["sound", "padding"] = "sound"
+    """What is True (or 1) in that mask."""
+    neighbours: Callable[[Any], Literal["masked", "equal"]] = _equal
+    """`masked`: padded clips under its mask are heard as if alone, so clips of similar length go together. `equal`:
+    padding would change what is heard, so only clips of equal length go together."""
+    precise: bool = False
+    """It takes float32 whatever its own type: its features are too large for half of the bits."""
+    forward: Callable[[Any, Tensor, Tensor, AudioSpec, int | None], Tensor] | None = None
+    """Its own way of being called, where the settings above do not say it all: encoder, (N, B, M), mask (N, M), spec
+    and layer to (N, n or more, C)."""
 
 
-HALVED = Convolution(stride=2, padding=0)
-AUDIO_FAMILIES = (
-    # A released Whisper is a whole speech-to-text model; its decoder is never built.
-    AudioFamily("whisper", held_as=("model.encoder", "encoder")),
-    # Those that avlm has itself.
-    AudioFamily("avlm_whale", lengths=("true",), masked=True, convolutions=(HALVED, HALVED)),
-    AudioFamily("avlm_beats", lengths=("true",), masked=True),  # its convolution is its configuration's
-)
+# ---------------------------------------------------------------- Whisper and its kin
+
+
+def _whisper_convolutions(config: Any) -> tuple[Convolution, ...]:
+    return (Convolution(stride=1), Convolution(stride=2))
+
+
+def _qwen2_convolutions(config: Any) -> tuple[Convolution, ...]:
+    return (*_whisper_convolutions(config), Convolution(kernel=2, stride=2, padding=0))
+
+
+def _whisper_window(config: Any) -> int:
+    return 2 * int(config.max_source_positions)
+
+
+def _whisper(encoder: Any, features: Tensor, mask: Tensor, spec: AudioSpec, layer: int | None) -> Tensor:
+    if spec.window_frames is None:
+        return _whisper_true_length(encoder, features, mask, layer)
+    if layer is None:
+        states: Tensor = encoder(features).last_hidden_state
+    else:
+        states = encoder(features, output_hidden_states=True).hidden_states[layer]
+    return states
+
+
+def _whisper_true_length(encoder: Any, features: Tensor, mask: Tensor, which: int | None) -> Tensor:
+    """Whisper's encoder on clips shorter than its window: no position beyond a clip's end is ever seen.
+
+    transformers' own forward insists on the full window and hears the padding as silence (arXiv:2212.04356 trains on
+    it); here each clip ends where it ends, as Ultravox does. At the full window both agree.
+    """
+    # Each convolution must see zeros beyond a clip's end, as at the end of a window.
+    features = features.masked_fill(~mask[:, None], 0)
+    states = F.gelu(encoder.conv1(features)).masked_fill(~mask[:, None], 0)
+    states = F.gelu(encoder.conv2(states)).transpose(1, 2)
+    inside = mask[:, ::2]
+    positions = torch.arange(states.shape[1], device=states.device)
+    states = states + encoder.embed_positions(positions)
+    states = F.dropout(states, encoder.dropout, encoder.training)
+    attention_mask = _keys_inside(inside, states)
+    last = len(encoder.layers)
+    wanted = last if which is None else which % (last + 1)
+    for layer in encoder.layers[:wanted]:
+        states = layer(states, attention_mask)
+    if wanted == last:
+        states = encoder.layer_norm(states)
+    return states
+
+
+def _keys_inside(inside: Tensor, states: Tensor) -> Tensor | None:
+    """An additive attention mask that hides what is not inside (N, n); None where everything is."""
+    if bool(inside.all()):
+        return None
+    mask = torch.zeros(inside.shape, dtype=states.dtype, device=states.device)
+    return mask.masked_fill(~inside, torch.finfo(states.dtype).min)[:, None, None, :]
+
+
+def _qwen2_audio(encoder: Any, features: Tensor, mask: Tensor, spec: AudioSpec, layer: int | None) -> Tensor:
+    """Its convolutions hear the window's silence, its attention does not, and what it makes of silence is dropped.
+
+    Its hidden states have twice the output's length but for the last (they are averaged in pairs behind the layers),
+    so a chosen one is averaged as the output is; the final norm belongs to the last layer.
+    """
+    hidden = _keys_inside(mask[:, ::2], features)
+    output = encoder(features, attention_mask=hidden, output_hidden_states=layer is not None)
+    last = len(encoder.layers)
+    wanted = last if layer is None else layer % (last + 1)
+    if wanted == last:
+        states: Tensor = output.last_hidden_state
+        return states
+    averaged: Tensor = encoder.avg_pooler(output.hidden_states[wanted].transpose(1, 2))
+    return averaged.transpose(1, 2)
+
+
+# ---------------------------------------------------------------- spectrogram patches
+
+
+def _ast_hears(config: Any, released: Released) -> dict[str, Any]:
+    numbers = {"features": "fbank", "mel_bins": config.num_mel_bins, "n_fft": 512, "frame": 400}
+    if not released.get("do_normalize", True):
+        return numbers
+    mean, std = released.get("mean", -4.2677393), released.get("std", 4.5689974)  # of AudioSet
+    return {**numbers, "mean": mean, "std": 2 * std}
+
+
+def _ast_rows(config: Any) -> int:
+    return (int(config.num_mel_bins) - int(config.patch_size)) // int(config.frequency_stride) + 1
+
+
+def _ast_convolutions(config: Any) -> tuple[Convolution, ...]:
+    return (Convolution(kernel=config.patch_size, stride=config.time_stride, padding=0),)
+
+
+def _clap_hears(config: Any, released: Released) -> dict[str, Any]:
+    return {
+        "features": "clap",
+        "sample_rate_hz": 48_000,
+        "mel_bins": config.num_mel_bins,
+        "n_fft": 1024,
+        "hop": 480,
+        "low_hz": released.get("frequency_min"),
+        "high_hz": released.get("frequency_max"),
+        "mel_scale": "htk" if config.enable_fusion else "slaney",
+    }
+
+
+def _clap_build(config: Any) -> PreTrainedModel:
+    from transformers import ClapAudioModel
+
+    return ClapAudioModel(config)
+
+
+def _clap_width(config: Any) -> int:
+    return int(config.patch_embeds_hidden_size) * 2 ** (len(config.depths) - 1)
+
+
+def _clap_rows(config: Any) -> int:
+    """Frequencies of the output: the picture that a spectrogram is folded into has 4 strips, one below the other."""
+    strips = int(config.spec_size) // int(config.num_mel_bins)
+    return _clap_side(config) // strips
+
+
+def _clap_side(config: Any) -> int:
+    stride = config.patch_stride
+    stride = int(stride[0] if isinstance(stride, (list, tuple)) else stride)
+    return int(config.spec_size) // stride // 2 ** (len(config.depths) - 1)
+
+
+def _clap(encoder: Any, features: Tensor, mask: Tensor, spec: AudioSpec, layer: int | None) -> Tensor:
+    """A map (N, C, frequencies, time), read step by step; no clip is longer than the window, so nothing is fused."""
+    alike = torch.zeros(len(features), 1, dtype=torch.bool, device=features.device)
+    states = encoder(features.transpose(1, 2)[:, None], is_longer=alike).last_hidden_state
+    return states.transpose(2, 3).flatten(2).transpose(1, 2)
+
+
+# ---------------------------------------------------------------- raw waves
+
+
+def _wave_hears(config: Any, released: Released) -> dict[str, Any]:
+    normalise = "clip" if released.get("do_normalize", True) else "none"
+    return {"features": "wave", "mel_bins": 1, "n_fft": 1, "hop": 1, "normalise": normalise}
+
+
+def _wave_convolutions(config: Any) -> tuple[Convolution, ...]:
+    layers = zip(config.conv_kernel, config.conv_stride, strict=True)
+    return (*(Convolution(kernel=k, stride=s, padding=0) for k, s in layers), *_adapter(config, padding=1))
+
+
+def _adapter(config: Any, padding: int) -> tuple[Convolution, ...]:
+    """Strided convolutions behind the layers, which a few released wav2vec models have."""
+    if not getattr(config, "add_adapter", False):
+        return ()
+    conv = Convolution(kernel=config.adapter_kernel_size, stride=config.adapter_stride, padding=padding)
+    return (conv,) * int(config.num_adapter_layers)
+
+
+def _adapter_width(config: Any) -> int:
+    return int(config.output_hidden_size if getattr(config, "add_adapter", False) else config.hidden_size)
+
+
+def _wave_neighbours(config: Any) -> Literal["masked", "equal"]:
+    """A group norm runs over the whole clip, its padding included; an adapter's convolutions see the padding."""
+    alone = config.feat_extract_norm == "group" or getattr(config, "add_adapter", False)
+    return "equal" if alone else "masked"
+
+
+NO_CHANCE = (("apply_spec_augment", False), ("layerdrop", 0.0))
+"""wav2vec models blank frames and leave out layers of their own accord while they train, drawn from generators that no
+checkpoint holds; a blank longer than the clip is an error, and a layer left out shifts the hidden states."""
+
+
+def _wave_family(model_type: str) -> AudioFamily:
+    return AudioFamily(
+        model_type=model_type,
+        hears=_wave_hears,
+        settings=NO_CHANCE,
+        convolutions=_wave_convolutions,
+        width=_adapter_width,
+        output_normed=True,
+        input_name="input_values",
+        neighbours=_wave_neighbours,
+    )
+
+
+# ---------------------------------------------------------------- conformers
+
+
+def _w2v_bert_hears(config: Any, released: Released) -> dict[str, Any]:
+    stack = int(released.get("stride", 2))
+    return {
+        "features": "fbank",
+        "mel_bins": int(config.feature_projection_input_dim) // stack,
+        "n_fft": 512,
+        "frame": 400,
+        "window": "povey",
+        "scale": 32_768.0,
+        "normalise": "bins",
+        "stack": stack,
+    }
+
+
+def _w2v_bert_convolutions(config: Any) -> tuple[Convolution, ...]:
+    return _adapter(config, padding=int(config.adapter_stride) // 2)
+
+
+def _w2v_bert_neighbours(config: Any) -> Literal["masked", "equal"]:
+    return "equal" if config.add_adapter else "masked"
+
+
+def _parakeet_hears(config: Any, released: Released) -> dict[str, Any]:
+    return {"features": "parakeet", "mel_bins": config.num_mel_bins, "n_fft": 512, "frame": 400}
+
+
+def _parakeet_convolutions(config: Any) -> tuple[Convolution, ...]:
+    kernel, stride = int(config.subsampling_conv_kernel_size), int(config.subsampling_conv_stride)
+    conv = Convolution(kernel=kernel, stride=stride, padding=(kernel - 1) // 2)
+    return (conv,) * int(math.log2(config.subsampling_factor))
+
+
+def _gemma3n_hears(config: Any, released: Released) -> dict[str, Any]:
+    return {"features": "gemma3n", "mel_bins": config.input_feat_size, "n_fft": 1024, "frame": 512}
+
+
+def _gemma3n_convolutions(config: Any) -> tuple[Convolution, ...]:
+    """Two convolutions padded behind, so that every stride begins one; then every so-manieth embedding is kept."""
+    strides = [*(int(time) for time, _ in config.sscp_conv_stride_size), int(config.conf_reduction_factor)]
+    return tuple(Convolution(kernel=1, stride=stride, padding=0) for stride in strides)
+
+
+def _gemma4_hears(config: Any, released: Released) -> dict[str, Any]:
+    # Its projection is as wide as if its bins were as many as its first channels, so that is how many it has.
+    return {"features": "gemma4", "mel_bins": config.subsampling_conv_channels[0], "n_fft": 512, "frame": 320}
+
+
+def _gemma4_convolutions(config: Any) -> tuple[Convolution, ...]:
+    return (Convolution(stride=2), Convolution(stride=2))
+
+
+def _gemma4_width(config: Any) -> int:
+    return int(config.output_proj_dims)
+
+
+# ---------------------------------------------------------------- avlm's own
+
+
+def _kaldi(bins: int) -> dict[str, Any]:
+    """Kaldi's filterbank of samples as whole numbers."""
+    return {
+        "features": "fbank",
+        "mel_bins": bins,
+        "n_fft": 512,
+        "frame": 400,
+        "window": "povey",
+        "scale": 32_768.0,
+    }
+
+
+def _beats_hears(config: Any, released: Released) -> dict[str, Any]:
+    return {**_kaldi(config.num_mel_bins), "mean": 15.41663, "std": 2 * 6.55582}
+
+
+def _beats_convolutions(config: Any) -> tuple[Convolution, ...]:
+    return (Convolution(kernel=config.patch_size, stride=config.patch_size, padding=0),)
+
+
+# ---------------------------------------------------------------- the table
+
+AUDIO_FAMILIES: list[AudioFamily] = [
+    AudioFamily(
+        model_type="whisper",
+        hears=lambda config, released: {"mel_bins": config.num_mel_bins},
+        held_as=("model.encoder", "encoder"),
+        build=WhisperEncoder,  # a released Whisper is a whole speech-to-text model; its decoder is never built
+        lengths=("true", "window"),
+        longest=_whisper_window,
+        convolutions=_whisper_convolutions,
+        layers="encoder_layers",
+        neighbours=_masked,
+        forward=_whisper,
+    ),
+    AudioFamily(
+        model_type="qwen2_audio_encoder",
+        hears=lambda config, released: {"mel_bins": config.num_mel_bins},
+        inside=("qwen2_audio",),
+        held_as=("model.audio_tower", "audio_tower"),
+        lengths=("true", "window"),
+        masks_window=True,
+        longest=_whisper_window,
+        convolutions=_qwen2_convolutions,
+        layers="encoder_layers",
+        neighbours=_masked,
+        forward=_qwen2_audio,
+    ),
+    AudioFamily(
+        model_type="audio-spectrogram-transformer",
+        hears=_ast_hears,
+        lengths=("window",),
+        longest=lambda config: int(config.max_length),
+        convolutions=_ast_convolutions,
+        rows=_ast_rows,
+        rows_first=True,
+        prefix_tokens=2,  # class and distillation
+        output_normed=True,
+        input_name="input_values",
+        mask_name=None,
+    ),
+    _wave_family("hubert"),
+    _wave_family("wavlm"),
+    _wave_family("wav2vec2"),
+    AudioFamily(
+        model_type="wav2vec2-bert",
+        hears=_w2v_bert_hears,
+        settings=NO_CHANCE,
+        convolutions=_w2v_bert_convolutions,
+        width=_adapter_width,
+        neighbours=_w2v_bert_neighbours,
+    ),
+    AudioFamily(
+        model_type="parakeet_encoder",
+        hears=_parakeet_hears,
+        inside=("parakeet_ctc", "parakeet_rnnt", "parakeet_tdt"),
+        config_in="encoder_config",
+        held_as=("model.encoder", "encoder"),
+        settings=(("layerdrop", 0.0),),
+        convolutions=_parakeet_convolutions,
+        neighbours=_masked,
+    ),
+    AudioFamily(
+        model_type="gemma3n_audio",
+        hears=_gemma3n_hears,
+        inside=("gemma3n",),
+        held_as=("model.audio_tower", "audio_tower"),
+        convolutions=_gemma3n_convolutions,
+        layers=None,
+        input_name="audio_mel",
+        mask_name="audio_mel_mask",
+        mask_marks="padding",
+    ),
+    AudioFamily(
+        model_type="gemma4_audio",
+        hears=_gemma4_hears,
+        inside=("gemma4",),
+        held_as=("model.audio_tower", "audio_tower"),
+        convolutions=_gemma4_convolutions,
+        width=_gemma4_width,
+        layers=None,
+        neighbours=_masked,
+    ),
+    AudioFamily(
+        model_type="clap_audio_model",
+        hears=_clap_hears,
+        inside=("clap",),
+        held_as=("audio_model",),
+        build=_clap_build,
+        lengths=("window",),
+        longest=lambda config: 1001,  # 10 s
+        rows=_clap_rows,
+        embeddings=lambda config: _clap_side(config) ** 2,
+        width=_clap_width,
+        layers=None,
+        forward=_clap,
+    ),
+    AudioFamily(
+        model_type="avlm_whale",
+        hears=lambda config, released: _kaldi(config.num_mel_bins),
+        longest=lambda config: int(config.max_frames),
+        convolutions=lambda config: (Convolution(stride=2, padding=0),) * 2,
+        frames_first=False,
+        neighbours=_masked,
+        precise=True,
+    ),
+    AudioFamily(
+        model_type="avlm_beats",
+        hears=_beats_hears,
+        longest=lambda config: int(config.max_frames),
+        convolutions=_beats_convolutions,
+        rows=lambda config: int(config.bands),
+        frames_first=False,
+        neighbours=_masked,
+        precise=True,
+    ),
+]
+
+
+def add_family(family: AudioFamily) -> None:
+    """Add a family from outside, or another record of one that is there.
+
+    Call it before a model with such an encoder is composed or loaded.
+    """
+    AUDIO_FAMILIES[:] = [known for known in AUDIO_FAMILIES if known.model_type != family.model_type]
+    AUDIO_FAMILIES.append(family)
 
 
 def audio_family(config: PreTrainedConfig) -> AudioFamily:
@@ -65,80 +526,185 @@ def audio_family(config: PreTrainedConfig) -> AudioFamily:
     raise ConfigError(unknown_family("audio", config.model_type, [f.model_type for f in AUDIO_FAMILIES]))
 
 
-def audio_spec(config: PreTrainedConfig, part: AudioPart) -> AudioSpec:
+def inner_audio_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The encoder's own configuration, out of a composite one where needed, with what the record insists on.
+
+    Raises:
+        ConfigError: The composite configuration has no audio encoder.
+    """
+    for family in AUDIO_FAMILIES:
+        if config.model_type in family.inside:
+            inner = getattr(config, family.config_in, None)
+            if inner is None:
+                raise ConfigError(
+                    f"this {config.model_type} was released without ears: its {family.config_in} is empty. "
+                    "Use a checkpoint that hears"
+                )
+            config = inner
+    for family in AUDIO_FAMILIES:
+        if config.model_type == family.model_type:
+            for name, value in family.settings:
+                setattr(config, name, value)
+    return config
+
+
+# ---------------------------------------------------------------- what it hears
+
+
+def audio_spec(config: PreTrainedConfig, part: AudioPart, released: Released | None = None) -> AudioSpec:
     """What the encoder wants to hear.
+
+    Args:
+        config: The encoder's own configuration.
+        part: The run's wishes; what it does not say is the encoder's own choice.
+        released: Contents of ``preprocessor_config.json``, or nothing.
 
     Raises:
         ConfigError: The family cannot hear at the asked length, or has no such layer.
     """
     family = audio_family(config)
-    if part.length not in family.lengths:
+    length = part.length or family.lengths[0]
+    if length not in family.lengths:
         raise ConfigError(
-            f"model.audio.length={part.length} is not something {config.model_type} can do. "
+            f"model.audio.length={length} is not something {config.model_type} can do. "
             f"Use model.audio.length={family.lengths[0]}"
         )
-    check_layer("audio", part.layer, config.num_hidden_layers)
-    convolutions, rows = family.convolutions, 1
-    if config.model_type == "whisper":
-        longest = int(config.max_source_positions) * convolutions[-1].stride
-    else:
-        longest = int(config.max_frames)
-    if config.model_type == "avlm_beats":
-        convolutions = (Convolution(kernel=config.patch_size, stride=config.patch_size, padding=0),)
-        rows = config.bands
-    return AudioSpec(
-        sample_rate_hz=family.sample_rate_hz,
-        mel_bins=int(config.num_mel_bins),
-        n_fft=family.n_fft,
-        hop=family.hop,
-        level=part.level,
-        window_frames=longest if part.length == "window" else None,
+    _check_layer(config, family, part.layer)
+    hears = family.hears(config, released or {})
+    features = hears.get("features", "whisper")
+    if part.level != "whisper" and features != "whisper":
+        raise ConfigError(
+            f"model.audio.level={part.level} is for log-mel frames as Whisper takes them, and {config.model_type} "
+            f"takes {features} features. Use model.audio.level=whisper"
+        )
+    numbers = {
+        **hears,
+        "level": part.level,
+        "reduction": part.connector.reduction(),
+        "convolutions": family.convolutions(config),
+        "rows": family.rows(config),
+        "embeddings": None if family.embeddings is None else family.embeddings(config),
+    }
+    if family.longest is None:
+        return AudioSpec(**numbers, max_frames=_frames_of(part.chunk_s or UNLIMITED_S, AudioSpec(**numbers)))
+    longest = family.longest(config)
+    windowed = length == "window" or family.masks_window
+    spec = AudioSpec(
+        **numbers,
         max_frames=longest,
-        convolutions=convolutions,
-        rows=rows,
-        reduction=part.connector.reduction(),
+        window_frames=longest if windowed else None,
+        heard="sound" if windowed and length == "true" else "all",
     )
+    return spec if part.chunk_s is None else _shorter(spec, part.chunk_s)
+
+
+def _frames_of(seconds: float, spec: AudioSpec) -> int:
+    return heard_frame_count(round(seconds * spec.sample_rate_hz), spec)
+
+
+def _shorter(spec: AudioSpec, seconds: float) -> AudioSpec:
+    """Chunks shorter than the encoder could hear."""
+    if spec.window_frames is not None:
+        raise ConfigError(
+            f"model.audio.chunk_s={seconds:g}: this encoder always hears its whole window, so shorter chunks would be "
+            "padded to it. Leave it out"
+        )
+    frames = _frames_of(seconds, spec)
+    if frames > spec.max_frames:
+        longest = spec.max_frames * spec.hop / spec.sample_rate_hz
+        raise ConfigError(
+            f"model.audio.chunk_s={seconds:g}: the encoder's table of positions ends at {longest:g} s. "
+            f"Use at most {longest:g}, or leave it out"
+        )
+    return spec.model_copy(update={"max_frames": frames})
+
+
+def _check_layer(config: Any, family: AudioFamily, layer: int | None) -> None:
+    if layer is None:
+        return
+    behind = "an adapter follows its layers" if getattr(config, "add_adapter", False) else None
+    if family.layers is None:
+        behind = "its hidden states differ from its output in length or width"
+    if behind is not None or family.layers is None:
+        raise ConfigError(
+            f"model.audio.layer={layer}: {behind}, so only the output of {config.model_type} fits the count of its "
+            "tokens. Leave it out"
+        )
+    check_layer("audio", layer, getattr(config, family.layers))
+
+
+# ---------------------------------------------------------------- the one call
 
 
 def encode_sounds(
     encoder: PreTrainedModel, features: Tensor, mask: Tensor, spec: AudioSpec, layer: int | None = None
 ) -> list[Tensor]:
-    """Hear clips, each as if it were alone.
+    """Hear chunks of sound, each as if it were alone.
 
     Args:
         encoder: An audio encoder with a record.
-        features: (N, B, M) log-mel frames, padded with zeros to the longest clip.
+        features: (N, B, M), padded with zeros to the longest chunk.
         mask: bool (N, M), True where there is sound.
-        spec: The window, or true lengths.
+        spec: What the encoder hears.
         layer: Hidden state to read, counted as in `hidden_states`; None is the encoder's output.
 
     Returns:
-        N tensors (n_i, C).
+        N tensors (n_i, C); n_i is `layout.encoded_count`. Steps of time follow each other; where the encoder keeps
+        frequencies apart, those of one step stand together.
 
     Raises:
-        LayoutError: A clip is empty or longer than the encoder hears.
+        LayoutError: A chunk is empty or longer than the encoder hears, or the encoder made another number of
+            embeddings than its record says.
     """
+    family = audio_family(encoder.config)
+    features = features.float() if family.precise else features.to(encoder.dtype)
     lengths: list[int] = mask.sum(1).tolist()
     _check_lengths(lengths, features.shape[2], spec)
-    masked = audio_family(encoder.config).masked
-    if not masked:  # the others are handed float32, and see to it themselves
-        features = features.to(encoder.dtype)
-    if spec.window_frames is not None:
-        if layer is None:
-            return list(encoder(features).last_hidden_state)
-        return list(encoder(features, output_hidden_states=True).hidden_states[layer])
+    _keep_statistics(encoder)
     found: list[Tensor | None] = [None] * len(lengths)
-    for members in _similar(lengths):
-        longest = lengths[members[0]]
-        hear = _masked if masked else _whisper_true_length
-        states = hear(encoder, features[members, :, :longest], mask[members, :longest], layer)
+    for members in _groups(lengths, family, encoder.config, spec):
+        frames = spec.window_frames or lengths[members[0]]
+        heard = features[members, :, :frames], mask[members, :frames]
+        forward = family.forward or family_forward(family)
+        states = forward(encoder, *heard, spec, layer)
         for i, state in zip(members, states, strict=True):
-            found[i] = state
+            found[i] = _own(state, lengths[i], lengths[members[0]], spec, family)
     return [state for state in found if state is not None]
 
 
+def family_forward(family: AudioFamily) -> Callable[[Any, Tensor, Tensor, AudioSpec, int | None], Tensor]:
+    """The call that a record's settings describe."""
+
+    def forward(encoder: Any, features: Tensor, mask: Tensor, spec: AudioSpec, layer: int | None) -> Tensor:
+        if spec.features == "wave":
+            features = features[:, 0]
+        elif family.frames_first:
+            features = features.transpose(1, 2)
+        inputs = {family.input_name: features}
+        if family.mask_name is not None:
+            inputs[family.mask_name] = ~mask if family.mask_marks == "padding" else mask.long()
+        output = encoder(**inputs, **({} if layer is None else {"output_hidden_states": True}))
+        states: Tensor = output.last_hidden_state if layer is None else output.hidden_states[layer]
+        states = states[:, family.prefix_tokens :]
+        return states.unflatten(1, (spec.rows, -1)).transpose(1, 2).flatten(1, 2) if family.rows_first else states
+
+    return forward
+
+
+def _own(state: Tensor, frames: int, longest: int, spec: AudioSpec, family: AudioFamily) -> Tensor:
+    """The embeddings of one chunk, out of a group padded to the longest."""
+    count = encoded_count(frames, spec)
+    whole = spec.window_frames if spec.window_frames is not None else longest
+    if len(state) != encoded_count(whole, spec):
+        raise LayoutError(
+            f"the audio encoder made {len(state)} embeddings of {whole} frames, and the record of {family.model_type} "
+            f"counts {encoded_count(whole, spec)}. Correct the record"
+        )
+    return state[:count]
+
+
 def _check_lengths(lengths: list[int], padded: int, spec: AudioSpec) -> None:
-    """Refuse clips that the encoder cannot hear, by their number in the batch."""
+    """Refuse chunks that the encoder cannot hear, by their number in the batch."""
     if spec.window_frames is not None and padded != spec.window_frames:
         raise LayoutError(
             f"clips of {padded} mel frames were given, and the audio encoder hears windows of {spec.window_frames}. "
@@ -150,6 +716,23 @@ def _check_lengths(lengths: list[int], padded: int, spec: AudioSpec) -> None:
                 f"clip {i} has {length} mel frames, and the audio encoder hears 1 to {spec.max_frames}. "
                 "Leave it out, or cut it into shorter clips"
             )
+        if spec.window_frames is not None and spec.heard == "all" and length != spec.window_frames:
+            raise LayoutError(
+                f"clip {i} has a mask of {length} frames, and this audio encoder hears its whole window of "
+                f"{spec.window_frames} and takes no mask. Use model.audio.length=true where the family has it"
+            )
+
+
+def _groups(lengths: list[int], family: AudioFamily, config: Any, spec: AudioSpec) -> list[list[int]]:
+    """Indices of chunks that go through the encoder together, longest first in each group."""
+    if spec.window_frames is not None:
+        return [list(range(len(lengths)))] if lengths else []
+    if family.neighbours(config) == "masked":
+        return _similar(lengths)
+    equal: dict[int, list[int]] = {}
+    for i, length in enumerate(lengths):
+        equal.setdefault(length, []).append(i)
+    return list(equal.values())
 
 
 def _similar(lengths: list[int]) -> list[list[int]]:
@@ -163,35 +746,9 @@ def _similar(lengths: list[int]) -> list[list[int]]:
     return groups
 
 
-def _masked(encoder: Any, features: Tensor, mask: Tensor, which: int | None) -> list[Tensor]:
-    """An encoder that keeps the clips of a padded batch apart by itself, and says which embeddings are whose."""
-    output = encoder(features, mask, output_hidden_states=which is not None)
-    states = output.last_hidden_state if which is None else output.hidden_states[which]
-    return [state[inside] for state, inside in zip(states, output.attention_mask, strict=True)]
-
-
-def _whisper_true_length(encoder: Any, features: Tensor, mask: Tensor, which: int | None) -> list[Tensor]:
-    """Whisper's encoder on clips shorter than its window: no position beyond a clip's end is ever seen.
-
-    transformers' own forward insists on the full window and hears the padding as silence (arXiv:2212.04356 trains on
-    it); here each clip ends where it ends, as Ultravox does. At the full window both agree.
-    """
-    # Each convolution must see zeros beyond a clip's end, as at the end of a window.
-    features = features.masked_fill(~mask[:, None], 0)
-    states = F.gelu(encoder.conv1(features)).masked_fill(~mask[:, None], 0)
-    states = F.gelu(encoder.conv2(states)).transpose(1, 2)
-    inside = mask[:, ::2]
-    positions = torch.arange(states.shape[1], device=states.device)
-    states = states + encoder.embed_positions(positions)
-    states = F.dropout(states, encoder.dropout, encoder.training)
-    attention_mask = None
-    if not bool(inside.all()):
-        attention_mask = torch.zeros(inside.shape, dtype=states.dtype, device=states.device)
-        attention_mask = attention_mask.masked_fill(~inside, torch.finfo(states.dtype).min)[:, None, None, :]
-    last = len(encoder.layers)
-    wanted = last if which is None else which % (last + 1)
-    for layer in encoder.layers[:wanted]:
-        states = layer(states, attention_mask)
-    if wanted == last:
-        states = encoder.layer_norm(states)
-    return [state[:count] for state, count in zip(states, inside.sum(1).tolist(), strict=True)]
+def _keep_statistics(encoder: nn.Module) -> None:
+    """Batch norms hear with the statistics they were released with: a batch's own would let clips hear each other."""
+    if encoder.training:
+        for module in encoder.modules():
+            if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+                module.eval()

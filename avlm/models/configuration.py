@@ -15,6 +15,7 @@ class AvlmConfig(PreTrainedConfig):
     Args:
         text_config: Of the language model.
         vision_config, audio_config: Of the encoders; None where the model has no such sense.
+        audio_beside_config: Of a second audio encoder that hears the same, where there is one.
         vision_connector, audio_connector: Settings of the connectors, as in `avlm.config.model`.
         vision_layer, audio_layer: Hidden state to read; None is the family's own choice.
         media: A `MediaSpec` as plain data: what the encoders see and hear, and how that is counted.
@@ -22,7 +23,12 @@ class AvlmConfig(PreTrainedConfig):
     """
 
     model_type = "avlm"
-    sub_configs = {"text_config": AutoConfig, "vision_config": AutoConfig, "audio_config": AutoConfig}
+    sub_configs = {
+        "text_config": AutoConfig,
+        "vision_config": AutoConfig,
+        "audio_config": AutoConfig,
+        "audio_beside_config": AutoConfig,
+    }
     keys_to_ignore_at_inference = ["past_key_values"]
 
     def __init__(
@@ -38,11 +44,13 @@ class AvlmConfig(PreTrainedConfig):
         image_token_id: int | None = None,
         audio_token_id: int | None = None,
         video_token_id: int | None = None,
+        audio_beside_config: dict[str, Any] | PreTrainedConfig | None = None,
         **kwargs: Any,
     ) -> None:
         self.text_config = _sub_config(text_config) or AutoConfig.for_model("llama")
         self.vision_config = _sub_config(vision_config)
         self.audio_config = _sub_config(audio_config)
+        self.audio_beside_config = _sub_config(audio_beside_config)
         self.vision_connector = vision_connector
         self.audio_connector = audio_connector
         self.vision_layer = vision_layer

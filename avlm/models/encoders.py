@@ -10,17 +10,17 @@ from typing import Literal
 
 import torch
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from avlm.errors import WeightsError
-from avlm.models.audio_encoders import AUDIO_FAMILIES
+from avlm.models.audio_encoders import AUDIO_FAMILIES, inner_audio_config
 from avlm.models.vision_encoders import VISION_FAMILIES
 
 
 def inner_config(config: PreTrainedConfig, sense: Literal["vision", "audio"]) -> PreTrainedConfig:
     """The encoder's own configuration, out of a composite one (CLIP's vision half, say) where needed."""
-    families = VISION_FAMILIES if sense == "vision" else AUDIO_FAMILIES
-    if any(config.model_type in family.inside for family in families):
+    if sense == "audio":
+        return inner_audio_config(config)
+    if any(config.model_type in family.inside for family in VISION_FAMILIES):
         inner = getattr(config, f"{sense}_config")
         assert isinstance(inner, PreTrainedConfig)
         return inner
@@ -29,8 +29,9 @@ def inner_config(config: PreTrainedConfig, sense: Literal["vision", "audio"]) ->
 
 def build_encoder(config: PreTrainedConfig) -> PreTrainedModel:
     """An encoder with fresh weights, from its own configuration (never a whole speech-to-text model)."""
-    if config.model_type == "whisper":
-        return WhisperEncoder(config)
+    for family in AUDIO_FAMILIES:
+        if family.model_type == config.model_type and family.build is not None:
+            return family.build(config)
     model: PreTrainedModel = AutoModel.from_config(config)
     return model
 
@@ -82,4 +83,7 @@ def encoder_width(config: PreTrainedConfig) -> int:
         return int(build_on_meta(config).encoder.stages[-1].layers[-1].conv3.out_channels)
     if hasattr(config, "hidden_sizes"):
         return int(config.hidden_sizes[-1])
-    return int(getattr(config, "d_model", None) or config.hidden_size)
+    for family in AUDIO_FAMILIES:
+        if family.model_type == config.model_type:
+            return family.width(config)
+    return int(config.hidden_size)

@@ -7,7 +7,7 @@ is done by that family's own code.
 
 Shapes in this file:
     B  rows or prompts    T  token positions    D  language-model width    V  vocabulary
-    N  pictures           F  frames of video    A  clips of sound
+    N  pictures           F  frames of video    A  chunks of sound
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from avlm.errors import ConfigError, LayoutError
 from avlm.layout import reduced_count
 from avlm.models import attention
 from avlm.models.audio_encoders import encode_sounds
+from avlm.models.beside import Joined
 from avlm.models.configuration import AvlmConfig
 from avlm.models.connectors import build_connector
 from avlm.models.encoders import build_encoder, encoder_width
@@ -44,7 +45,8 @@ from avlm.samples import IGNORE, Place
 
 logger = logging.get_logger(__name__)
 
-MEDIA = ("pixel_values", "pixel_values_videos", "input_features", "input_features_mask")
+SOUND = ("input_features", "input_features_mask", "input_features_beside", "input_features_beside_mask")
+MEDIA = ("pixel_values", "pixel_values_videos", *SOUND)
 """What the forward pass takes beside text."""
 
 KINDS = ("image", "video", "audio")
@@ -108,9 +110,11 @@ class AvlmModel(AvlmPreTrainedModel):
             tower = connector = None
             if encoder_config is not None:
                 tower = build_encoder(encoder_config)
-                connector = build_connector(getattr(config, f"{sense}_connector"), encoder_width(encoder_config), width)
+                connector = sense_connector(config, sense, width)
             setattr(self, f"{sense}_tower", tower)
             setattr(self, f"{sense}_connector", connector)
+        beside = config.audio_beside_config
+        self.audio_beside_tower = None if beside is None else build_encoder(beside)
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
         self._packs: bool | None = None  # whether rows go through packed; None until it has been seen
         self.post_init()
@@ -118,7 +122,7 @@ class AvlmModel(AvlmPreTrainedModel):
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """As transformers loads; a directory of the whole model gives its inner one."""
-        own = {r"^model\.(?=(language_model|vision_tower|audio_tower|vision_connector|audio_connector)\.)": ""}
+        own = {r"^model\.(?=(language_model|(vision|audio|audio_beside)_tower|(vision|audio)_connector)\.)": ""}
         kwargs["key_mapping"] = {**own, **(kwargs.get("key_mapping") or {})}
         return super().from_pretrained(*args, **kwargs)
 
@@ -154,28 +158,43 @@ class AvlmModel(AvlmPreTrainedModel):
         return self.get_image_features(pixel_values_videos)
 
     def get_audio_features(
-        self, input_features: Tensor, input_features_mask: Tensor | None = None
+        self,
+        input_features: Tensor,
+        input_features_mask: Tensor | None = None,
+        input_features_beside: Tensor | None = None,
+        input_features_beside_mask: Tensor | None = None,
     ) -> BaseModelOutputWithPooling:
-        """Hear clips (A, bins, frames) with their mask (A, frames).
+        """Hear chunks of sound (A, bins, frames) with their mask (A, frames), and as a second encoder takes them.
 
         Returns:
-            ``pooler_output``: for each clip its tokens (tokens, D); ``last_hidden_state``: the encoder's embeddings,
-            padded with zeros to the longest clip.
+            ``pooler_output``: for each chunk its tokens (tokens, D); ``last_hidden_state``: the (first) encoder's
+            embeddings, padded with zeros to the longest chunk.
         """
-        states, tokens, counts = self._hear(input_features, input_features_mask)
+        sound = (input_features, input_features_mask, input_features_beside, input_features_beside_mask)
+        states, tokens, counts = self._hear(*sound)
         return BaseModelOutputWithPooling(pad_sequence(states, batch_first=True), list(tokens.split(counts)))
 
-    def _hear(self, input_features: Tensor, mask: Tensor | None) -> tuple[list[Tensor], Tensor, list[int]]:
-        """The encoder's embeddings of each clip, the tokens of all clips end to end, and how many each has."""
+    def _hear(
+        self, features: Tensor, mask: Tensor | None, beside: Tensor | None, beside_mask: Tensor | None
+    ) -> tuple[list[Tensor], Tensor, list[int]]:
+        """The encoder's embeddings of each chunk, the tokens of all chunks end to end, and how many each has."""
         spec = self.config.media_spec().audio
         if self.audio_tower is None or self.audio_connector is None or spec is None:
             raise LayoutError(
                 "sound was given to a model without an audio part. Leave it out, or use a model that hears"
             )
-        if mask is None:
-            mask = torch.ones_like(input_features[:, 0], dtype=torch.bool)
-        states = encode_sounds(self.audio_tower, input_features, mask.bool(), spec, self.config.audio_layer)
-        return states, self.audio_connector(states), [reduced_count(len(s), spec.reduction) for s in states]
+        states = encode_sounds(self.audio_tower, features, _whole(mask, features), spec, self.config.audio_layer)
+        if self.audio_beside_tower is None or spec.beside is None:
+            return states, self.audio_connector(states), [reduced_count(len(s), spec.reduction) for s in states]
+        if beside is None or len(beside) != len(features):
+            found = 0 if beside is None else len(beside)
+            raise LayoutError(
+                f"{len(features)} chunks of sound were given for the first audio encoder and {found} for the second, "
+                "and both hear the same. Prepare the data with the model's own processor"
+            )
+        others = encode_sounds(self.audio_beside_tower, beside, _whole(beside_mask, beside), spec.beside)
+        counts = [reduced_count(max(len(a), len(b)), spec.reduction) for a, b in zip(states, others, strict=True)]
+        return states, self.audio_connector(states, others), counts
 
     def get_placeholder_mask(
         self,
@@ -230,6 +249,8 @@ class AvlmModel(AvlmPreTrainedModel):
         input_features_mask: Tensor | None = None,
         places: list[Place] | None = None,
         inputs_embeds: Tensor | None = None,
+        input_features_beside: Tensor | None = None,
+        input_features_beside_mask: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Embed tokens and fill the places of media.
 
@@ -250,7 +271,8 @@ class AvlmModel(AvlmPreTrainedModel):
                 _, features[kind] = self._see(pixels)
                 counts[kind] = [len(features[kind]) // len(pixels)] * len(pixels)
         if input_features is not None and len(input_features):
-            _, features["audio"], counts["audio"] = self._hear(input_features, input_features_mask)
+            sound = (input_features, input_features_mask, input_features_beside, input_features_beside_mask)
+            _, features["audio"], counts["audio"] = self._hear(*sound)
         if places is not None:
             check_counts(places, counts)
         if inputs_embeds is not None:
@@ -337,13 +359,16 @@ class AvlmModel(AvlmPreTrainedModel):
         row_lengths: Sequence[int] | None = None,
         places: list[Place] | None = None,
         return_dict: bool | None = None,
+        input_features_beside: Tensor | None = None,
+        input_features_beside_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> AvlmOutput | tuple[Any, ...]:
         """Hidden states of the language model over text and media; see `AvlmForConditionalGeneration.forward`."""
         _one_of(input_ids, inputs_embeds)
         embeds, features = self.embed(
-            input_ids, pixel_values, pixel_values_videos, input_features, input_features_mask, places, inputs_embeds
-        )
+            input_ids, pixel_values, pixel_values_videos, input_features, input_features_mask, places, inputs_embeds,
+            input_features_beside, input_features_beside_mask,
+        )  # fmt: skip
         kwargs.pop("logits_to_keep", None)
         outputs = self.read(
             self.language_model.get_decoder(),
@@ -401,11 +426,9 @@ class AvlmForConditionalGeneration(AvlmPreTrainedModel, GenerationMixin):
         """See `AvlmModel.get_video_features`."""
         return self.model.get_video_features(pixel_values_videos)
 
-    def get_audio_features(
-        self, input_features: Tensor, input_features_mask: Tensor | None = None
-    ) -> BaseModelOutputWithPooling:
+    def get_audio_features(self, *args: Any, **kwargs: Any) -> BaseModelOutputWithPooling:
         """See `AvlmModel.get_audio_features`."""
-        return self.model.get_audio_features(input_features, input_features_mask)
+        return self.model.get_audio_features(*args, **kwargs)
 
     def get_placeholder_mask(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor]:
         """See `AvlmModel.get_placeholder_mask`."""
@@ -433,6 +456,8 @@ class AvlmForConditionalGeneration(AvlmPreTrainedModel, GenerationMixin):
         places: list[Place] | None = None,
         prompt_embeds: Tensor | None = None,
         return_dict: bool | None = None,
+        input_features_beside: Tensor | None = None,
+        input_features_beside_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> AvlmOutput | tuple[Any, ...]:
         """Read text and media.
@@ -443,7 +468,9 @@ class AvlmForConditionalGeneration(AvlmPreTrainedModel, GenerationMixin):
             inputs_embeds: (B, T, D) instead of tokens; media fill the placeholders' embeddings.
             pixel_values: (N, 3, height, width), all pictures in reading order.
             pixel_values_videos: (F, 3, height, width), all frames in reading order.
-            input_features, input_features_mask: (A, bins, frames) and (A, frames), all clips in reading order.
+            input_features, input_features_mask: (A, bins, frames) and (A, frames), the chunks of all clips in reading
+                order.
+            input_features_beside, input_features_beside_mask: The same chunks, as a second audio encoder takes them.
             labels: (B, T), -100 where nothing is learned; shifted here, not by the caller. In a packed row the first
                 token of a sample is nobody's next token.
             logits_to_keep: Compute logits only for the last so many positions, or at these positions.
@@ -464,8 +491,9 @@ class AvlmForConditionalGeneration(AvlmPreTrainedModel, GenerationMixin):
             embeds = self._behind_prompt(prompt_embeds, input_ids, past_key_values)
         else:
             embeds, features = self.model.embed(
-                input_ids, pixel_values, pixel_values_videos, input_features, input_features_mask, places, inputs_embeds
-            )
+                input_ids, pixel_values, pixel_values_videos, input_features, input_features_mask, places,
+                inputs_embeds, input_features_beside, input_features_beside_mask,
+            )  # fmt: skip
         loss_kwargs = {k: kwargs.pop(k) for k in ("num_items_in_batch",) if k in kwargs}
         outputs = self.model.read(
             self.language_model,
@@ -521,6 +549,20 @@ class AvlmForConditionalGeneration(AvlmPreTrainedModel, GenerationMixin):
         if self.placeholder_ids():
             processors.append(SuppressTokensLogitsProcessor(self.placeholder_ids(), device=self.device))
         return super().generate(inputs, generation_config, processors, *args, **kwargs)
+
+
+def sense_connector(config: AvlmConfig, sense: str, width: int) -> nn.Module:
+    """The connector of a sense, to a language model of this width; behind two audio encoders it takes both."""
+    settings, first = getattr(config, f"{sense}_connector"), encoder_width(getattr(config, f"{sense}_config"))
+    if sense != "audio" or config.audio_beside_config is None:
+        return build_connector(settings, first, width)
+    second = encoder_width(config.audio_beside_config)
+    return Joined(first, second, build_connector(settings, first + second, width))
+
+
+def _whole(mask: Tensor | None, features: Tensor) -> Tensor:
+    """The mask, or one that hides nothing."""
+    return torch.ones_like(features[:, 0], dtype=torch.bool) if mask is None else mask.bool()
 
 
 def _one_of(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> None:

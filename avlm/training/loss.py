@@ -26,6 +26,8 @@ def row_loss(model: AvlmForConditionalGeneration, row: Row, label_smoothing: flo
         pixel_values_videos=row.pixel_values_videos,
         input_features=row.input_features,
         input_features_mask=row.input_features_mask,
+        input_features_beside=row.input_features_beside,
+        input_features_beside_mask=row.input_features_beside_mask,
         logits_to_keep=at,
     )
     targets = row.labels[0, at + 1]

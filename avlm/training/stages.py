@@ -28,6 +28,7 @@ def part_modules(model: AvlmForConditionalGeneration) -> dict[Part, nn.Module]:
         "vision": inner.vision_tower,
         "vision_connector": inner.vision_connector,
         "audio": inner.audio_tower,
+        "audio_beside": inner.audio_beside_tower,
         "audio_connector": inner.audio_connector,
         "language": inner.language_model,
     }
@@ -76,7 +77,8 @@ def check_parts(stage: Stage, parts: Sequence[str]) -> None:
 
 def _fixed_parameters(model: nn.Module) -> set[int]:
     """Parameters that their own library never trains: Whisper's sinusoids are a table, not weights."""
-    return {id(p) for name, p in model.named_parameters() if name.endswith("audio_tower.embed_positions.weight")}
+    tables = ("audio_tower.embed_positions.weight", "audio_beside_tower.embed_positions.weight")
+    return {id(p) for name, p in model.named_parameters() if name.endswith(tables)}
 
 
 def _add_lora(model: AvlmForConditionalGeneration, how: TrainPart, seed: int) -> None:

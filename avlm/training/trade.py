@@ -114,7 +114,7 @@ class SoundWords(nn.Module):
 
 def moment(spec: AudioSpec) -> int:
     """Embeddings of an encoder that are averaged to one moment: 4 of Whisper's, 2 of VITA's, 8 of BEATs'."""
-    steps_per_s = spec.sample_rate_hz / spec.hop / math.prod(c.stride for c in spec.convolutions)
+    steps_per_s = spec.sample_rate_hz / (spec.hop * spec.stack) / math.prod(c.stride for c in spec.convolutions)
     return spec.rows * max(1, round(steps_per_s / MOMENTS_PER_S))
 
 
@@ -149,4 +149,6 @@ def words_loss(
     assert row.input_features is not None and row.input_features_mask is not None
     assert spec is not None and inner.audio_tower is not None
     states = encode_sounds(inner.audio_tower, row.input_features, row.input_features_mask, spec, config.audio_layer)
-    return head.loss(states, row.words)
+    edges = [0, *itertools.accumulate(row.chunks)]
+    sounds = [states[a] if b == a + 1 else torch.cat(states[a:b]) for a, b in itertools.pairwise(edges)]
+    return head.loss(sounds, row.words)

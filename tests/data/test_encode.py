@@ -31,6 +31,10 @@ IMAGE_IDS, SOUND_IDS = 4, 7
 """Tokens of a picture (28 px in cells of 14), and of one second of sound (50 embeddings joined by eights)."""
 
 
+def features(encoded: Encoded) -> list[torch.Tensor]:
+    return [chunk.features for chunk in encoded.sounds]
+
+
 def conversation(*messages: Message) -> Sample:
     return Sample("7", tuple(Turn(role, (Text(text),)) for role, text in messages), where="rows.jsonl line 3")  # type: ignore[arg-type]
 
@@ -196,7 +200,7 @@ def test_each_medium_takes_its_places_where_it_stands() -> None:
         ("9", 3, Segment("audio", SOUND_IDS)),
     ]
     assert [tuple(t.shape) for t in encoded.images] == [(3, 28, 28)] * 2
-    assert [tuple(t.shape) for t in encoded.mels] == [(80, 100)] * 2
+    assert [tuple(t.features.shape) for t in encoded.sounds] == [(80, 100)] * 2
     assert all(label == -100 for i, label in zip(encoded.ids, encoded.labels, strict=True) if i in names)
 
 
@@ -218,7 +222,7 @@ def test_a_video_takes_its_places_in_the_order_asked_for(order: Any, kinds: str)
     found = "".join(letters.get(i, "") for i in encoded.ids)
     assert found == kinds
     assert len(encoded.frames) == (2 if "v" in kinds else 0)
-    assert len(encoded.mels) == (1 if "a" in kinds else 0)
+    assert len(encoded.sounds) == (1 if "a" in kinds else 0)
     assert encoded.images == []
 
 
@@ -248,7 +252,7 @@ def test_for_a_stage_of_text_each_medium_is_what_it_shows_or_says_on_a_line_of_i
     written = tokenizer(CHATML).decode(encoded.ids)
     positions = [written.index(words) for words in ("a red circle\n", "bell, then siren\n", "What?", "red<|im_end|>")]
     assert positions == sorted(positions)
-    assert not encoded.places and not encoded.images and not encoded.mels and not encoded.frames
+    assert not encoded.places and not encoded.images and not encoded.sounds and not encoded.frames
 
 
 def test_a_marker_in_the_words_of_a_medium_is_refused_as_in_any_text() -> None:
@@ -303,7 +307,9 @@ def test_for_words_there_are_places_and_what_each_medium_shows_or_says_and_no_te
     assert encoded.num_targets() == sum(len(tokenizer(CHATML)(decode(words)).input_ids) for words in encoded.words)
     answered = made.encode(sample)
     assert encoded.places == answered.places
-    for ours, theirs in zip([*encoded.images, *encoded.mels], [*answered.images, *answered.mels], strict=True):
+    for ours, theirs in zip(
+        [*encoded.images, *features(encoded)], [*answered.images, *features(answered)], strict=True
+    ):
         assert torch.equal(ours, theirs)
 
 
@@ -545,9 +551,9 @@ def test_shorter_sounds_are_padded_with_nothing_and_marked() -> None:
     row = pack(three())
     assert row.input_features is not None
     assert row.input_features_mask is not None
-    lengths = [m.shape[1] for s in three() for m in s.mels]
+    lengths = [m.shape[1] for s in three() for m in features(s)]
     assert row.input_features_mask.sum(1).tolist() == lengths
-    for i, mel in enumerate(m for s in three() for m in s.mels):
+    for i, mel in enumerate(m for s in three() for m in features(s)):
         assert torch.equal(row.input_features[i, :, : lengths[i]], mel)
         assert not row.input_features[i, :, lengths[i] :].any()
 

@@ -162,7 +162,7 @@ def test_a_video_without_sound_has_none(tmp_path: Path) -> None:
     assert decode(path).sound is None
     prepared = MediaReader(media()).prepare(MediaItem("video", path=path))
     assert isinstance(prepared, PreparedVideo)
-    assert prepared.mel is None
+    assert prepared.sound == ()
     assert prepared.facts.num_samples == 0
 
 
@@ -172,11 +172,10 @@ def test_a_video_is_prepared_for_eyes_and_ears(tmp_path: Path) -> None:
     assert isinstance(prepared, PreparedVideo)
     assert [tuple(frame.shape) for frame in prepared.frames] == [(3, 28, 28)] * 3
     assert prepared.facts.num_samples == 48_000  # 3 s at 16 kHz
-    assert prepared.mel is not None
-    assert prepared.mel.shape == (80, 300)
+    assert [chunk.features.shape for chunk in prepared.sound] == [(80, 300)]
     looks_only = MediaReader(media(order="video")).prepare(MediaItem("video", path=path))
     assert isinstance(looks_only, PreparedVideo)
-    assert looks_only.mel is None
+    assert looks_only.sound == ()
 
 
 def test_a_video_without_any_clock_is_timed_by_its_rate(tmp_path: Path) -> None:

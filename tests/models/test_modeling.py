@@ -58,7 +58,7 @@ def slow_logits(model: AvlmForConditionalGeneration, sample: Encoded) -> Tensor:
         (p, model.config.video_token_id) for p in sample.frames
     ]:
         waiting[token] += list(inner.vision_connector([inner.vision_tower(pixels[None]).last_hidden_state[0]]))
-    for mel in sample.mels:
+    for mel in (chunk.features for chunk in sample.sounds):
         tower = inner.audio_tower
         states = F.gelu(tower.conv2(F.gelu(tower.conv1(mel[None])))).transpose(1, 2)
         states = states + tower.embed_positions.weight[: states.shape[1]]
