@@ -17,7 +17,7 @@ from transformers import CLIPImageProcessor, LlamaConfig, LlamaForCausalLM, Whis
 
 from avlm.config.media import AudioSpec, VisionSpec
 from avlm.data.features import log_mel
-from avlm.data.media import normalise, prepare_image
+from avlm.data.pictures import normalise, prepare_image
 from avlm.models import attention
 from avlm.samples import Picture
 

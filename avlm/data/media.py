@@ -1,6 +1,6 @@
 """Prepare decoded media as encoders take them, and keep what is prepared.
 
-Pictures are resized here, in torch; what encoders take of a sound is in `features`. What is
+An encoder's spec is applied: to pictures in `pictures`, to sound in `features`. What is
 prepared is small, the same every time, and kept in memory by `MediaReader` while there
 is room. Decoding itself is in `decode`.
 """
@@ -13,24 +13,15 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from avlm.config.media import MediaSpec, VisionSpec
+from avlm.config.media import MediaSpec
 from avlm.data.decode import LIMITS, Limits, article, decode_audio, decode_image, decode_video, resample
 from avlm.data.features import heard_chunks
+from avlm.data.pictures import PreparedImage, prepare_image, prepare_picture
 from avlm.errors import MediaError
 from avlm.layout import VideoFacts
-from avlm.samples import Heard, MediaItem, Picture
-
-
-@dataclass(frozen=True, slots=True)
-class PreparedImage:
-    """uint8 [3, side, side]."""
-
-    pixels: Tensor
+from avlm.samples import Heard, MediaItem
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,57 +42,6 @@ class PreparedVideo:
 
 
 Prepared = PreparedImage | PreparedAudio | PreparedVideo
-
-
-def prepare_image(picture: Picture, spec: VisionSpec) -> Tensor:
-    """Resize a picture to the encoder's square: uint8 [3, side, side].
-
-    Source:
-        Antialiased bicubic, as Pillow's within one grey level.
-    """
-    pixels = torch.from_numpy(np.ascontiguousarray(picture.pixels)).permute(2, 0, 1)
-    side = spec.image_size_px
-    if spec.fit == "crop":
-        pixels = _centre_square(pixels)
-    elif spec.fit == "pad":
-        pixels = _padded_square(pixels, spec)
-    if pixels.shape[1:] == (side, side):
-        return pixels.contiguous()
-    return F.interpolate(pixels[None], (side, side), mode="bicubic", antialias=True)[0]
-
-
-def _centre_square(pixels: Tensor) -> Tensor:
-    height, width = pixels.shape[1:]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    return pixels[:, top : top + side, left : left + side]
-
-
-def _padded_square(pixels: Tensor, spec: VisionSpec) -> Tensor:
-    """Pad with the mean colour, which is zero after normalising (LLaVA-1.5)."""
-    height, width = pixels.shape[1:]
-    if max(height, width) > WIDEST:  # a thin strip must not become a square of its length
-        share = WIDEST / max(height, width)
-        size = max(1, round(height * share)), max(1, round(width * share))
-        pixels = F.interpolate(pixels[None], size, mode="bicubic", antialias=True)[0]
-        height, width = size
-    side = max(height, width)
-    colour = torch.tensor([round(255 * m) for m in spec.mean], dtype=torch.uint8)
-    square = colour[:, None, None].expand(3, side, side).clone()
-    top, left = (side - height) // 2, (side - width) // 2
-    square[:, top : top + height, left : left + width] = pixels
-    return square
-
-
-WIDEST = 8192
-"""Longest side, in pixels, that is padded to a square as it is; longer ones are made smaller first."""
-
-
-def normalise(pixels: Tensor, spec: VisionSpec) -> Tensor:
-    """uint8 [..., 3, h, w] to float32, (x / 255 - mean) / std per channel."""
-    mean = torch.tensor(spec.mean)[:, None, None]
-    std = torch.tensor(spec.std)[:, None, None]
-    return (pixels.float() / 255 - mean) / std
 
 
 class MediaReader:
@@ -160,7 +100,7 @@ class MediaReader:
                 f"{item.name()}: is {article(item.kind)}, and this model does not see. Use a model with a vision part"
             )
         if item.kind == "image":
-            return PreparedImage(prepare_image(decode_image(item, self.limits), vision))
+            return prepare_picture(decode_image(item, self.limits), vision)
         clip = decode_video(item, self.media, self.limits)
         frames = tuple(prepare_image(frame, vision) for frame in clip.frames)
         sound: tuple[Heard, ...] = ()
@@ -173,7 +113,7 @@ class MediaReader:
 
 def _size(prepared: Prepared) -> int:
     if isinstance(prepared, PreparedImage):
-        tensors = [prepared.pixels]
+        tensors = [prepared.pixels, *([] if prepared.detail is None else [prepared.detail])]
     else:
         frames = prepared.frames if isinstance(prepared, PreparedVideo) else ()
         tensors = [*frames, *(h.features for chunk in prepared.sound for h in (chunk, chunk.beside) if h is not None)]

@@ -27,6 +27,7 @@ from avlm.data.text import (
     control_tokens,
     read_back,
     without_media,
+    wrap_tokens,
     written,
 )
 from avlm.errors import ConfigError, DataError, MediaError
@@ -61,6 +62,7 @@ class AvlmProcessor(ProcessorMixin):
         "input_ids",
         "attention_mask",
         "pixel_values",
+        "image_sizes",
         "pixel_values_videos",
         "input_features",
         "input_features_mask",
@@ -75,13 +77,14 @@ class AvlmProcessor(ProcessorMixin):
         chat_template: str | None = None,
         **kwargs: Any,
     ) -> None:
-        missing = [t for t in PLACEHOLDERS.values() if t not in tokenizer.get_vocab()]
+        spec = build(MediaSpec, media or {}, where="the processor's media")
+        missing = [t for t in (*PLACEHOLDERS.values(), *wrap_tokens(spec)) if t not in tokenizer.get_vocab()]
         if missing:
             raise ConfigError(
                 f"the tokenizer has no token {', '.join(missing)}, so media have no place in the text. "
                 "Add them with `avlm compose`, which also gives them embeddings"
             )
-        self.media = build(MediaSpec, media or {}, where="the processor's media").model_dump(mode="json")
+        self.media = spec.model_dump(mode="json")
         super().__init__(tokenizer, chat_template=chat_template)
         self._tools = _Tools()
 

@@ -56,3 +56,10 @@ def add_placeholders(tokenizer: PreTrainedTokenizerBase) -> None:
     missing = [t for t in PLACEHOLDERS.values() if t not in tokenizer.get_added_vocab()]
     if missing:
         tokenizer.add_tokens(missing, special_tokens=True)
+
+
+def add_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Iterable[str]) -> None:
+    """Give a tokenizer special tokens, such as those around media, where its vocabulary lacks them."""
+    missing = [t for t in dict.fromkeys(tokens) if t not in tokenizer.get_vocab()]
+    if missing:
+        tokenizer.add_tokens(missing, special_tokens=True)

@@ -580,6 +580,7 @@ def audio_spec(config: PreTrainedConfig, part: AudioPart, released: Released | N
     numbers = {
         **hears,
         "level": part.level,
+        "wrap": part.wrap,
         "reduction": part.connector.reduction(),
         "convolutions": family.convolutions(config),
         "rows": family.rows(config),

@@ -12,8 +12,8 @@ import torch
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from avlm.errors import WeightsError
-from avlm.models.audio_encoders import AUDIO_FAMILIES, inner_audio_config
-from avlm.models.vision_encoders import VISION_FAMILIES
+from avlm.models.audio_encoders import AUDIO_FAMILIES, AudioFamily, inner_audio_config
+from avlm.models.vision_encoders import VISION_FAMILIES, VisionFamily
 
 
 def inner_config(config: PreTrainedConfig, sense: Literal["vision", "audio"]) -> PreTrainedConfig:
@@ -47,7 +47,7 @@ def load_encoder(path: str, config: PreTrainedConfig) -> PreTrainedModel:
         WeightsError: The checkpoint lacks weights of the encoder.
     """
     kind = type(build_on_meta(config))
-    families = (*VISION_FAMILIES, *AUDIO_FAMILIES)
+    families: list[VisionFamily | AudioFamily] = [*VISION_FAMILIES, *AUDIO_FAMILIES]
     held = [name for family in families if family.model_type == config.model_type for name in family.held_as]
     model, info = kind.from_pretrained(
         path,

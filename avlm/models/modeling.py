@@ -7,7 +7,7 @@ is done by that family's own code.
 
 Shapes in this file:
     B  rows or prompts    T  token positions    D  language-model width    V  vocabulary
-    N  pictures           F  frames of video    A  chunks of sound
+    N  pictures, or tiles of them    F  frames of video    A  chunks of sound    P  patches, of side p
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutpu
 from transformers.utils import logging
 
 from avlm.errors import ConfigError, LayoutError
-from avlm.layout import reduced_count
+from avlm.layout import Size, reduced_count
 from avlm.models import attention
 from avlm.models.audio_encoders import encode_sounds
 from avlm.models.beside import Joined
@@ -40,13 +40,14 @@ from avlm.models.connectors import build_connector
 from avlm.models.encoders import build_encoder, encoder_width
 from avlm.models.fusion import check_counts, place_embeddings
 from avlm.models.reading import borders, checked_lengths, read_once, read_padded
+from avlm.models.tiles import check_grids, join_tiles, picture_grids
 from avlm.models.vision_encoders import encode_images
 from avlm.samples import IGNORE, Place
 
 logger = logging.get_logger(__name__)
 
 SOUND = ("input_features", "input_features_mask", "input_features_beside", "input_features_beside_mask")
-MEDIA = ("pixel_values", "pixel_values_videos", *SOUND)
+MEDIA = ("pixel_values", "image_sizes", "pixel_values_videos", *SOUND)
 """What the forward pass takes beside text."""
 
 KINDS = ("image", "video", "audio")
@@ -135,27 +136,52 @@ class AvlmModel(AvlmPreTrainedModel):
     def get_decoder(self) -> nn.Module:
         return self.language_model.get_decoder()
 
-    def get_image_features(self, pixel_values: Tensor) -> BaseModelOutputWithPooling:
-        """Look at pictures (N, 3, height, width).
+    def get_image_features(self, pixel_values: Tensor, image_sizes: Tensor | None = None) -> BaseModelOutputWithPooling:
+        """Look at pictures.
+
+        Args:
+            pixel_values: (N, 3, height, width), the tiles of all pictures end to end; or patches (N, P, p * p * 3).
+            image_sizes: (pictures, 2), height and width of each as decoded, where the layout depends on them.
 
         Returns:
-            ``pooler_output``: for each picture its tokens (tokens, D); ``last_hidden_state``: the encoder's embeddings.
+            ``pooler_output``: for each picture its tokens (tokens, D); ``last_hidden_state``: the encoder's embeddings
+            of each tile, padded with zeros to the longest.
         """
-        states, tokens = self._see(pixel_values)
-        return BaseModelOutputWithPooling(states, list(tokens.chunk(len(states))))
+        states, tokens, counts = self._see(pixel_values, image_sizes)
+        return BaseModelOutputWithPooling(pad_sequence(states, batch_first=True), list(tokens.split(counts)))
 
-    def _see(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-        """The encoder's embeddings (N, n, C), and the tokens of all pictures end to end."""
-        if self.vision_tower is None or self.vision_connector is None:
+    def _see(
+        self, pixel_values: Tensor, image_sizes: Tensor | None = None, *, frames: bool = False
+    ) -> tuple[list[Tensor], Tensor, list[int]]:
+        """The encoder's embeddings of each tile, the tokens of all pictures end to end, and how many each has.
+
+        Args:
+            frames: Of videos: each is one square.
+        """
+        spec = self.config.media_spec().vision
+        if self.vision_tower is None or self.vision_connector is None or spec is None:
             raise LayoutError(
                 "pixels were given to a model without a vision part. Leave them out, or use a model that sees"
             )
-        states = encode_images(self.vision_tower, pixel_values, self.config.vision_layer)
-        return states, self.vision_connector(list(states))
+        sizes: list[Size] | None = None
+        if spec.sized and not frames:
+            if image_sizes is None:
+                raise LayoutError(
+                    "pixel_values were given without image_sizes, and this model's layout depends on the height and "
+                    "width of each picture. Prepare the data with the model's own processor"
+                )
+            sizes = [(int(height), int(width)) for height, width in image_sizes.tolist()]
+        pictures = picture_grids(spec, len(pixel_values), sizes)
+        grids = [grid for tiles in pictures for grid in tiles]
+        states = encode_images(self.vision_tower, pixel_values, self.config.vision_layer, grids)
+        check_grids(states, grids)
+        newline = self.vision_connector.image_newline if spec.newline else None
+        return states, *join_tiles(self.vision_connector(states, grids), pictures, sizes, spec, newline)
 
     def get_video_features(self, pixel_values_videos: Tensor) -> BaseModelOutputWithPooling:
-        """Look at frames (F, 3, height, width); as `get_image_features`, for each frame."""
-        return self.get_image_features(pixel_values_videos)
+        """Look at frames (F, 3, height, width), or their patches; as `get_image_features`, for each frame."""
+        states, tokens, counts = self._see(pixel_values_videos, frames=True)
+        return BaseModelOutputWithPooling(pad_sequence(states, batch_first=True), list(tokens.split(counts)))
 
     def get_audio_features(
         self,
@@ -244,6 +270,7 @@ class AvlmModel(AvlmPreTrainedModel):
         self,
         input_ids: Tensor | None,
         pixel_values: Tensor | None = None,
+        image_sizes: Tensor | None = None,
         pixel_values_videos: Tensor | None = None,
         input_features: Tensor | None = None,
         input_features_mask: Tensor | None = None,
@@ -266,10 +293,10 @@ class AvlmModel(AvlmPreTrainedModel):
         """
         features: dict[str, Tensor] = {}
         counts: dict[str, list[int]] = {}
-        for kind, pixels in (("image", pixel_values), ("video", pixel_values_videos)):
-            if pixels is not None and len(pixels):
-                _, features[kind] = self._see(pixels)
-                counts[kind] = [len(features[kind]) // len(pixels)] * len(pixels)
+        if pixel_values is not None and len(pixel_values):
+            _, features["image"], counts["image"] = self._see(pixel_values, image_sizes)
+        if pixel_values_videos is not None and len(pixel_values_videos):
+            _, features["video"], counts["video"] = self._see(pixel_values_videos, frames=True)
         if input_features is not None and len(input_features):
             sound = (input_features, input_features_mask, input_features_beside, input_features_beside_mask)
             _, features["audio"], counts["audio"] = self._hear(*sound)
@@ -353,6 +380,7 @@ class AvlmModel(AvlmPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         pixel_values: Tensor | None = None,
+        image_sizes: Tensor | None = None,
         pixel_values_videos: Tensor | None = None,
         input_features: Tensor | None = None,
         input_features_mask: Tensor | None = None,
@@ -366,9 +394,17 @@ class AvlmModel(AvlmPreTrainedModel):
         """Hidden states of the language model over text and media; see `AvlmForConditionalGeneration.forward`."""
         _one_of(input_ids, inputs_embeds)
         embeds, features = self.embed(
-            input_ids, pixel_values, pixel_values_videos, input_features, input_features_mask, places, inputs_embeds,
-            input_features_beside, input_features_beside_mask,
-        )  # fmt: skip
+            input_ids,
+            places=places,
+            inputs_embeds=inputs_embeds,
+            pixel_values=pixel_values,
+            image_sizes=image_sizes,
+            pixel_values_videos=pixel_values_videos,
+            input_features=input_features,
+            input_features_mask=input_features_mask,
+            input_features_beside=input_features_beside,
+            input_features_beside_mask=input_features_beside_mask,
+        )
         kwargs.pop("logits_to_keep", None)
         outputs = self.read(
             self.language_model.get_decoder(),
@@ -418,9 +454,9 @@ class AvlmForConditionalGeneration(AvlmPreTrainedModel, GenerationMixin):
     def get_decoder(self) -> nn.Module:
         return self.model.get_decoder()
 
-    def get_image_features(self, pixel_values: Tensor) -> BaseModelOutputWithPooling:
+    def get_image_features(self, pixel_values: Tensor, image_sizes: Tensor | None = None) -> BaseModelOutputWithPooling:
         """See `AvlmModel.get_image_features`."""
-        return self.model.get_image_features(pixel_values)
+        return self.model.get_image_features(pixel_values, image_sizes)
 
     def get_video_features(self, pixel_values_videos: Tensor) -> BaseModelOutputWithPooling:
         """See `AvlmModel.get_video_features`."""
@@ -447,6 +483,7 @@ class AvlmForConditionalGeneration(AvlmPreTrainedModel, GenerationMixin):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         pixel_values: Tensor | None = None,
+        image_sizes: Tensor | None = None,
         pixel_values_videos: Tensor | None = None,
         input_features: Tensor | None = None,
         input_features_mask: Tensor | None = None,
@@ -466,7 +503,7 @@ class AvlmForConditionalGeneration(AvlmPreTrainedModel, GenerationMixin):
             input_ids: (B, T), placeholders written out, one id for each media token.
             attention_mask: (B, T) for padded prompts; leave out for a packed row.
             inputs_embeds: (B, T, D) instead of tokens; media fill the placeholders' embeddings.
-            pixel_values: (N, 3, height, width), all pictures in reading order.
+            pixel_values, image_sizes: All pictures in reading order, as in `get_image_features`.
             pixel_values_videos: (F, 3, height, width), all frames in reading order.
             input_features, input_features_mask: (A, bins, frames) and (A, frames), the chunks of all clips in reading
                 order.
@@ -491,9 +528,17 @@ class AvlmForConditionalGeneration(AvlmPreTrainedModel, GenerationMixin):
             embeds = self._behind_prompt(prompt_embeds, input_ids, past_key_values)
         else:
             embeds, features = self.model.embed(
-                input_ids, pixel_values, pixel_values_videos, input_features, input_features_mask, places,
-                inputs_embeds, input_features_beside, input_features_beside_mask,
-            )  # fmt: skip
+                input_ids,
+                places=places,
+                inputs_embeds=inputs_embeds,
+                pixel_values=pixel_values,
+                image_sizes=image_sizes,
+                pixel_values_videos=pixel_values_videos,
+                input_features=input_features,
+                input_features_mask=input_features_mask,
+                input_features_beside=input_features_beside,
+                input_features_beside_mask=input_features_beside_mask,
+            )
         loss_kwargs = {k: kwargs.pop(k) for k in ("num_items_in_batch",) if k in kwargs}
         outputs = self.model.read(
             self.language_model,
@@ -555,7 +600,7 @@ def sense_connector(config: AvlmConfig, sense: str, width: int) -> nn.Module:
     """The connector of a sense, to a language model of this width; behind two audio encoders it takes both."""
     settings, first = getattr(config, f"{sense}_connector"), encoder_width(getattr(config, f"{sense}_config"))
     if sense != "audio" or config.audio_beside_config is None:
-        return build_connector(settings, first, width)
+        return build_connector(settings, first, width, newline=sense == "vision" and config.newline())
     second = encoder_width(config.audio_beside_config)
     return Joined(first, second, build_connector(settings, first + second, width))
 
