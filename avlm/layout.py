@@ -12,8 +12,11 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from avlm.config.media import AudioSpec, MediaSpec, Reduction, VideoSpec, VisionSpec
+from avlm.config.media import AudioSpec, MediaSpec, Reduction, VideoSpec, VisionSpec, Windows
 from avlm.errors import LayoutError
+
+Size = tuple[int, int]
+"""(height, width) in pixels, or (rows, columns) of tiles, embeddings or tokens."""
 
 Kind = Literal["image", "audio", "video"]
 """What a place is reserved for: an image, a stretch of sound, or a frame of a video."""
@@ -36,13 +39,61 @@ class VideoFacts:
     """Samples of its sound track at the model's rate; 0 without sound."""
 
 
-def reduced_count(embeddings: int, reduction: Reduction) -> int:
-    """Count what a connector makes of so many embeddings (0 stays 0)."""
+def reduced_count(embeddings: int, reduction: Reduction, grid: Size | None = None) -> int:
+    """Count the tokens that a connector makes of one item's embeddings (0 stays 0).
+
+    Args:
+        grid: Rows and columns of a picture's embeddings; None for a sequence, such as sound.
+
+    Raises:
+        LayoutError: Squares are joined, and there is no grid or one of another size.
+    """
     if embeddings == 0:
         return 0
-    if reduction.pool is not None:
-        return reduction.pool
-    return math.ceil(embeddings / reduction.stack) * reduction.spread
+    if reduction.side > 1:
+        rows, columns = reduced_grid(checked_grid(embeddings, grid), reduction)
+        embeddings = rows * columns
+    if reduction.windows is not None:
+        embeddings = window_count(embeddings, reduction.windows)
+    tokens = math.ceil(embeddings / reduction.stack) * reduction.spread
+    return reduction.prompts + (tokens if reduction.pool is None else reduction.pool)
+
+
+def reduced_grid(grid: Size, reduction: Reduction) -> Size:
+    """Rows and columns of the squares that a connector joins.
+
+    Source:
+        A last short row or column is padded, so 27 by 27 make 14 by 14 (VILA, arXiv:2312.07533).
+    """
+    return math.ceil(grid[0] / reduction.side), math.ceil(grid[1] / reduction.side)
+
+
+def window_count(embeddings: int, windows: Windows) -> int:
+    """Count the full windows over a sequence; an item shorter than a window has one.
+
+    Source:
+        SALMONN (arXiv:2310.13289) unfolds 1500 embeddings into 88 windows of 17: the 4 that are left make none.
+    """
+    return max(embeddings - windows.size, 0) // windows.stride + 1
+
+
+def checked_grid(embeddings: int, grid: Size | None) -> Size:
+    """The grid of a picture's embeddings.
+
+    Raises:
+        LayoutError: There is none, or it has another number of cells.
+    """
+    if grid is None:
+        raise LayoutError(
+            f"an item of {embeddings} embeddings has no rows and columns, and its connector joins squares of them. "
+            "Use a connector for sequences, such as kind: mlp"
+        )
+    if grid[0] * grid[1] != embeddings:
+        raise LayoutError(
+            f"a picture has {embeddings} embeddings, and a grid of {grid[0]} by {grid[1]} has {grid[0] * grid[1]}. "
+            "Prepare the data with the model's own processor"
+        )
+    return grid
 
 
 def image_embedding_count(spec: VisionSpec) -> int:
@@ -51,12 +102,19 @@ def image_embedding_count(spec: VisionSpec) -> int:
     Source:
         One embedding for each whole cell of a square grid, as in ViT (arXiv:2010.11929): 576 for CLIP-L/14 at 336 px.
     """
-    return (spec.image_size_px // spec.cell_px) ** 2
+    rows, columns = square_grid(spec)
+    return rows * columns
+
+
+def square_grid(spec: VisionSpec) -> Size:
+    """Rows and columns of the embeddings of one square."""
+    side = spec.image_size_px // spec.cell_px
+    return side, side
 
 
 def image_token_count(spec: VisionSpec) -> int:
     """Count the language-model tokens of one picture or frame."""
-    return reduced_count(image_embedding_count(spec), spec.reduction)
+    return reduced_count(image_embedding_count(spec), spec.reduction, square_grid(spec))
 
 
 def mel_frame_count(num_samples: int, spec: AudioSpec) -> int:

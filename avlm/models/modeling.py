@@ -31,11 +31,12 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutpu
 from transformers.utils import logging
 
 from avlm.errors import ConfigError, LayoutError
-from avlm.layout import reduced_count
+from avlm.layout import reduced_count, square_grid
 from avlm.models import attention
 from avlm.models.audio_encoders import encode_sounds
 from avlm.models.configuration import AvlmConfig
 from avlm.models.connectors import build_connector
+from avlm.models.connectors.base import ScaledNorm, Vectors
 from avlm.models.encoders import build_encoder, encoder_width
 from avlm.models.fusion import check_counts, place_embeddings
 from avlm.models.reading import borders, checked_lengths, read_once, read_padded
@@ -86,6 +87,12 @@ class AvlmPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _skip_keys_device_placement = ["past_key_values"]
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Draw fresh weights as transformers does, and those that it does not know as their own modules say."""
+        super()._init_weights(module)
+        if isinstance(module, (ScaledNorm, Vectors)):
+            module.reset_parameters()
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
         """As transformers saves, with every tensor under its name in this model.
@@ -142,12 +149,13 @@ class AvlmModel(AvlmPreTrainedModel):
 
     def _see(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
         """The encoder's embeddings (N, n, C), and the tokens of all pictures end to end."""
-        if self.vision_tower is None or self.vision_connector is None:
+        spec = self.config.media_spec().vision
+        if self.vision_tower is None or self.vision_connector is None or spec is None:
             raise LayoutError(
                 "pixels were given to a model without a vision part. Leave them out, or use a model that sees"
             )
         states = encode_images(self.vision_tower, pixel_values, self.config.vision_layer)
-        return states, self.vision_connector(list(states))
+        return states, self.vision_connector(list(states), [square_grid(spec)] * len(states))
 
     def get_video_features(self, pixel_values_videos: Tensor) -> BaseModelOutputWithPooling:
         """Look at frames (F, 3, height, width); as `get_image_features`, for each frame."""

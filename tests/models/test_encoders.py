@@ -34,8 +34,9 @@ from transformers import (
     WhisperModel,
 )
 
+from avlm.config.connectors import PoolConnector
 from avlm.config.media import AudioSpec, VisionSpec
-from avlm.config.model import AudioPart, PoolConnector, Source, VisionPart
+from avlm.config.model import AudioPart, Source, VisionPart
 from avlm.errors import ConfigError, LayoutError, WeightsError
 from avlm.layout import audio_embedding_count, image_embedding_count
 from avlm.models.audio_encoders import AUDIO_FAMILIES, audio_spec, encode_sounds
