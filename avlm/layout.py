@@ -22,6 +22,7 @@ from avlm.config.media import (
     Reduction,
     VideoSpec,
     VisionSpec,
+    Windows,
 )
 from avlm.errors import LayoutError
 
@@ -50,16 +51,32 @@ class VideoFacts:
 
 
 def reduced_count(embeddings: int, reduction: Reduction, grid: Size | None = None) -> int:
-    """Count what a connector makes of so many embeddings (0 stays 0).
+    """Count the tokens that a connector makes of one item's embeddings (0 stays 0).
 
     Args:
-        grid: Rows and columns of them, where they are a picture's.
+        grid: Rows and columns of a picture's embeddings; None for a sequence, such as sound.
+
+    Raises:
+        LayoutError: Squares are joined, and there is no grid or one of another size.
     """
     if embeddings == 0:
         return 0
-    if reduction.pool is not None:
-        return reduction.pool
-    return math.ceil(embeddings / reduction.stack) * reduction.spread
+    if reduction.side > 1:
+        rows, columns = _squares(checked_grid(embeddings, grid), reduction.side)
+        embeddings = rows * columns
+    if reduction.windows is not None:
+        embeddings = window_count(embeddings, reduction.windows)
+    tokens = math.ceil(embeddings / reduction.stack) * reduction.spread
+    return reduction.prompts + (tokens if reduction.pool is None else reduction.pool)
+
+
+def _squares(grid: Size, side: int) -> Size:
+    """Rows and columns of the squares that a connector joins.
+
+    Source:
+        A last short row or column is padded, so 27 by 27 make 14 by 14 (VILA, arXiv:2312.07533).
+    """
+    return math.ceil(grid[0] / side), math.ceil(grid[1] / side)
 
 
 def reduced_grid(grid: Size, reduction: Reduction) -> Size:
@@ -70,6 +87,34 @@ def reduced_grid(grid: Size, reduction: Reduction) -> Size:
     """
     if not reduction.keeps_grid:
         raise LayoutError(NO_GRID)
+    return _squares(grid, reduction.side)
+
+
+def window_count(embeddings: int, windows: Windows) -> int:
+    """Count the full windows over a sequence; an item shorter than a window has one.
+
+    Source:
+        SALMONN (arXiv:2310.13289) unfolds 1500 embeddings into 88 windows of 17: the 4 that are left make none.
+    """
+    return max(embeddings - windows.size, 0) // windows.stride + 1
+
+
+def checked_grid(embeddings: int, grid: Size | None) -> Size:
+    """The grid of a picture's embeddings.
+
+    Raises:
+        LayoutError: There is none, or it has another number of cells.
+    """
+    if grid is None:
+        raise LayoutError(
+            f"an item of {embeddings} embeddings has no rows and columns, and its connector joins squares of them. "
+            "Use a connector for sequences, such as kind: mlp"
+        )
+    if grid[0] * grid[1] != embeddings:
+        raise LayoutError(
+            f"a picture has {embeddings} embeddings, and a grid of {grid[0]} by {grid[1]} has {grid[0] * grid[1]}. "
+            "Prepare the data with the model's own processor"
+        )
     return grid
 
 

@@ -212,7 +212,8 @@ def make_model() -> Callable[..., Any]:
     ``make_model()`` sees and hears; ``make_model("vision")`` only sees; ``make_model(language={...})`` changes a part's
     configuration; ``chat_template=None`` and other keywords go to the language part.
     """
-    from avlm.config.model import AudioPart, LanguagePart, MlpConnector, ModelConfig, Source, VisionPart
+    from avlm.config.connectors import MlpConnector
+    from avlm.config.model import AudioPart, LanguagePart, ModelConfig, Source, VisionPart
     from avlm.convert.compose import compose
 
     def make(

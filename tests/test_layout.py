@@ -16,6 +16,17 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optim
 from transformers.models.llava_next.modeling_llava_next import unpad_image
 from transformers.models.siglip2.image_processing_pil_siglip2 import get_image_size_for_max_num_patches
 
+from avlm.config.connectors import (
+    ConvConnector,
+    MlpConnector,
+    PerceiverConnector,
+    PixelShuffleConnector,
+    PoolConnector,
+    PrefixConnector,
+    QformerConnector,
+    SwigluConnector,
+    WindowQformerConnector,
+)
 from avlm.config.media import (
     AnyresTiling,
     AudioSpec,
@@ -26,8 +37,9 @@ from avlm.config.media import (
     VideoOrder,
     VideoSpec,
     VisionSpec,
+    Windows,
 )
-from avlm.config.model import MlpConnector, PoolConnector, PrefixConnector, Source, VisionPart
+from avlm.config.model import Source, VisionPart
 from avlm.errors import LayoutError
 from avlm.layout import (
     Segment,
@@ -53,6 +65,7 @@ from avlm.layout import (
     tile_grid,
     unpadded,
     video_segments,
+    window_count,
 )
 
 WHISPER = AudioSpec()
@@ -205,6 +218,11 @@ def test_tokens_in_no_grid_cannot_be_put_together_as_one() -> None:
         pytest.param(WHISPER, 30, 1500, id="the same at its true length"),
         pytest.param(WHISPER, 1, 50, id="Whisper: 20 ms for each embedding"),
         pytest.param(AudioSpec(reduction=Reduction(stack=8)), 30, 188, id="Ultravox: 8 joined, 1500 / 8 up"),
+        pytest.param(AudioSpec(reduction=SwigluConnector().reduction()), 30, 188, id="and its own connector"),
+        pytest.param(AudioSpec(reduction=WindowQformerConnector().reduction()), 30, 88, id="SALMONN: 88 in 30 s"),
+        pytest.param(AudioSpec(reduction=PoolConnector().reduction()), 30, 250, id="Whisper to Mistral: 250 in 30 s"),
+        pytest.param(AudioSpec(reduction=QformerConnector().reduction()), 30, 32, id="BLIP-2: 32 queries"),
+        pytest.param(AudioSpec(reduction=PerceiverConnector().reduction()), 30, 64, id="Flamingo: 64 queries"),
         pytest.param(AudioSpec(reduction=Reduction(pool=250)), 30, 250, id="NeMo's audio model pools to 250"),
         pytest.param(AudioSpec(reduction=Reduction(pool=250)), 1, 250, id="and makes 250 of a short sound too"),
     ],
@@ -255,11 +273,73 @@ def test_each_group_becomes_as_many_tokens_as_it_is_spread_over(embeddings: int,
     assert reduced_count(embeddings, Reduction(stack=stack, spread=spread)) == len(tokens)
 
 
+@pytest.mark.parametrize(("seconds", "tokens"), [(1, 12), (2, 24), (10, 124), (30, 374), (60, 749)])
+def test_vitas_convolution_makes_as_many_tokens_as_its_formula(seconds: int, tokens: int) -> None:
+    """VITA's mel frames, its encoder's two unpadded convolutions, then its connector's."""
+    frames = (seconds * 16_000 - 400) // 160 + 1
+    embeddings = ((frames - 1) // 2 - 1) // 2
+    assert reduced_count(embeddings, ConvConnector().reduction()) == (embeddings - 1) // 2 + 1 == tokens
+
+
+@pytest.mark.parametrize(
+    ("side_px", "cell_px", "tokens"),
+    [
+        pytest.param(448, 14, 256, id="InternViT-300M-448 in InternVL and VITA: 1024 to 256"),
+        pytest.param(384, 14, 196, id="SigLIP so400m/14-384 in VILA: 27 by 27 to 14 by 14, not 729 // 4 = 182"),
+        pytest.param(336, 14, 144, id="CLIP-L/14-336: 24 by 24 to 12 by 12"),
+    ],
+)
+def test_squares_make_as_many_tokens_as_published(side_px: int, cell_px: int, tokens: int) -> None:
+    spec = VisionSpec(image_size_px=side_px, cell_px=cell_px, reduction=PixelShuffleConnector().reduction())
+    assert image_token_count(spec) == tokens
+
+
+def test_every_length_makes_as_many_tokens_as_counted_one_by_one() -> None:
+    """Every length to twice Whisper's window, against lists made element by element."""
+    for length in range(1, 3101):
+        for stack in (1, 2, 3, 5, 8, 17):
+            groups = len(range(0, length, stack))  # a last short one counts
+            assert reduced_count(length, Reduction(stack=stack)) == groups
+            assert reduced_count(length, Reduction(stack=stack, spread=3, prompts=25)) == 25 + 3 * groups
+            assert reduced_count(length, Reduction(pool=64, prompts=1)) == 65
+        for size, stride in ((17, 17), (17, 9), (15, 15), (1, 1), (50, 25)):
+            windows = len(range(0, length - size + 1, stride)) or 1  # full ones; a short item is one
+            made = Reduction(windows=Windows(size=size, stride=stride), spread=2, prompts=4)
+            assert reduced_count(length, made) == 4 + 2 * windows
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 4, 7])
+def test_every_grid_makes_as_many_tokens_as_squares_cover_it(side: int) -> None:
+    for rows in range(1, 31):
+        for columns in range(1, 31):
+            squares = {(row // side, column // side) for row in range(rows) for column in range(columns)}
+            assert reduced_count(rows * columns, Reduction(side=side), (rows, columns)) == len(squares)
+            assert reduced_grid((rows, columns), Reduction(side=side)) == (max(squares)[0] + 1, max(squares)[1] + 1)
+
+
+@given(st.integers(1, 3100), st.integers(1, 60), st.integers(1, 60))
+def test_windows_cover_an_item_as_far_as_full_ones_reach(embeddings: int, size: int, stride: int) -> None:
+    windows = Windows(size=size, stride=min(stride, size))
+    count = window_count(embeddings, windows)
+    end = (count - 1) * windows.stride + windows.size
+    assert count == 1 or end <= embeddings
+    assert embeddings < end + windows.stride  # another one would not be full
+
+
+def test_tokens_that_lie_in_no_grid_are_told_from_those_that_do() -> None:
+    assert Reduction().keeps_grid and Reduction(side=2).keeps_grid
+    others = (Reduction(stack=2), Reduction(spread=2), Reduction(pool=4), Reduction(prompts=1))
+    assert not any(other.keeps_grid for other in others)
+    assert not Reduction(windows=Windows(size=2, stride=2)).keeps_grid
+
+
 def test_any_sound_has_a_token_and_no_sound_has_none() -> None:
     assert audio_token_count(0, WHISPER) == 0
     assert audio_token_count(0, AudioSpec(reduction=Reduction(pool=250))) == 0
     assert audio_token_count(1, WHISPER) == 1
     assert reduced_count(0, Reduction(pool=9)) == 0
+    assert reduced_count(0, Reduction(prompts=25, windows=Windows(size=2, stride=1))) == 0
+    assert reduced_count(0, Reduction(side=2), (0, 0)) == 0
     assert reduced_count(0, Reduction(stack=2, spread=9)) == 0
     assert reduced_count(1, Reduction(stack=9)) == 1
 

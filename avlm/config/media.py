@@ -17,8 +17,21 @@ Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 
 
+class Windows(Settings):
+    """Windows over a sequence of embeddings, the first at its start; an item shorter than one still makes one."""
+
+    size: Count
+    stride: Count
+
+
 class Reduction(Settings):
-    """How a connector changes the number of embeddings: joined, pooled or kept."""
+    """How a connector changes the number of embeddings. The steps follow each other in the order of the fields."""
+
+    side: int = Field(1, ge=1)
+    """Squares of so many rows and columns of a picture's embeddings joined; odd rows and columns make one more."""
+
+    windows: Windows | None = None
+    """Each window becomes one group; what fills no window makes no group of its own."""
 
     stack: int = Field(1, ge=1)
     """Consecutive embeddings joined into one group; a last one that is short is padded with zeros."""
@@ -27,12 +40,16 @@ class Reduction(Settings):
     """Tokens that each group becomes."""
 
     pool: int | None = Field(None, ge=1)
-    """Average-pool to exactly this many embeddings, whatever came in."""
+    """Exactly this many tokens, whatever came in."""
+
+    prompts: int = Field(0, ge=0)
+    """Learned vectors put before the tokens of each item that has any."""
 
     @property
     def keeps_grid(self) -> bool:
         """Whether the tokens of a picture lie in rows and columns, as its embeddings do."""
-        return self.stack == 1 and self.spread == 1 and self.pool is None
+        sequence = self.windows is not None or self.pool is not None or self.stack > 1 or self.spread > 1
+        return not sequence and self.prompts == 0
 
 
 class InternvlTiling(Settings):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from avlm.config.base import Settings
-from avlm.config.media import NO_GRID, PATCHES_OR_TILES, AnyresTiling, Reduction, Tiling, VideoSpec, Wrap
+from avlm.config.connectors import Connector, MlpConnector
+from avlm.config.media import NO_GRID, PATCHES_OR_TILES, AnyresTiling, Tiling, VideoSpec, Wrap
 
 
 class Source(Settings):
@@ -45,63 +46,6 @@ class LanguagePart(Source):
 
     chat_template: str | None = None
     """A Jinja chat template; default: the tokenizer's own."""
-
-
-class LinearConnector(Settings):
-    """One matrix from the encoder's width to the language model's."""
-
-    kind: Literal["linear"] = "linear"
-    stack: int = Field(1, ge=1)
-    """Consecutive embeddings joined into one token first."""
-    bias: bool = True
-
-    def reduction(self) -> Reduction:
-        return Reduction(stack=self.stack)
-
-
-class MlpConnector(Settings):
-    """LLaVA-1.5's two layers with a GELU between (arXiv:2310.03744)."""
-
-    kind: Literal["mlp"] = "mlp"
-    stack: int = Field(1, ge=1)
-    """Consecutive embeddings joined into one token first."""
-    hidden_size: int | None = Field(None, ge=1)
-    """Width between the layers; default: the language model's."""
-    layers: int = Field(2, ge=1)
-    bias: bool = True
-
-    def reduction(self) -> Reduction:
-        return Reduction(stack=self.stack)
-
-
-class PrefixConnector(Settings):
-    """One matrix from all of an item's embeddings to all of its tokens (Frozen, arXiv:2106.13884)."""
-
-    kind: Literal["prefix"] = "prefix"
-    stack: int = Field(ge=1)
-    """Consecutive embeddings that go through the matrix together: for a picture as many as it has."""
-    tokens: int = Field(ge=1)
-    """Tokens that they become."""
-    bias: bool = True
-
-    def reduction(self) -> Reduction:
-        return Reduction(stack=self.stack, spread=self.tokens)
-
-
-class PoolConnector(Settings):
-    """Average-pool to a fixed number of tokens, LayerNorm, one matrix."""
-
-    kind: Literal["pool"] = "pool"
-    tokens: int = Field(250, ge=1)
-    norm: Literal["before", "after"] = "after"
-    """LayerNorm before the pooling or after it."""
-    bias: bool = False
-
-    def reduction(self) -> Reduction:
-        return Reduction(pool=self.tokens)
-
-
-Connector = Annotated[LinearConnector | MlpConnector | PrefixConnector | PoolConnector, Field(discriminator="kind")]
 
 
 class VisionPart(Settings):
@@ -161,6 +105,15 @@ class AudioPart(Settings):
 
     wrap: Wrap | None = None
     """Start and end token around each sound; added to the tokenizer where it lacks them."""
+
+    @model_validator(mode="after")
+    def _sound_is_a_sequence(self) -> AudioPart:
+        if self.connector.kind == "pixel_shuffle":
+            raise ValueError(
+                "connector.kind=pixel_shuffle joins squares of a picture, and sound has no rows and columns. "
+                "Use a connector for sequences, such as {kind: mlp, stack: 4}"
+            )
+        return self
 
 
 class ModelConfig(Settings):

@@ -37,6 +37,7 @@ from avlm.models.audio_encoders import encode_sounds
 from avlm.models.beside import Joined
 from avlm.models.configuration import AvlmConfig
 from avlm.models.connectors import build_connector
+from avlm.models.connectors.base import ScaledNorm, Vectors
 from avlm.models.encoders import build_encoder, encoder_width
 from avlm.models.fusion import check_counts, place_embeddings
 from avlm.models.reading import borders, checked_lengths, read_once, read_padded
@@ -89,6 +90,12 @@ class AvlmPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _skip_keys_device_placement = ["past_key_values"]
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Draw fresh weights as transformers does, and those that it does not know as their own modules say."""
+        super()._init_weights(module)
+        if isinstance(module, (ScaledNorm, Vectors)):
+            module.reset_parameters()
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
         """As transformers saves, with every tensor under its name in this model.

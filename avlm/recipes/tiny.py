@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
+from avlm.config.connectors import MlpConnector, PrefixConnector
 from avlm.config.media import VideoSpec
-from avlm.config.model import (
-    AudioPart,
-    LanguagePart,
-    MlpConnector,
-    ModelConfig,
-    PrefixConnector,
-    Source,
-    VisionPart,
-)
+from avlm.config.model import AudioPart, LanguagePart, ModelConfig, Source, VisionPart
 from avlm.config.run import (
     Augment,
     DataConfig,

@@ -11,18 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from avlm.config.connectors import LinearConnector, MlpConnector, PoolConnector
 from avlm.config.io import assemble, override, parse_value
 from avlm.config.media import VideoSpec
-from avlm.config.model import (
-    AudioPart,
-    LanguagePart,
-    LinearConnector,
-    MlpConnector,
-    ModelConfig,
-    PoolConnector,
-    Source,
-    VisionPart,
-)
+from avlm.config.model import AudioPart, LanguagePart, ModelConfig, Source, VisionPart
 from avlm.config.run import DataConfig, Lora, RunConfig, Stage, TrainPart
 from avlm.errors import ConfigError
 
@@ -165,10 +157,10 @@ REFUSALS = [
     ("model.vison=null", "model.vison is not a setting. Did you mean model.vision?"),
     ("model.vision.connector.stak=2", "model.vision.connector.stak is not a setting. Did you mean model.vision.connector.stack?"),
     ("model.vision.connector={kind: pool, tokns: 2}", "model.vision.connector.tokns is not a setting. Did you mean model.vision.connector.tokens?"),
-    ("model.vision.connector.tokens=2", "model.vision.connector.tokens is not a setting. Known here: kind, stack, hidden_size, layers, bias."),
+    ("model.vision.connector.tokens=2", "model.vision.connector.tokens is not a setting. Known here: kind, prompts, stack, hidden_size, layers, bias."),
     ("model.vision.connector=liner", "model.vision.connector='liner' is none of its kinds. Did you mean linear?"),
     ("model.vision.connector={kind: pol}", "model.vision.connector.kind='pol' is none of its kinds. Did you mean pool?"),
-    ("model.vision.connector={stack: 2}", "model.vision.connector.kind is missing, and nothing can be assumed for it. Set it to one of linear, mlp, prefix, pool."),
+    ("model.vision.connector={stack: 2}", "model.vision.connector.kind is missing, and nothing can be assumed for it. Set it to one of linear, mlp, swiglu, prefix, pool, conv, pixel_shuffle, qformer, window_qformer, perceiver."),
     ("stages.joint.schedule.kind=cosin", "stages.joint.schedule.kind='cosin' is not one of its values. Did you mean cosine?"),
     ("stages.joint.rows=pictures", "stages.joint.rows='pictures' is not one of its values. Known here: text, vision, audio, any."),
     ("seed.x=1", "seed.x: seed=0 has no settings inside it. Set seed itself, or correct the key"),

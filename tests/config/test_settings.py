@@ -14,9 +14,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from avlm.config.connectors import (
+    ConvConnector,
+    LinearConnector,
+    PerceiverConnector,
+    PixelShuffleConnector,
+    PrefixConnector,
+    QformerConnector,
+    SwigluConnector,
+    WindowQformerConnector,
+)
 from avlm.config.io import build, override, parse_value, read_mapping, to_yaml
 from avlm.config.media import AudioSpec, Convolution, MediaSpec, VideoSpec, VisionSpec
-from avlm.config.model import AudioPart, LanguagePart, ModelConfig, PrefixConnector, Source, VisionPart
+from avlm.config.model import AudioPart, LanguagePart, ModelConfig, Source, VisionPart
 from avlm.config.run import Lora, RunConfig, Stage, TrainPart
 from avlm.errors import ConfigError
 from avlm.recipes import RECIPES, recipe
@@ -312,6 +322,14 @@ def test_a_part_is_built_once_and_before_the_model_is_composed() -> None:
         (PrefixConnector, {"stack": 4}),
         (PrefixConnector, {"tokens": 4}),
         (PrefixConnector, {"stack": 4, "tokens": 0}),
+        (LinearConnector, {"prompts": -1}),
+        (SwigluConnector, {"hidden_size": 0}),
+        (SwigluConnector, {"scale": 0}),
+        (ConvConnector, {"kernel": 0}),
+        (PixelShuffleConnector, {"side": 0}),
+        (QformerConnector, {"dropout": 1}),
+        (QformerConnector, {"cross_every": 0}),
+        (PerceiverConnector, {"queries": 0}),
         (TrainPart, {"lr": float("inf")}),
         (TrainPart, {"lr": float("nan")}),
         (TrainPart, {"lr": -1}),
@@ -320,6 +338,43 @@ def test_a_part_is_built_once_and_before_the_model_is_composed() -> None:
 def test_a_number_that_cannot_work_is_refused_when_the_settings_are_made(kind: Any, given: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         build(kind, given)
+
+
+def refusal(kind: Any, given: dict[str, Any]) -> str:
+    with pytest.raises(ConfigError) as error:
+        build(kind, given)
+    return str(error.value)
+
+
+def test_squares_of_a_sound_are_refused() -> None:
+    sound = {"encoder": {"path": "x"}}
+    assert refusal(AudioPart, {**sound, "connector": {"kind": "pixel_shuffle"}}) == (
+        "connector.kind=pixel_shuffle joins squares of a picture, and sound has no rows and columns. "
+        "Use a connector for sequences, such as {kind: mlp, stack: 4}."
+    )
+    build(AudioPart, {**sound, "connector": {"kind": "mlp", "stack": 4}})
+    build(VisionPart, {**sound, "connector": {"kind": "pixel_shuffle"}})
+
+
+@pytest.mark.parametrize("kind", [QformerConnector, WindowQformerConnector])
+@pytest.mark.parametrize(("width", "heads", "near"), [(770, 12, 768), (5, 12, 12)])
+def test_heads_that_do_not_divide_the_width_are_refused(kind: Any, width: int, heads: int, near: int) -> None:
+    assert refusal(kind, {"width": width, "heads": heads}) == (
+        f"width={width} is not a whole number of heads={heads}, so the heads cannot share it. Use {near} for width."
+    )
+    build(kind, {"width": near, "heads": heads})
+
+
+def test_strides_that_skip_embeddings_are_refused() -> None:
+    assert refusal(ConvConnector, {"stride": 6}) == (
+        "stride=6 is more than kernel=5, so what lies between two tokens would reach neither. Use at most 5 for stride."
+    )
+    assert refusal(WindowQformerConnector, {"stride": 18}) == (
+        "stride=18 is more than window=17, so what lies between two windows would be read by neither. "
+        "Use at most 17 for stride."
+    )
+    build(ConvConnector, {"stride": 5})
+    build(WindowQformerConnector, {"stride": 17})
 
 
 def test_settings_recipes_and_layout_need_neither_torch_nor_numpy() -> None:

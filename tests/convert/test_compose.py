@@ -26,7 +26,8 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
-from avlm.config.model import AudioPart, LanguagePart, MlpConnector, ModelConfig, PoolConnector, Source, VisionPart
+from avlm.config.connectors import MlpConnector, PoolConnector
+from avlm.config.model import AudioPart, LanguagePart, ModelConfig, Source, VisionPart
 from avlm.convert.compose import Composed, compose
 from avlm.convert.weights import load_model, save_model
 from avlm.data.vocabulary import make_tokenizer
