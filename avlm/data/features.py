@@ -240,8 +240,8 @@ def _emphasised(frames_MW: Tensor) -> Tensor:
 
 def _spectrum(frames_MW: Tensor, window_W: Tensor, spec: AudioSpec) -> Tensor:
     """Magnitudes [F, M]."""
-    spectrum: Tensor = torch.fft.rfft(frames_MW * window_W, spec.n_fft).abs().T
-    return spectrum
+    spectrum: Tensor = torch.fft.rfft(frames_MW * window_W, spec.n_fft)
+    return spectrum.abs().T
 
 
 def _standardised(features_BM: Tensor, spec: AudioSpec) -> Tensor:

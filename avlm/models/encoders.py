@@ -12,8 +12,8 @@ import torch
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from avlm.errors import WeightsError
-from avlm.models.audio_encoders import AUDIO_FAMILIES, AudioFamily, inner_audio_config
-from avlm.models.vision_encoders import VISION_FAMILIES, VisionFamily
+from avlm.models.audio_encoders import AUDIO_FAMILIES, inner_audio_config
+from avlm.models.vision_encoders import VISION_FAMILIES
 
 
 def inner_config(config: PreTrainedConfig, sense: Literal["vision", "audio"]) -> PreTrainedConfig:
@@ -47,12 +47,12 @@ def load_encoder(path: str, config: PreTrainedConfig) -> PreTrainedModel:
         WeightsError: The checkpoint lacks weights of the encoder.
     """
     kind = type(build_on_meta(config))
-    families: list[VisionFamily | AudioFamily] = [*VISION_FAMILIES, *AUDIO_FAMILIES]
-    held = [name for family in families if family.model_type == config.model_type for name in family.held_as]
+    held = {family.model_type: family.held_as for family in AUDIO_FAMILIES}
+    held |= {family.model_type: family.held_as for family in VISION_FAMILIES}
     model, info = kind.from_pretrained(
         path,
         config=config,
-        key_mapping={rf"^{re.escape(name)}\.(.+)": r"\1" for name in held} or None,
+        key_mapping={rf"^{re.escape(name)}\.(.+)": r"\1" for name in held.get(config.model_type, ())} or None,
         use_safetensors=True,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # they are told below, with the missing ones
