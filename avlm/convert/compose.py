@@ -24,7 +24,7 @@ from avlm.config.media import AudioSpec, MediaSpec
 from avlm.config.model import AudioPart, LanguagePart, ModelConfig, Source, VisionPart
 from avlm.data.processor import AvlmProcessor
 from avlm.data.text import PLACEHOLDERS, chat_template
-from avlm.data.vocabulary import add_placeholders, add_tokens, make_tokenizer
+from avlm.data.vocabulary import add_placeholders, add_wraps, make_tokenizer
 from avlm.errors import AvlmError, ConfigError, WeightsError
 from avlm.models import attention
 from avlm.models.audio_encoders import audio_spec
@@ -57,7 +57,7 @@ def compose(config: ModelConfig, *, seed: int = 0, texts: Iterable[str] | None =
         WeightsError: A part cannot be loaded.
     """
     tokenizer = _tokenizer(config.language, texts)
-    add_tokens(tokenizer, [token for part in (config.vision, config.audio) for token in (part and part.wrap) or ()])
+    add_wraps(tokenizer, [token for part in (config.vision, config.audio) for token in (part and part.wrap) or ()])
     chat_template(tokenizer, config.language.chat_template)  # a missing one is said before anything heavy is loaded
     text_config = _language_config(config.language, tokenizer)
     vision_config = None if config.vision is None else _encoder_config(config.vision.encoder, "vision.encoder")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,20 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import LlavaNextProcessor
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 
+from avlm.config.io import override
 from avlm.config.media import AnyresTiling, InternvlTiling, MediaSpec, VisionSpec
 from avlm.config.run import Augment
 from avlm.data.encode import add_tensors
 from avlm.data.media import MediaReader
 from avlm.data.pictures import PreparedImage, in_patches, in_tiles, prepare_picture
-from avlm.layout import image_grids
+from avlm.data.vocabulary import make_tokenizer
+from avlm.layout import image_grids, image_token_count
+from avlm.recipes import recipe
 from avlm.samples import Encoded, MediaItem, Picture, Place
 
 SIDE, CELL = 56, 14
@@ -66,6 +71,23 @@ def test_any_resolution_sees_what_llava_nexts_processor_shows(size: tuple[int, i
     assert theirs["image_sizes"].tolist() == [list(size)]
     within_one_level(found, theirs["pixel_values"][0])
     assert len(found) == len(image_grids(ANYRES, size))
+
+
+def test_any_resolution_counts_as_llava_nexts_whole_processor() -> None:
+    """The published numbers, each by its (height, width): pictures in, `<image>` tokens out."""
+    tokenizer = make_tokenizer(["what is it"], 300)
+    processor = LlavaNextProcessor(
+        LlavaNextImageProcessorPil(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}),
+        tokenizer,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    )
+    spec = VisionSpec(image_size_px=336, cell_px=14, tiling=AnyresTiling())
+    sizes = [(336, 336), (224, 224), (480, 640), (640, 480), (448, 448), (672, 672), (1080, 1920), (50, 999)]
+    for size in sizes:
+        ids = processor(Image.new("RGB", size[::-1]), "<image>", return_tensors="pt")["input_ids"][0].tolist()
+        assert ids == [tokenizer.convert_tokens_to_ids("<image>")] * image_token_count(spec, size)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -124,3 +146,18 @@ def test_what_is_cut_is_changed_as_the_whole_is(
         assert (shrunk - seen).abs().mean() < 0.5
         touched += bool((seen - prepared.pixels).abs().max() > 20)
     assert touched > 2 if strength else touched == 0
+
+
+def test_the_page_on_pictures_tells_settings_that_are_and_numbers_that_hold() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "pictures.md").read_text()
+    told = re.findall(r"`(model\.(?:vision|audio)\.\w+=[^`]+)`", page)
+    assert len(told) == 5
+    for assignment in told:
+        key, _, value = assignment.partition("=")
+        changed = override(recipe("tiny"), ["model.vision.connector=mlp", f"{key}={value.strip(chr(39))}"])
+        assert getattr(changed.model.vision, key.rpartition(".")[2])
+    spec = VisionSpec(image_size_px=336, cell_px=14, tiling=AnyresTiling())
+    rows = re.findall(r"^\| (\d+) x (\d+) \| (\d+) \|$", page, re.MULTILINE)
+    assert len(rows) == 5
+    for height, width, tokens in rows:
+        assert image_token_count(spec, (int(height), int(width))) == int(tokens)
