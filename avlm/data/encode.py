@@ -134,7 +134,7 @@ def _encode_words(
     for number, item in enumerate(prepared):
         segments = _segments(item, media, sample)
         out.places.append(Place(sample.id, number, segments))
-        out.ids += [tokens.placeholders[s.kind] for s in segments for _ in range(s.count)]
+        out.ids += [tokens.placeholders[s.kind] for s in segments if s.kind != "text" for _ in range(s.count)]
     out.labels = [IGNORE] * len(out.ids)
     _add_tensors(out, prepared, media, augment)
     return out
@@ -173,10 +173,21 @@ def _write_prompt(
             out.ids.append(token)
             out.labels.append(token if supervise == "everything" else IGNORE)
             continue
-        for segment in waiting.pop(0):
-            out.ids += [tokens.placeholders[segment.kind]] * segment.count
-            out.labels += [IGNORE] * segment.count
+        own = segment_ids(waiting.pop(0), tokens)
+        out.ids += own
+        out.labels += [IGNORE] * len(own)
     return text
+
+
+def segment_ids(segments: Sequence[Segment], tokens: Tokens) -> list[int]:
+    """All ids of a medium: its placeholders, and its words between them."""
+    found: list[int] = []
+    for segment in segments:
+        if segment.kind == "text":
+            found += tokens.ids(segment.text)
+        else:
+            found += [tokens.placeholders[segment.kind]] * segment.count
+    return found
 
 
 def _segments(prepared: Prepared, media: MediaSpec, sample: Sample) -> tuple[Segment, ...]:

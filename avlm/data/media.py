@@ -24,7 +24,8 @@ from torch.nn import functional as F
 from transformers.audio_utils import mel_filter_bank
 
 from avlm.config.media import AudioSpec, MediaSpec, VisionSpec
-from avlm.data.decode import LIMITS, Limits, article, decode_audio, decode_image, decode_video, resample
+from avlm.data.decode import decode_audio, decode_image, decode_video, resample
+from avlm.data.files import LIMITS, Limits, article
 from avlm.errors import MediaError
 from avlm.layout import VideoFacts
 from avlm.samples import MediaItem, Picture
@@ -162,6 +163,10 @@ def _mel_filters(bins: int, n_fft: int, rate_hz: int) -> Tensor:
     return torch.from_numpy(filters.T.astype(np.float32)).contiguous()
 
 
+_Key = tuple[str, Path, float, float | None]
+"""Kind, file, and the cut of it."""
+
+
 class MediaReader:
     """Decodes and prepares media for one model, remembering what is small enough to remember.
 
@@ -175,7 +180,7 @@ class MediaReader:
         self.limits = limits
         self._capacity = cache_mb * 2**20
         self._used = 0
-        self._kept: OrderedDict[tuple[str, Path], Prepared] = OrderedDict()
+        self._kept: OrderedDict[_Key, Prepared] = OrderedDict()
         self._lock = threading.Lock()
 
     def prepare(self, item: MediaItem) -> Prepared:
@@ -184,7 +189,7 @@ class MediaReader:
         Raises:
             MediaError: It cannot be decoded, or the model has no sense for it.
         """
-        key = (item.kind, item.path) if item.path is not None else None
+        key = (item.kind, item.path, item.start_s, item.end_s) if item.path is not None else None
         if key is not None:
             with self._lock:
                 if key in self._kept:
@@ -195,7 +200,7 @@ class MediaReader:
             self._remember(key, prepared)
         return prepared
 
-    def _remember(self, key: tuple[str, Path], prepared: Prepared) -> None:
+    def _remember(self, key: _Key, prepared: Prepared) -> None:
         with self._lock:
             if key not in self._kept:
                 self._kept[key] = prepared
@@ -213,16 +218,24 @@ class MediaReader:
                 )
             sound = decode_audio(item, audio.sample_rate_hz, self.limits)
             return PreparedAudio(self._mel(sound.waveform, item), len(sound.waveform))
+        if item.kind == "video" and self.media.video.order == "audio" and audio is not None:
+            return self._prepare_video(item)  # its sound alone, which needs no eyes
         if vision is None:
             raise MediaError(
                 f"{item.name()}: is {article(item.kind)}, and this model does not see. Use a model with a vision part"
             )
         if item.kind == "image":
             return PreparedImage(prepare_image(decode_image(item, self.limits), vision))
+        return self._prepare_video(item)
+
+    def _prepare_video(self, item: MediaItem) -> PreparedVideo:
+        vision, audio, order = self.media.vision, self.media.audio, self.media.video.order
         clip = decode_video(item, self.media, self.limits)
-        frames = tuple(prepare_image(frame, vision) for frame in clip.frames)
+        frames: tuple[Tensor, ...] = ()
+        if vision is not None and order != "audio":
+            frames = tuple(prepare_image(frame, vision) for frame in clip.frames)
         mel, count = None, 0
-        if audio is not None and clip.sound is not None and self.media.video.order != "video":
+        if audio is not None and clip.sound is not None and order != "video":
             wave = resample(clip.sound.waveform, clip.sound.sample_rate_hz, audio.sample_rate_hz)
             mel, count = self._mel(wave, item), len(wave)
         return PreparedVideo(frames, mel, VideoFacts(clip.duration_s, count))
