@@ -25,6 +25,8 @@ from avlm.samples import Clip, MediaItem, Picture, Sound
 
 PICTURES = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO")
 """Formats that are decoded; among Pillow's others are some that start another program (EPS)."""
+BLOCK = 2**20
+"""Samples of a recording that are decoded at once."""
 QUIETEST = 1e-4
 """A recording whose loudest sample is below this (-80 dB) is silent."""
 
@@ -136,21 +138,26 @@ def _samples(item: MediaItem, limits: Limits) -> tuple[np.ndarray, int]:
 
 
 def _read_samples(recording: Any, item: MediaItem, limits: Limits) -> np.ndarray:
-    """The samples of the item's cut, its channels averaged."""
+    """The samples of the item's cut, its channels averaged.
+
+    Every block is read from a second before it on: soundfile seeks behind each read, and what an MP3 decoder makes just
+    behind the place where it is sent is wrong.
+    """
     first, count = _cut_samples(item, recording.frames, recording.samplerate)
     check_samples(count, recording.samplerate, limits, item)
-    if first:
-        recording.seek(first)
     blocks = [np.zeros(0, np.float32)]
-    left = count
-    while left > 0 and len(block := recording.read(min(left, 2**16), dtype="float32", always_2d=True)):
+    at, end = first, first + count
+    while at < end:
+        lead = min(at, recording.samplerate)
+        recording.seek(at - lead)
+        block = recording.read(lead + min(BLOCK, end - at), dtype="float32", always_2d=True)[lead:]
+        if not len(block):
+            raise MediaError(
+                f"{item.name()}: is truncated: its header announces {recording.frames} samples and the file has "
+                f"{at}. Copy or record it again"
+            )
         blocks.append(block.mean(1))
-        left -= len(block)
-    if left > 0:
-        raise MediaError(
-            f"{item.name()}: is truncated: its header announces {recording.frames} samples and the file has "
-            f"{first + count - left}. Copy or record it again"
-        )
+        at += len(block)
     return np.concatenate(blocks)
 
 
