@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -35,10 +36,13 @@ Kind = Literal["image", "audio", "video"]
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A run of places of one kind that one media item takes."""
+    """A run of places of one kind that one media item takes, or words between them."""
 
-    kind: Kind
+    kind: Kind | Literal["text"]
     count: int
+    """Places; 0 for words, whose tokens are counted by whoever has the tokenizer."""
+    text: str = ""
+    """Words that belong to the medium: given to the model, and never learned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -440,43 +444,92 @@ def video_segments(facts: VideoFacts, media: MediaSpec) -> list[Segment]:
 
     Returns:
         Runs of places, in the order the language model reads them. In the ``interleaved`` order each
-        frame is followed by the share of the sound that belongs to its stretch of time.
+        frame is followed by the sound of its stretch of time, and the last one by all that is left.
 
     Raises:
-        LayoutError: The model has no vision part, or it only listens to videos and this one has no sound.
+        LayoutError: The model lacks the sense that it should use, or it only listens to videos and this one has no
+            sound.
     """
-    if media.vision is None:
-        raise LayoutError(
-            "a video was given to a model without a vision part. Use a model that sees, or the sound alone"
-        )
     order = media.video.order
-    frames = [Segment("video", image_token_count(media.vision)) for _ in frame_times_s(facts.duration_s, media.video)]
-    sound = 0
-    if media.audio is not None and facts.num_samples > 0 and order != "video":
-        sound = audio_token_count(facts.num_samples, media.audio)
+    _check_senses(facts, media)
+    frames = [] if order == "audio" else _frame_segments(facts.duration_s, media)
+    spans: list[tuple[int, float]] = []
+    if media.audio is not None and order != "video":
+        spans = audio_token_spans(facts.num_samples, media.audio)
     if order == "interleaved":
-        shares = split_evenly(sound, len(frames))
-        return [
-            s for frame, share in zip(frames, shares, strict=True) for s in (frame, Segment("audio", share)) if s.count
-        ]
-    heard = [Segment("audio", sound)] if sound else []
-    if order == "audio" and not heard:
+        shares = sound_shares(spans, facts.duration_s, len(frames))
+        return [s for frame, share in zip(frames, shares, strict=True) for s in (*frame, *_heard(share))]
+    seen = [s for frame in frames for s in frame]
+    heard = _heard(sum(tokens for tokens, _ in spans))
+    return heard + seen if order == "audio_video" else seen + heard
+
+
+def _check_senses(facts: VideoFacts, media: MediaSpec) -> None:
+    if media.video.order != "audio":
+        if media.vision is None:
+            raise LayoutError(
+                "a video was given to a model without a vision part. Use a model that sees, or the sound alone"
+            )
+    elif media.audio is None:
+        raise LayoutError(
+            "a video was given to a model that only listens to videos (video.order=audio), and it has no audio part. "
+            "Use a model that hears, or another video.order"
+        )
+    elif facts.num_samples == 0:
         raise LayoutError(
             "a video without sound was given to a model that only listens to videos (video.order=audio). "
             "Leave it out, or use a model that looks at videos"
         )
-    return {
-        "video_audio": frames + heard,
-        "audio_video": heard + frames,
-        "video": frames,
-        "audio": heard,
-    }[order]
 
 
-def split_evenly(total: int, shares: int) -> list[int]:
-    """Cut a whole into consecutive shares that differ by at most one."""
-    edges = [total * i // shares for i in range(shares + 1)]
-    return [b - a for a, b in itertools.pairwise(edges)]
+def _frame_segments(duration_s: float, media: MediaSpec) -> list[list[Segment]]:
+    """Each frame, behind its time if there is a clock."""
+    assert media.vision is not None
+    frame = Segment("video", image_token_count(media.vision))
+    count = len(frame_times_s(duration_s, media.video))
+    if not media.video.clock:
+        return [[frame]] * count
+    return [[Segment("text", 0, text), frame] for text in clock_texts(duration_s, count)]
+
+
+def _heard(tokens: int) -> list[Segment]:
+    return [Segment("audio", tokens)] if tokens else []
+
+
+def clock_texts(duration_s: float, count: int) -> list[str]:
+    """Write down when each of the equal stretches of a video begins: ``0.0s``, ``0.5s``, ``1.0s`` and so on.
+
+    Tenths of a second, or as many digits more as it takes to tell two stretches apart.
+    """
+    stretch = duration_s / count
+    digits = max(1, math.ceil(-math.log10(stretch))) if stretch > 0 else 1
+    return [f"{stretch * i:.{digits}f}s" for i in range(count)]
+
+
+def sound_shares(spans: Sequence[tuple[int, float]], duration_s: float, count: int) -> list[int]:
+    """Count the tokens of sound that belong to each of the equal stretches of a video.
+
+    A token belongs to the stretch in which the time that it spans is over: what a model reads behind a frame and before
+    the next one has been heard by then. So simultaneous things are neighbours whatever the encoder: tokens of a window
+    that are beyond the end of the sound, and all else that ends later than the video, belong to the last stretch.
+
+    Args:
+        spans: Tokens and seconds of each chunk of the sound, one behind the other, as `audio_token_spans` has them.
+        duration_s: Length of the video.
+        count: Stretches, one for each frame.
+
+    Returns:
+        As many counts as there are stretches; their sum is that of all tokens.
+    """
+    borders = [duration_s * i / count for i in range(1, count)]
+    over = [0] * len(borders)
+    begin = 0.0
+    for tokens, seconds in spans:
+        for i, border in enumerate(borders):
+            # A millionth of a token makes up for the rounding where a token ends on the border.
+            over[i] += min(max(math.floor((border - begin) / seconds * tokens + 1e-6), 0), tokens)
+        begin += seconds
+    return [b - a for a, b in itertools.pairwise([0, *over, sum(tokens for tokens, _ in spans)])]
 
 
 def image_segments(media: MediaSpec, size_px: Size | None = None) -> list[Segment]:

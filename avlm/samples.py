@@ -12,10 +12,12 @@ Shapes in this file:
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from avlm.errors import DataError
 from avlm.layout import Kind, Segment, Size
 
 if TYPE_CHECKING:
@@ -35,7 +37,11 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class MediaItem:
-    """One image, sound or video: a file, its bytes, or data already decoded."""
+    """One image, sound or video: a file, its bytes, or data already decoded.
+
+    Raises:
+        DataError: A picture is cut, or a cut has nothing in it.
+    """
 
     kind: MediaKind
     path: Path | None = None
@@ -44,6 +50,31 @@ class MediaItem:
     """A `Picture`, `Sound` or `Clip`, when the caller has it at hand."""
     alt: str = ""
     """What it shows or says, in words, where that is known: what a language model reads in its place."""
+    start_s: float = 0.0
+    """Where a cut of a sound or a video begins. It is taken as if it were a file by itself: its time begins at 0."""
+    end_s: float | None = None
+    """Where the cut ends; None, and what is beyond the end, is the end."""
+
+    def __post_init__(self) -> None:
+        if not self.is_cut():
+            return
+        if self.kind == "image":
+            raise DataError(
+                f"{self.name()}: is a picture with a start or an end, and pictures have no time. Remove them"
+            )
+        if not (math.isfinite(self.start_s) and self.start_s >= 0):
+            raise DataError(
+                f"{self.name()}: begins at {self.start_s:g} s, which is no time in it. Give 0 or more seconds"
+            )
+        if self.end_s is not None and not (math.isfinite(self.end_s) and self.end_s > self.start_s):
+            raise DataError(
+                f"{self.name()}: ends at {self.end_s:g} s and begins at {self.start_s:g} s, so there is nothing in it. "
+                "Give an end behind its start"
+            )
+
+    def is_cut(self) -> bool:
+        """Whether it is a part of what the file holds."""
+        return self.start_s != 0 or self.end_s is not None
 
     def name(self) -> str:
         """What to call it in a message."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -51,6 +52,7 @@ from avlm.layout import (
     audio_token_spans,
     chunk_embedding_count,
     chunk_sample_count,
+    clock_texts,
     frame_count,
     frame_times_s,
     image_embedding_count,
@@ -61,7 +63,7 @@ from avlm.layout import (
     reduced_count,
     reduced_grid,
     resampled_count,
-    split_evenly,
+    sound_shares,
     tile_grid,
     unpadded,
     video_segments,
@@ -428,14 +430,6 @@ def test_settings_of_sound_that_nothing_reads_are_refused(settings: dict[str, An
         AudioSpec.model_validate(settings)
 
 
-@given(st.integers(0, 10**6), st.integers(1, 500))
-def test_an_even_split_loses_nothing_and_is_even(total: int, shares: int) -> None:
-    found = split_evenly(total, shares)
-    assert len(found) == shares
-    assert sum(found) == total
-    assert max(found) - min(found) <= 1
-
-
 @given(st.integers(1, 10**7), st.integers(1, 192_000), st.integers(1, 192_000))
 def test_a_resampled_sound_lasts_as_long_within_half_a_sample(num_samples: int, from_hz: int, to_hz: int) -> None:
     count = resampled_count(num_samples, from_hz, to_hz)
@@ -474,48 +468,226 @@ def test_frame_times_ascend_within_the_video_and_within_limits(
     assert times[-1] < duration_s or duration_s == 0
 
 
-def media(order: VideoOrder, *, hears: bool = True, stack: int = 1) -> MediaSpec:
-    audio = AudioSpec(reduction=Reduction(stack=stack)) if hears else None
-    return MediaSpec(vision=EYES, audio=audio, video=VideoSpec(fps=1, max_frames=8, order=order))
+VITA = VideoSpec(fps=1, min_frames=4, max_frames=16)
+
+
+@pytest.mark.parametrize(
+    ("duration_s", "times"),
+    [
+        pytest.param(1, [0.125, 0.375, 0.625, 0.875], id="under 4 s: 4 frames"),
+        pytest.param(3, [0.375, 1.125, 1.875, 2.625], id="under 4 s: 4 frames, evenly spaced"),
+        pytest.param(4, [0.5, 1.5, 2.5, 3.5], id="4 to 16 s: one for each second"),
+        pytest.param(9, [i + 0.5 for i in range(9)], id="4 to 16 s: one for each second, here 9"),
+        pytest.param(16, [i + 0.5 for i in range(16)], id="4 to 16 s: one for each second, here 16"),
+        pytest.param(17, [17 / 16 * (i + 0.5) for i in range(16)], id="longer: 16, evenly spaced"),
+        pytest.param(3600, [225 * (i + 0.5) for i in range(16)], id="an hour: 16, evenly spaced"),
+    ],
+)
+def test_vitas_rule_can_be_said(duration_s: int, times: list[float]) -> None:
+    """arXiv:2408.05211: 4 frames of less than 4 s, one a second of 4 to 16 s, 16 at even distances of more."""
+    assert frame_times_s(duration_s, VITA) == pytest.approx(times)
+
+
+@given(st.floats(0, 4000), st.integers(1, 64))
+def test_a_fixed_count_is_looked_at_whatever_the_length(duration_s: float, count: int) -> None:
+    assert len(frame_times_s(duration_s, VideoSpec(min_frames=count, max_frames=count))) == count
+
+
+def media(
+    order: VideoOrder, *, sees: bool = True, audio: AudioSpec | None = WHISPER, stack: int = 1, **video: Any
+) -> MediaSpec:
+    if audio is not None:
+        audio = audio.model_copy(update={"reduction": Reduction(stack=stack)}) if stack > 1 else audio
+    spec = VideoSpec(**{"fps": 1, "max_frames": 8, "order": order, **video})
+    return MediaSpec(vision=EYES if sees else None, audio=audio, video=spec)
 
 
 F4 = Segment("video", 4)
 """A frame of 28 pixels in cells of 14."""
 ORDERS: list[tuple[VideoOrder, list[Segment]]] = [
-    ("interleaved", [F4, Segment("audio", 33), F4, Segment("audio", 33), F4, Segment("audio", 34)]),
-    ("video_audio", [F4, F4, F4, Segment("audio", 100)]),
-    ("audio_video", [Segment("audio", 100), F4, F4, F4]),
+    ("interleaved", [F4, Segment("audio", 50), F4, Segment("audio", 50), F4, Segment("audio", 50)]),
+    ("video_audio", [F4, F4, F4, Segment("audio", 150)]),
+    ("audio_video", [Segment("audio", 150), F4, F4, F4]),
     ("video", [F4, F4, F4]),
-    ("audio", [Segment("audio", 100)]),
+    ("audio", [Segment("audio", 150)]),
 ]
+NAMES = [order for order, _ in ORDERS]
+LOOKS = [order for order in NAMES if order != "audio"]
 
 
 @pytest.mark.parametrize(("order", "expected"), ORDERS)
 def test_a_video_is_laid_out_in_the_order_asked_for(order: VideoOrder, expected: list[Segment]) -> None:
-    assert video_segments(VideoFacts(3.0, 32_000), media(order)) == expected
+    assert video_segments(VideoFacts(3.0, 48_000), media(order)) == expected
 
 
-@pytest.mark.parametrize("order", ["interleaved", "video_audio", "audio_video", "video"])
+@pytest.mark.parametrize("order", LOOKS)
 def test_a_video_without_sound_or_for_a_model_without_ears_is_its_frames(order: VideoOrder) -> None:
     assert video_segments(VideoFacts(3.0, 0), media(order)) == [F4, F4, F4]
-    assert video_segments(VideoFacts(3.0, 32_000), media(order, hears=False)) == [F4, F4, F4]
+    assert video_segments(VideoFacts(3.0, 32_000), media(order, audio=None)) == [F4, F4, F4]
+
+
+def test_a_model_without_eyes_can_listen_to_videos() -> None:
+    assert video_segments(VideoFacts(3.0, 48_000), media("audio", sees=False)) == [Segment("audio", 150)]
 
 
 def test_a_frame_whose_share_of_the_sound_is_nothing_stands_alone() -> None:
-    assert video_segments(VideoFacts(3.0, 640), media("interleaved", stack=2)) == [F4, F4, F4, Segment("audio", 1)]
+    assert video_segments(VideoFacts(3.0, 640), media("interleaved", stack=2)) == [F4, Segment("audio", 1), F4, F4]
 
 
 @settings(deadline=None)
-@given(st.sampled_from([order for order, _ in ORDERS]), st.floats(0, 29), st.integers(1, 400_000))
+@given(st.sampled_from(NAMES), st.floats(0, 29), st.integers(1, 400_000), st.booleans())
 def test_every_order_lays_out_all_frames_and_all_sound_that_it_uses(
-    order: VideoOrder, duration_s: float, num_samples: int
+    order: VideoOrder, duration_s: float, num_samples: int, clock: bool
 ) -> None:
-    spec = media(order)
+    spec = media(order, clock=clock)
     segments = video_segments(VideoFacts(duration_s, num_samples), spec)
     frames, sound = len(frame_times_s(duration_s, spec.video)), audio_token_count(num_samples, WHISPER)
     assert [s.count for s in segments if s.kind == "video"] == ([4] * frames if order != "audio" else [])
     assert sum(s.count for s in segments if s.kind == "audio") == (sound if order != "video" else 0)
-    assert all(s.count > 0 for s in segments)
+    assert all(s.count > 0 for s in segments if s.kind != "text")
+
+
+# ---------------------------------------------------------------- simultaneous things are neighbours
+
+
+@pytest.mark.parametrize(
+    ("spec", "seconds", "shares"),
+    [
+        pytest.param(WHISPER, 4, [50, 50, 50, 50], id="true length, 20 ms a token"),
+        pytest.param(WINDOW, 4, [50, 50, 50, 1350], id="a window of 30 s: 200 tokens are the clip's, 1300 silence"),
+        pytest.param(
+            AudioSpec(window_frames=3000, reduction=Reduction(pool=250)),
+            4,
+            [8, 8, 9, 225],  # ends at 0.96, 1.92 and 3.00 s
+            id="pooled to 250 of 120 ms",
+        ),
+        pytest.param(AudioSpec(reduction=Reduction(pool=4)), 4, [1, 1, 1, 1], id="pooled to one for each second"),
+        pytest.param(
+            AudioSpec(window_frames=3000, reduction=Reduction(pool=4)), 4, [0, 0, 0, 4], id="one for each 7.5 s"
+        ),
+        pytest.param(WHISPER, 2, [50, 50, 0, 0], id="sound for the first half alone"),
+        pytest.param(WHISPER, 6, [50, 50, 50, 150], id="sound that goes on behind the pictures"),
+    ],
+)
+def test_each_frame_is_followed_by_what_is_heard_in_its_time(spec: AudioSpec, seconds: int, shares: list[int]) -> None:
+    """A video of 4 s looked at 4 times."""
+    facts = VideoFacts(4.0, seconds * 16_000)
+    expected = [s for share in shares for s in (F4, Segment("audio", share)) if s.count]
+    assert video_segments(facts, media("interleaved", audio=spec)) == expected
+
+
+@pytest.mark.parametrize(
+    ("spans", "shares"),
+    [
+        pytest.param([(1500, 30.0), (500, 10.0)], [200] * 10, id="a last chunk of its true length"),
+        pytest.param(
+            [(1500, 30.0), (1500, 30.0)], [200] * 9 + [1200], id="two windows, the second three quarters full"
+        ),
+        pytest.param([(25, 20.0), (50, 20.0)], [5, 5, 5, 5, 5, 10, 10, 10, 10, 10], id="chunks of different rates"),
+        pytest.param([], [0] * 10, id="no sound"),
+    ],
+)
+def test_chunks_follow_each_other_in_time(spans: list[tuple[int, float]], shares: list[int]) -> None:
+    """A video of 40 s looked at every 4 s."""
+    assert sound_shares(spans, 40.0, 10) == shares
+
+
+TICKS = st.integers(1, 2000)
+"""Lengths in steps of 20 ms: whole numbers, so that nothing below depends on rounding."""
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(st.tuples(st.integers(0, 60), TICKS), max_size=4), TICKS, st.integers(1, 32))
+def test_time_never_goes_back_between_frames_and_sound(
+    chunks: list[tuple[int, int]], duration: int, count: int
+) -> None:
+    """Frames at the beginning of their stretches, tokens at the end of what they span, each of both exactly once."""
+    ends, begin = [], Fraction(0)
+    for tokens, ticks in chunks:
+        ends += [begin + Fraction(ticks * (j + 1), tokens) for j in range(tokens)]
+        begin += ticks
+    found = sound_shares([(tokens, ticks / 50) for tokens, ticks in chunks], duration / 50, count)
+    assert len(found) == count
+    queue, way = list(ends), []
+    for i, share in enumerate(found):
+        way += [Fraction(duration * i, count), *(queue.pop(0) for _ in range(share))]
+        if i < count - 1:  # what is heard behind a frame is over when the next one comes
+            assert all(end <= Fraction(duration * (i + 1), count) for end in way)
+    assert queue == []
+    assert way == sorted(way)
+
+
+@settings(deadline=None)
+@given(st.integers(400, 400_000), st.integers(1, 64), st.integers(1, 9))
+def test_where_the_sound_lasts_as_long_as_the_pictures_it_is_split_evenly(
+    num_samples: int, count: int, stack: int
+) -> None:
+    """As before there were times: an encoder of true lengths, with frames at even distances."""
+    spec = AudioSpec(reduction=Reduction(stack=stack))
+    total = audio_token_count(num_samples, spec)
+    found = sound_shares(audio_token_spans(num_samples, spec), num_samples / 16_000, count)
+    assert found == [total * (i + 1) // count - total * i // count for i in range(count)]
+
+
+@settings(deadline=None)
+@given(st.floats(0, 29), st.integers(400, 400_000), st.booleans(), st.booleans())
+def test_only_the_orders_that_put_a_medium_first_have_a_reverse(
+    duration_s: float, num_samples: int, window: bool, clock: bool
+) -> None:
+    facts, audio = VideoFacts(duration_s, num_samples), WINDOW if window else WHISPER
+    found = {order: video_segments(facts, media(order, audio=audio, clock=clock)) for order in NAMES}
+    seen, heard = found["video"], found["audio"]
+    assert found["video_audio"] == seen + heard
+    assert found["audio_video"] == heard + seen
+    assert [s for s in found["interleaved"] if s.kind != "audio"] == seen
+    assert sum(s.count for s in found["interleaved"] if s.kind == "audio") == heard[0].count
+
+
+@settings(deadline=None)
+@given(st.sampled_from(LOOKS), st.floats(0, 29), st.integers(1, 400_000), st.booleans())
+def test_sound_that_is_missing_does_not_move_the_frames(
+    order: VideoOrder, duration_s: float, num_samples: int, clock: bool
+) -> None:
+    spec = media(order, clock=clock)
+    silent = video_segments(VideoFacts(duration_s, 0), spec)
+    assert [s for s in video_segments(VideoFacts(duration_s, num_samples), spec) if s.kind != "audio"] == silent
+
+
+# ---------------------------------------------------------------- a clock in words
+
+
+@pytest.mark.parametrize(
+    ("duration_s", "count", "texts"),
+    [
+        (4.0, 4, ["0.0s", "1.0s", "2.0s", "3.0s"]),
+        (2.0, 4, ["0.0s", "0.5s", "1.0s", "1.5s"]),
+        (1.0, 3, ["0.0s", "0.3s", "0.7s"]),
+        (0.2, 4, ["0.00s", "0.05s", "0.10s", "0.15s"]),
+        (3600.0, 2, ["0.0s", "1800.0s"]),
+        (0.0, 2, ["0.0s", "0.0s"]),
+    ],
+)
+def test_the_clock_says_when_each_stretch_begins(duration_s: float, count: int, texts: list[str]) -> None:
+    assert clock_texts(duration_s, count) == texts
+
+
+@given(st.floats(1e-2, 1e4), st.integers(1, 500))
+def test_no_two_stretches_have_the_same_time(duration_s: float, count: int) -> None:
+    texts = clock_texts(duration_s, count)
+    times = [float(text.removesuffix("s")) for text in texts]
+    assert len(set(texts)) == count
+    assert times == sorted(times)
+    assert times == pytest.approx([duration_s * i / count for i in range(count)], abs=0.05 + 1e-9)
+
+
+@pytest.mark.parametrize("order", NAMES)
+def test_the_clock_goes_with_every_order_and_moves_no_place(order: VideoOrder) -> None:
+    facts = VideoFacts(3.0, 48_000)
+    found = video_segments(facts, media(order, clock=True))
+    assert [s for s in found if s.kind != "text"] == dict(ORDERS)[order]
+    at = [i for i, s in enumerate(found) if s.kind == "text"]
+    assert [found[i] for i in at] == [Segment("text", 0, t) for t in ("0.0s", "1.0s", "2.0s")][: len(at)]
+    assert [found[i + 1] for i in at] == [s for s in found if s.kind == "video"]
 
 
 REFUSED: list[tuple[Any, str]] = [
@@ -530,6 +702,11 @@ REFUSED: list[tuple[Any, str]] = [
     (
         lambda: video_segments(VideoFacts(1.0, 0), MediaSpec(audio=WHISPER)),
         "a video was given to a model without a vision part. Use a model that sees, or the sound alone",
+    ),
+    (
+        lambda: video_segments(VideoFacts(1.0, 16_000), media("audio", audio=None)),
+        "a video was given to a model that only listens to videos (video.order=audio), and it has no audio part. "
+        "Use a model that hears, or another video.order",
     ),
     (
         lambda: video_segments(VideoFacts(1.0, 0), media("audio")),

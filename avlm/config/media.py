@@ -292,17 +292,26 @@ VideoOrder = Literal["interleaved", "video_audio", "audio_video", "video", "audi
 
 
 class VideoSpec(Settings):
-    """Which frames of a video are looked at, and how its sound track lies beside them."""
+    """Which frames of a video are looked at, and how its sound track lies beside them.
+
+    VITA's rule (arXiv:2408.05211) is ``fps=1, min_frames=4, max_frames=16``.
+    """
 
     fps: float = Field(1.0, gt=0)
-    """Frames looked at per second of video."""
+    """Frames looked at per second of video, each from the middle of its stretch of time."""
 
     min_frames: int = Field(1, ge=1)
+    """A short video is looked at this often all the same; with ``max_frames`` equal, so is every video."""
     max_frames: int = Field(32, ge=1)
+    """A long video is looked at this often, at even distances."""
 
     order: VideoOrder = "interleaved"
-    """`interleaved` puts each frame before the sound that follows it in time; the others put one whole medium first,
-    or leave one out."""
+    """`interleaved` puts each frame before the sound of its own stretch of time; the others put one whole medium
+    first, or leave one out."""
+
+    clock: bool = False
+    """Write before each frame when its stretch begins, as a short text such as ``0.0s`` (VideoLLaMA 3,
+    arXiv:2501.13106, has one too)."""
 
     @model_validator(mode="after")
     def _limits_in_order(self) -> VideoSpec:

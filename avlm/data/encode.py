@@ -142,7 +142,7 @@ def _encode_words(
     for number, item in enumerate(prepared):
         segments = _segments(item, media, sample)
         out.places.append(Place(sample.id, number, segments))
-        out.ids += [tokens.placeholders[s.kind] for s in segments for _ in range(s.count)]
+        out.ids += [tokens.placeholders[s.kind] for s in segments if s.kind != "text" for _ in range(s.count)]
     out.labels = [IGNORE] * len(out.ids)
     add_tensors(out, prepared, media, augment)
     return out
@@ -188,12 +188,23 @@ def _write_prompt(
         wrap, segments = waiting.pop(0)
         if wrap is not None:
             write(tokens.token_id(wrap[0]))
-        for segment in segments:
-            out.ids += [tokens.placeholders[segment.kind]] * segment.count
-            out.labels += [IGNORE] * segment.count
+        own = segment_ids(segments, tokens)
+        out.ids += own
+        out.labels += [IGNORE] * len(own)
         if wrap is not None:
             write(tokens.token_id(wrap[1]))
     return text
+
+
+def segment_ids(segments: Sequence[Segment], tokens: Tokens) -> list[int]:
+    """All ids of a medium: its placeholders, and its words between them."""
+    found: list[int] = []
+    for segment in segments:
+        if segment.kind == "text":
+            found += tokens.ids(segment.text)
+        else:
+            found += [tokens.placeholders[segment.kind]] * segment.count
+    return found
 
 
 def _wrap(segments: Sequence[Segment], media: MediaSpec) -> Wrap | None:

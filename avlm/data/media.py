@@ -16,8 +16,9 @@ from pathlib import Path
 from torch import Tensor
 
 from avlm.config.media import MediaSpec
-from avlm.data.decode import LIMITS, Limits, article, decode_audio, decode_image, decode_video, resample
+from avlm.data.decode import decode_audio, decode_image, decode_video, resample
 from avlm.data.features import heard_chunks
+from avlm.data.files import LIMITS, Limits, article
 from avlm.data.pictures import PreparedImage, prepare_image, prepare_picture
 from avlm.errors import MediaError
 from avlm.layout import VideoFacts
@@ -44,6 +45,10 @@ class PreparedVideo:
 Prepared = PreparedImage | PreparedAudio | PreparedVideo
 
 
+_Key = tuple[str, Path, float, float | None]
+"""Kind, file, and the cut of it."""
+
+
 class MediaReader:
     """Decodes and prepares media for one model, remembering what is small enough to remember.
 
@@ -57,7 +62,7 @@ class MediaReader:
         self.limits = limits
         self._capacity = cache_mb * 2**20
         self._used = 0
-        self._kept: OrderedDict[tuple[str, Path], Prepared] = OrderedDict()
+        self._kept: OrderedDict[_Key, Prepared] = OrderedDict()
         self._lock = threading.Lock()
 
     def prepare(self, item: MediaItem) -> Prepared:
@@ -66,7 +71,7 @@ class MediaReader:
         Raises:
             MediaError: It cannot be decoded, or the model has no sense for it.
         """
-        key = (item.kind, item.path) if item.path is not None else None
+        key = (item.kind, item.path, item.start_s, item.end_s) if item.path is not None else None
         if key is not None:
             with self._lock:
                 if key in self._kept:
@@ -77,7 +82,7 @@ class MediaReader:
             self._remember(key, prepared)
         return prepared
 
-    def _remember(self, key: tuple[str, Path], prepared: Prepared) -> None:
+    def _remember(self, key: _Key, prepared: Prepared) -> None:
         with self._lock:
             if key not in self._kept:
                 self._kept[key] = prepared
@@ -95,17 +100,25 @@ class MediaReader:
                 )
             wave = decode_audio(item, audio.sample_rate_hz, self.limits).waveform
             return PreparedAudio(heard_chunks(wave, audio), len(wave))
+        if item.kind == "video" and self.media.video.order == "audio" and audio is not None:
+            return self._prepare_video(item)  # its sound alone, which needs no eyes
         if vision is None:
             raise MediaError(
                 f"{item.name()}: is {article(item.kind)}, and this model does not see. Use a model with a vision part"
             )
         if item.kind == "image":
             return prepare_picture(decode_image(item, self.limits), vision)
+        return self._prepare_video(item)
+
+    def _prepare_video(self, item: MediaItem) -> PreparedVideo:
+        vision, audio, order = self.media.vision, self.media.audio, self.media.video.order
         clip = decode_video(item, self.media, self.limits)
-        frames = tuple(prepare_image(frame, vision) for frame in clip.frames)
+        frames: tuple[Tensor, ...] = ()
+        if vision is not None and order != "audio":
+            frames = tuple(prepare_image(frame, vision) for frame in clip.frames)
         sound: tuple[Heard, ...] = ()
         count = 0
-        if audio is not None and clip.sound is not None and self.media.video.order != "video":
+        if audio is not None and clip.sound is not None and order != "video":
             wave = resample(clip.sound.waveform, clip.sound.sample_rate_hz, audio.sample_rate_hz)
             sound, count = heard_chunks(wave, audio), len(wave)
         return PreparedVideo(frames, sound, VideoFacts(clip.duration_s, count))

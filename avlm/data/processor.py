@@ -7,6 +7,7 @@ through `encode`, training, evaluation and chat alike, so they cannot differ.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from avlm.config.run import Augment
 from avlm.data.decode import to_picture
 from avlm.data.encode import Supervise, Tokens, encode, encode_pieces, pad
 from avlm.data.media import MediaReader, Prepared
-from avlm.data.sources import parse_row
+from avlm.data.sources import cut_of, parse_row
 from avlm.data.text import (
     PLACEHOLDERS,
     chat_template,
@@ -293,7 +294,8 @@ def conversation_sample(messages: Sequence[dict[str, Any]]) -> Sample:
             if kind in PLACEHOLDERS:
                 values = [v for v in map(part.get, ("path", "url", kind)) if v is not None]
                 if values:
-                    given[i] = media_item(kind, values[0], part.get("sampling_rate"))
+                    start, end = cut_of(part)
+                    given[i] = media_item(kind, values[0], part.get("sampling_rate"), start_s=start, end_s=end)
         if given:
             kept = [{"type": "text", "text": ""} if i in given else part for i, part in enumerate(content or ())]
             message = {**message, "content": kept}
@@ -306,25 +308,40 @@ def conversation_sample(messages: Sequence[dict[str, Any]]) -> Sample:
     return Sample("0", tuple(turns))
 
 
-def media_item(kind: Any, value: Any, rate_hz: int | None = None) -> MediaItem:
+def media_item(
+    kind: Any, value: Any, rate_hz: int | None = None, *, start_s: float = 0.0, end_s: float | None = None
+) -> MediaItem:
     """One medium from whatever the caller has: a path, bytes, a PIL picture, an array.
 
+    Args:
+        rate_hz: Of a sound given as an array; default 16,000.
+        start_s, end_s: The cut of a sound or a video that is meant; of an item, instead of its own.
+
     Raises:
-        DataError: None of those.
+        DataError: None of those, or there is nothing in the cut.
     """
     if isinstance(value, MediaItem):
-        return value
+        return value if not start_s and end_s is None else replace(value, start_s=start_s, end_s=end_s)
     if isinstance(value, (str, Path)):
         if "://" in str(value) or str(value).startswith("data:"):
             raise DataError(
                 f"{str(value)[:60]}: is a URL, and nothing is fetched. "
                 "Download the file and give its path, or give its bytes"
             )
-        return MediaItem(kind, path=Path(value))
+        return MediaItem(kind, path=Path(value), start_s=start_s, end_s=end_s)
     if isinstance(value, (bytes, bytearray)):
-        return MediaItem(kind, data=bytes(value))
+        return MediaItem(kind, data=bytes(value), start_s=start_s, end_s=end_s)
+    return MediaItem(kind, decoded=_decoded(kind, value, rate_hz), start_s=start_s, end_s=end_s)
+
+
+def _decoded(kind: Any, value: Any, rate_hz: int | None) -> Picture | Sound | Clip:
+    """What the caller has decoded already.
+
+    Raises:
+        DataError: It is nothing that could be seen or heard.
+    """
     if isinstance(value, (Picture, Sound, Clip)):
-        return MediaItem(kind, decoded=value)
+        return value
     if kind == "image":
         decoded: Picture | Sound | None = _picture(value)
     else:
@@ -337,7 +354,7 @@ def media_item(kind: Any, value: Any, rate_hz: int | None = None) -> MediaItem:
             f"a{'n' if kind in ('image', 'audio') else ''} {kind} was given as {described}, which is not understood. "
             f"Give a path, bytes{', or an array' + wanted if wanted else ''}"
         )
-    return MediaItem(kind, decoded=decoded)
+    return decoded
 
 
 def _picture(value: Any) -> Picture | None:

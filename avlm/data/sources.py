@@ -7,6 +7,7 @@ that names the file, the line and the row's id; reading goes on behind it.
 from __future__ import annotations
 
 import json
+import math
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -194,9 +195,33 @@ def _part(part: Any, base: Path) -> Text | MediaItem:
             f"the path of a part of type {kind} is a URL ({path[:60]}), and nothing is fetched. "
             "Download the file and give its path, relative to the data file"
         )
+    start, end = cut_of(part)
     alt = part.get("alt")
     if alt is not None and not isinstance(alt, str):
         raise DataError(
             f'a part of type {kind} has {_kind(alt)} as "alt", which is a text. Correct it, or leave it out'
         )
-    return MediaItem(kind, path=base / _unbroken(path, "path"), alt=_unbroken(alt or "", "alt"))
+    whole = base / _unbroken(path, "path")
+    return MediaItem(kind, path=whole, alt=_unbroken(alt or "", "alt"), start_s=start, end_s=end)
+
+
+def cut_of(part: dict[str, Any]) -> tuple[float, float | None]:
+    """Where the cut that a part asks for begins and ends, in seconds: its keys ``start`` and ``end``; null is none.
+
+    Raises:
+        DataError: One of them is no number.
+    """
+    start, end = _time_s(part, "start"), _time_s(part, "end")
+    return 0.0 if start is None else start, end
+
+
+def _time_s(part: dict[str, Any], key: str) -> float | None:
+    value = part.get(key)
+    if value is None:
+        return None
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise DataError(
+            f'a part of type {part.get("type")} has {_kind(value)} as "{key}", which is a time in seconds. '
+            "Give a number, or leave it out"
+        )
+    return float(value) if abs(value) < 1e9 else math.inf

@@ -150,7 +150,7 @@ def _jobs(ready: Sequence[tuple[Sample, list[Prepared]]], rng: np.random.Generat
 
 def _has(prepared: Sequence[Prepared], sense: Sense) -> bool:
     if sense == "image":
-        return any(isinstance(p, (PreparedImage, PreparedVideo)) for p in prepared)
+        return any(isinstance(p, PreparedImage) or (isinstance(p, PreparedVideo) and p.frames) for p in prepared)
     return any(isinstance(p, PreparedAudio) or (isinstance(p, PreparedVideo) and p.sound) for p in prepared)
 
 

@@ -20,14 +20,24 @@ def Image(value: Any) -> MediaItem:  # noqa: N802 - reads as the noun it returns
     return media_item("image", value)
 
 
-def Audio(value: Any, sample_rate_hz: int | None = None) -> MediaItem:  # noqa: N802
-    """A sound: a path, bytes, or a mono waveform with its rate (default 16,000 Hz)."""
-    return media_item("audio", value, sample_rate_hz)
+def Audio(  # noqa: N802
+    value: Any, sample_rate_hz: int | None = None, *, start_s: float = 0.0, end_s: float | None = None
+) -> MediaItem:
+    """A sound: a path, bytes, or a mono waveform with its rate (default 16,000 Hz); or the cut of it between two times.
+
+    Raises:
+        DataError: It is none of those, or there is nothing in the cut.
+    """
+    return media_item("audio", value, sample_rate_hz, start_s=start_s, end_s=end_s)
 
 
-def Video(value: Any) -> MediaItem:  # noqa: N802
-    """A video with or without sound: a path or bytes."""
-    return media_item("video", value)
+def Video(value: Any, *, start_s: float = 0.0, end_s: float | None = None) -> MediaItem:  # noqa: N802
+    """A video with or without sound: a path or bytes; or the cut of it between two times.
+
+    Raises:
+        DataError: It is none of those, or there is nothing in the cut.
+    """
+    return media_item("video", value, start_s=start_s, end_s=end_s)
 
 
 class Chat:

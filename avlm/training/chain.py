@@ -349,7 +349,8 @@ class Run:
         if stage.supervise == "words":
             return []  # the language model learns nothing in it
         media = processor.media_spec()
-        can = {"image": media.vision is not None, "audio": media.audio is not None, "video": media.vision is not None}
+        can = {"image": media.vision is not None, "audio": media.audio is not None}
+        can["video"] = can["audio" if media.video.order == "audio" else "image"]
         found = []
         for sample in self.prompts:
             if not all(can[kind] for kind in sample.kinds()) or (stage.builds is not None and not sample.kinds()):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from avlm.config.media import MediaSpec, VideoSpec
 from avlm.config.run import Augment
-from avlm.data.encode import pack, pad
+from avlm.data.encode import pack, pad, segment_ids
 from avlm.data.processor import AvlmProcessor
 from avlm.data.text import described, without_media
 from avlm.errors import ConfigError, DataError, MediaError
@@ -26,7 +26,8 @@ from avlm.samples import Clip, Encoded, MediaItem, Picture, Sample, Sound, Text,
 RNG = np.random.default_rng(0)
 PICTURE = MediaItem("image", decoded=Picture(RNG.integers(0, 256, (30, 40, 3), dtype=np.uint8)))
 SOUND = MediaItem("audio", decoded=Sound(RNG.normal(0, 0.1, 16_000).astype(np.float32), 16_000))
-CLIP = MediaItem("video", decoded=Clip((PICTURE.decoded, PICTURE.decoded), 2.0, SOUND.decoded))
+TRACK = Sound(RNG.normal(0, 0.1, 32_000).astype(np.float32), 16_000)
+CLIP = MediaItem("video", decoded=Clip((PICTURE.decoded, PICTURE.decoded), 2.0, TRACK))
 IMAGE_IDS, SOUND_IDS = 4, 7
 """Tokens of a picture (28 px in cells of 14), and of one second of sound (50 embeddings joined by eights)."""
 
@@ -204,26 +205,121 @@ def test_each_medium_takes_its_places_where_it_stands() -> None:
     assert all(label == -100 for i, label in zip(encoded.ids, encoded.labels, strict=True) if i in names)
 
 
-@pytest.mark.parametrize(
-    ("order", "kinds"),
-    [
-        ("interleaved", "vvvvaaavvvvaaaa"),  # seven sound tokens, split evenly
-        ("video_audio", "vvvvvvvvaaaaaaa"),
-        ("audio_video", "aaaaaaavvvvvvvv"),
-        ("video", "vvvvvvvv"),
-        ("audio", "aaaaaaa"),
-    ],
-)
-def test_a_video_takes_its_places_in_the_order_asked_for(order: Any, kinds: str) -> None:
-    media = MEDIA.model_copy(update={"video": VideoSpec(fps=1, order=order)})
-    made = AvlmProcessor(tokenizer(CHATML), media=media.model_dump(mode="json"), chat_template=CHATML.template)
-    encoded = made.encode(Sample("1", (Turn("user", (CLIP,)), Turn("assistant", (Text("x"),)))))
+ORDERS = [
+    ("interleaved", "vvvvaaaaaavvvvaaaaaaa"),  # thirteen sound tokens; the seventh is over after the second frame came
+    ("video_audio", "vvvvvvvvaaaaaaaaaaaaa"),
+    ("audio_video", "aaaaaaaaaaaaavvvvvvvv"),
+    ("video", "vvvvvvvv"),
+    ("audio", "aaaaaaaaaaaaa"),
+]
+
+
+def watching(**video: Any) -> AvlmProcessor:
+    """A processor with other settings for videos."""
+    media = MEDIA.model_copy(update={"video": VideoSpec(**{"fps": 1, **video})})
+    return AvlmProcessor(tokenizer(CHATML), media=media.model_dump(mode="json"), chat_template=CHATML.template)
+
+
+def kinds_of(made: AvlmProcessor, encoded: Encoded) -> str:
+    """The first letters of the media that the places are of."""
     letters = {id_: kind[0] for kind, id_ in made.tokens().placeholders.items()}
-    found = "".join(letters.get(i, "") for i in encoded.ids)
-    assert found == kinds
+    return "".join(letters.get(i, "") for i in encoded.ids)
+
+
+@pytest.mark.parametrize(("order", "kinds"), ORDERS)
+def test_a_video_takes_its_places_in_the_order_asked_for(order: Any, kinds: str) -> None:
+    made = watching(order=order)
+    encoded = made.encode(Sample("1", (Turn("user", (CLIP,)), Turn("assistant", (Text("x"),)))))
+    assert kinds_of(made, encoded) == kinds
     assert len(encoded.frames) == (2 if "v" in kinds else 0)
     assert len(encoded.sounds) == (1 if "a" in kinds else 0)
     assert encoded.images == []
+
+
+@pytest.mark.parametrize("pieces", [False, True], ids=["bytes", "sentencepiece"])
+@pytest.mark.parametrize(("order", "kinds"), ORDERS)
+def test_a_clock_is_written_before_each_frame_and_never_learned(order: Any, kinds: str, pieces: bool) -> None:
+    media = MEDIA.model_copy(update={"video": VideoSpec(fps=1, order=order, clock=True)})
+    own = tokenizer(CHATML, pieces=pieces)
+    made = AvlmProcessor(own, media=media.model_dump(mode="json"), chat_template=CHATML.template)
+    plain = AvlmProcessor(
+        own,
+        media=MEDIA.model_copy(update={"video": VideoSpec(fps=1, order=order)}).model_dump(mode="json"),
+        chat_template=CHATML.template,
+    )
+    sample = Sample("1", (Turn("user", (CLIP, Text("What?"))), Turn("assistant", (Text("0.0s"),))))
+    encoded, without = made.encode(sample, supervise="everything"), plain.encode(sample, supervise="everything")
+    assert kinds_of(made, encoded) == kinds
+    # By hand: each time is turned into tokens by itself, before its frame, and everything else is as it was.
+    times = [own(text, add_special_tokens=False).input_ids for text in ("0.0s", "1.0s")]
+    frame = [made.tokens().placeholders["video"]] * IMAGE_IDS
+    expected, learned_, i = [], [], 0
+    while i < len(without.ids):
+        if times and without.ids[i : i + IMAGE_IDS] == frame:
+            clock = times.pop(0)
+            expected += [*clock, *frame]
+            learned_ += [-100] * (len(clock) + IMAGE_IDS)
+            i += IMAGE_IDS
+            continue
+        expected.append(without.ids[i])
+        learned_.append(without.labels[i])
+        i += 1
+    assert encoded.ids == expected
+    assert encoded.labels == learned_
+    (place,) = encoded.places
+    assert len(segment_ids(place.segments, made.tokens())) == len(encoded.ids) - len(without.ids) + len(kinds)
+    for ours, theirs in zip([*encoded.frames, *encoded.mels], [*without.frames, *without.mels], strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_for_words_there_is_no_clock() -> None:
+    sample = Sample("1", (Turn("user", (alt(CLIP, "red"),)),))
+    assert (
+        watching(clock=True).encode(sample, supervise="words").ids == watching().encode(sample, supervise="words").ids
+    )
+
+
+def test_several_videos_between_pictures_and_sounds_keep_their_order() -> None:
+    """Frames, pictures and sounds, each numbered by its level, come to the encoders as their places are read."""
+
+    def flat(level: int) -> Picture:
+        return Picture(np.full((28, 28, 3), level, np.uint8))
+
+    def noise(seconds: float) -> Sound:
+        return Sound(RNG.normal(0, 0.1, round(16_000 * seconds)).astype(np.float32), 16_000)
+
+    first = MediaItem("video", decoded=Clip((flat(10), flat(20)), 2.0, noise(2.0)))
+    silent = MediaItem("video", decoded=Clip((flat(40),), 1.0, None))
+    last = MediaItem("video", decoded=Clip((flat(60),), 1.0, noise(1.0)))
+    pictures = [MediaItem("image", decoded=flat(level)) for level in (30, 70)]
+    sounds = [MediaItem("audio", decoded=noise(seconds)) for seconds in (0.5, 0.25)]
+    turns = (
+        Turn("user", (first, pictures[0], Text("What?"), silent, sounds[0])),
+        Turn("assistant", (Text("red"),)),
+        Turn("user", (sounds[1], last, pictures[1], Text("And now?"))),
+        Turn("assistant", (Text("blue"),)),
+    )
+    made = watching()
+    encoded = made.encode(Sample("1", turns))
+    runs = [(kind, len(list(run))) for kind, run in itertools.groupby(kinds_of(made, encoded))]
+    assert runs == [
+        ("v", 4),
+        ("a", 6),
+        ("v", 4),
+        ("a", 7),
+        ("i", 4),
+        ("v", 4),
+        ("a", 4 + 2),
+        ("v", 4),
+        ("a", 7),
+        ("i", 4),
+    ]
+    spec = MEDIA.vision
+    assert spec is not None
+    for found, levels in ((encoded.frames, (10, 20, 40, 60)), (encoded.images, (30, 70))):
+        assert [round(255 * (float(t[0].mean()) * spec.std[0] + spec.mean[0])) for t in found] == list(levels)
+    assert [mel.shape[1] for mel in encoded.mels] == [200, 50, 25, 100]
+    assert [place.item for place in encoded.places] == list(range(7))
 
 
 def asked(*parts: Text | MediaItem, answer: str = "red") -> Sample:

@@ -142,7 +142,7 @@ def test_sound_that_outlasts_the_pictures_is_cut(tmp_path: Path) -> None:
 
 
 def test_a_gap_in_the_sound_stays_a_gap() -> None:
-    from avlm.data.decode import _on_timeline
+    from avlm.data.containers import _on_timeline
 
     ones = np.ones(100, np.float32)
     gap = _on_timeline([(0.0, ones), (1.0, 2 * ones)], 1000, 1500)

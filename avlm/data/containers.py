@@ -1,0 +1,340 @@
+"""Sound and moving pictures out of a container (mp4, mkv, ts ...) with FFmpeg, in one pass over what is wanted of it.
+
+A cut is decoded from a key frame before it on, where the container can seek. Whether it went
+there is read off the clocks of what comes out: when that begins too late, the pass is made
+again from further back, at last from the beginning of the file.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from avlm.config.media import VideoSpec
+from avlm.data.files import Limits, check_frame, check_samples, check_seconds, cut, opened
+from avlm.errors import MediaError
+from avlm.layout import frame_times_s
+from avlm.samples import Clip, MediaItem, Picture, Sound
+
+BACK_S = (1.0, 10.0)
+"""How far before a cut decoding begins, at the first try and at the second."""
+SWING_S = 0.25
+"""Sound is right only so long after the place where its decoding began (Opus asks for 80 ms, MP3 for some frames)."""
+APART_S = 10.0
+"""What belongs to one moment lies at most so far apart in a file."""
+JITTER_S = 0.2
+"""Clocks of sound that are off by less are taken for imprecise; by more, for a gap or an overlap."""
+SAME_S = 1e-3
+"""Clocks are as imprecise as this: some containers count whole milliseconds."""
+EXACT = ("matroska", "mov", "avi")
+"""Containers that know their length; others guess it from the bit rate."""
+
+
+def clip_of(item: MediaItem, spec: VideoSpec, limits: Limits, *, looks: bool, hears: bool) -> Clip:
+    """Decode the frames of a video that are looked at, and its sound, cut or padded to the video's own time.
+
+    Args:
+        spec: Which frames.
+        looks, hears: Whether there are to be frames, and sound.
+
+    Raises:
+        MediaError: It holds no pictures, is too long or truncated, or is to begin where the file has ended.
+        FFmpegError: It cannot be decoded.
+    """
+    import av
+
+    deadline = time.monotonic() + limits.max_decode_s
+    for back in _tries(item):
+        with opened(item, limits) as file, av.open(file) as container:
+            if not container.streams.video:
+                raise MediaError(f"{item.name()}: holds no pictures. Give it as audio, or replace the file")
+            video = container.streams.video[0]
+            check_frame(video.codec_context.width, video.codec_context.height, limits, item)
+            origin = max(0.0, float(container.start_time or 0) / 1_000_000)  # broadcasts do not begin at 0
+            way = _way(item, limits, container, video, origin, back, deadline)
+            track = container.streams.audio[0] if hears and container.streams.audio else None
+            eyes = _Eyes(video, frame_times_s(way.length_s, spec), way) if looks else None
+            ears = None if track is None else _Ears(track, way)
+            if _decode(container, [sense for sense in (eyes, ears) if sense is not None], way):
+                return Clip(eyes.chosen() if eyes else (), way.length_s, ears.sound(way.length_s) if ears else None)
+    raise AssertionError("a pass from the beginning of the file is never in vain")
+
+
+def sound_of(item: MediaItem, limits: Limits) -> Sound | None:
+    """Decode the sound alone, timed from where it begins itself; None when there is none.
+
+    Raises:
+        MediaError: It is too long or truncated, or is to begin where the file has ended.
+        FFmpegError: It cannot be decoded.
+    """
+    import av
+
+    deadline = time.monotonic() + limits.max_decode_s
+    for back in _tries(item):
+        with opened(item, limits) as file, av.open(file) as container:
+            if not container.streams.audio:
+                return None
+            track = container.streams.audio[0]
+            way = _way(item, limits, container, track, _start_s(track), back, deadline)
+            ears = _Ears(track, way)
+            if _decode(container, [ears], way):
+                return ears.alone()
+    raise AssertionError("a pass from the beginning of the file is never in vain")
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """From where to where one pass goes."""
+
+    item: MediaItem
+    limits: Limits
+    origin_s: float
+    """The container's clock at the beginning of what it holds."""
+    begin_s: float
+    """Beginning of the cut, from there."""
+    length_s: float
+    duration_s: float
+    """Of all that the container holds."""
+    back_s: float | None
+    """How far before the cut decoding begins; None: at the beginning of the file."""
+    deadline: float
+
+    def clock(self, time_s: float) -> float:
+        """Seconds from the beginning of the cut, by the container's clock."""
+        return time_s - self.origin_s - self.begin_s
+
+    def reaches_the_end(self) -> bool:
+        return self.begin_s + self.length_s >= self.duration_s
+
+
+def _tries(item: MediaItem) -> tuple[float | None, ...]:
+    """How far to go back before the cut, one after the other; None is the beginning of the file."""
+    return (*(back for back in BACK_S if back < item.start_s), None)
+
+
+def _way(
+    item: MediaItem, limits: Limits, container: Any, main: Any, origin_s: float, back_s: float | None, deadline: float
+) -> _Way:
+    duration = _duration_s(container, main) or _measured_duration_s(item, main.index, limits)
+    begin, length = cut(item, duration)
+    check_seconds(item, length, limits)
+    return _Way(item, limits, origin_s, begin, length, duration, back_s, deadline)
+
+
+class _TooLate(Exception):  # noqa: N818 - no error: the pass is made again
+    """The container does not say where it went."""
+
+
+def _decode(container: Any, senses: Sequence[_Eyes | _Ears], way: _Way) -> bool:
+    """Give the senses what the container holds; False when it began too late for the cut."""
+    import av
+
+    if way.back_s is None:
+        _play(container, senses, way)
+        return True
+    try:
+        container.seek(round((way.origin_s + way.begin_s - way.back_s) * 1_000_000))
+        _play(container, senses, way)
+    except (_TooLate, av.FFmpegError):
+        return False
+    return all(sense.began_in_time() for sense in senses)
+
+
+def _play(container: Any, senses: Sequence[_Eyes | _Ears], way: _Way) -> None:
+    """Decode until all senses have what they want; where the file ends before, check that it was the end."""
+    end = -math.inf
+    by_stream = {sense.stream.index: sense for sense in senses}
+    for packet in container.demux([sense.stream for sense in senses]) if senses else ():
+        sense = by_stream[packet.stream.index]
+        if packet.pts is not None and packet.time_base is not None:
+            end = max(end, way.clock(float((packet.pts + (packet.duration or 0)) * packet.time_base)))
+        if way.reaches_the_end() or not sense.has_all():
+            for frame in packet.decode():
+                sense.take(frame)
+        if time.monotonic() > way.deadline:
+            longest = way.limits.max_decode_s
+            raise MediaError(f"{way.item.name()}: takes longer than {longest:g} s to decode. Cut it")
+        if not way.reaches_the_end() and (end > way.length_s + APART_S or all(s.has_all() for s in senses)):
+            return
+    knows = container.format.name.split(",")[0] in EXACT and math.isfinite(end)
+    if knows and way.length_s - end > max(1.0, 0.1 * way.duration_s):
+        raise MediaError(
+            f"{way.item.name()}: is truncated: its header announces {way.duration_s:.2f} s and it ends at "
+            f"{way.begin_s + end:.2f} s. Copy or record it again"
+        )
+
+
+class _Eyes:
+    """Chooses from the frames, as they come, those that are on the screen at the wanted times."""
+
+    def __init__(self, stream: Any, wanted: Sequence[float], way: _Way) -> None:
+        self.stream, self.wanted, self.way = stream, wanted, way
+        self.frames: list[Picture] = []
+        self.last: Any = None
+        self.first_clock = math.inf
+        self.count = 0
+
+    def take(self, frame: Any) -> None:
+        """The next frame; without a clock of its own it comes ``1 / fps`` after the one before."""
+        if self.way.back_s is not None and self.last is None and not frame.key_frame:
+            return  # it is made from others, which were not seen
+        clock = self._clock(frame)
+        self.first_clock = min(self.first_clock, clock)
+        while self.last is not None and not self.has_all() and clock > self.wanted[len(self.frames)] + SAME_S:
+            self._keep()
+        self.last = frame
+        self.count += 1
+
+    def _clock(self, frame: Any) -> float:
+        if frame.time is not None:
+            return self.way.clock(float(frame.time))
+        if self.way.back_s is not None:
+            raise _TooLate
+        return self.count / float(self.stream.average_rate or 25) - self.way.begin_s
+
+    def has_all(self) -> bool:
+        return len(self.frames) == len(self.wanted)
+
+    def began_in_time(self) -> bool:
+        return self.first_clock <= max(self.wanted[0], self.way.clock(_start_s(self.stream))) + SAME_S
+
+    def chosen(self) -> tuple[Picture, ...]:
+        while self.last is not None and not self.has_all():
+            self._keep()
+        return tuple(self.frames)
+
+    def _keep(self) -> None:
+        check_frame(self.last.width, self.last.height, self.way.limits, self.way.item)
+        pixels = self.last.to_ndarray(format="rgb24")
+        turns = round(self.last.rotation / 90) % 4  # telephones film lying down and say how to turn it
+        self.frames.append(Picture(np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels))
+
+
+class _Ears:
+    """Collects sound as it comes, with the clock of each stretch."""
+
+    def __init__(self, stream: Any, way: _Way) -> None:
+        self.stream, self.way = stream, way
+        self.chunks: list[tuple[float, np.ndarray]] = []
+        self.rate_hz = 0
+        self.first_clock = math.inf
+        self.end = -math.inf
+        self.count = 0
+        self.kept = 0
+
+    def take(self, frame: Any) -> None:
+        """The next stretch; what is not in the cut is dropped."""
+        if self.rate_hz not in (0, frame.sample_rate):
+            name = self.way.item.name()
+            raise MediaError(f"{name}: changes its sample rate on the way. Encode it again at one rate")
+        self.rate_hz = int(frame.sample_rate)
+        clock = self._clock(frame)
+        self.first_clock = min(self.first_clock, clock)
+        self.end = max(self.end, clock + frame.samples / self.rate_hz)
+        self.count += frame.samples
+        if self.way.item.is_cut() and (clock >= self.way.length_s or clock + frame.samples / self.rate_hz <= 0):
+            return
+        self.chunks.append((clock, _mono(frame)))
+        self.kept += frame.samples
+        check_samples(self.kept, self.rate_hz, self.way.limits, self.way.item)
+
+    def _clock(self, frame: Any) -> float:
+        if frame.time is not None:
+            return self.way.clock(float(frame.time))
+        if self.way.back_s is not None:
+            raise _TooLate
+        return self.count / self.rate_hz - self.way.begin_s
+
+    def has_all(self) -> bool:
+        return self.end >= self.way.length_s
+
+    def began_in_time(self) -> bool:
+        start = _start_s(self.stream)
+        lasts = self.stream.duration
+        if lasts is not None and self.way.clock(start + float(lasts * self.stream.time_base)) <= 0:
+            return True  # it was over before the cut, and nothing was missed
+        return self.first_clock <= max(-SWING_S, self.way.clock(start)) + SAME_S
+
+    def alone(self) -> Sound | None:
+        """The sound from its own beginning to its own end, or as much of that as the cut has."""
+        if not self.chunks:
+            return None
+        if self.way.item.is_cut():
+            return self.sound(min(self.way.length_s, self.end))
+        start = self.chunks[0][0]
+        self.chunks = [(clock - start, samples) for clock, samples in self.chunks]
+        return self.sound(min(max(self.end - start, self.count / self.rate_hz), self.way.limits.max_seconds))
+
+    def sound(self, length_s: float) -> Sound | None:
+        """What was heard, laid on a timeline of this length. A cut that the track does not reach is silent."""
+        rate_hz = self.rate_hz or (int(self.stream.rate or 0) if self.way.item.is_cut() else 0)
+        if not rate_hz:
+            return None
+        count = round(length_s * rate_hz)
+        check_samples(count, rate_hz, self.way.limits, self.way.item)
+        wave = _on_timeline(self.chunks, rate_hz, count)
+        if not np.isfinite(wave).all():
+            raise MediaError(f"{self.way.item.name()}: has samples that are not numbers. Replace the recording")
+        return Sound(wave, rate_hz)
+
+
+def _start_s(stream: Any) -> float:
+    """The container's clock where a stream begins."""
+    return float((stream.start_time or 0) * stream.time_base) if stream.time_base is not None else 0.0
+
+
+def _duration_s(container: Any, stream: Any) -> float:
+    """Length as the header has it; 0 if it does not say."""
+    if stream.duration is not None and stream.time_base is not None:
+        return max(0.0, float(stream.duration * stream.time_base))
+    return max(0.0, float(container.duration or 0) / 1_000_000)
+
+
+def _measured_duration_s(item: MediaItem, index: int, limits: Limits) -> float:
+    """Length by the clocks of all packets, for recordings whose header could not know it (a browser's, say)."""
+    import av
+
+    first, end, count, fps = math.inf, 0.0, 0, 25.0
+    with opened(item, limits) as file, av.open(file) as container:
+        stream = container.streams[index]
+        fps = float(getattr(stream, "average_rate", None) or fps)
+        for packet in container.demux(stream):
+            count += bool(packet.size)
+            if packet.pts is not None and packet.time_base is not None:
+                first = min(first, float(packet.pts * packet.time_base))
+                end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+    return end - first if end > first else count / fps
+
+
+def _mono(frame: Any) -> np.ndarray:
+    """Average the channels ourselves: libswresample's downmix is louder by the square root of two."""
+    samples: np.ndarray = frame.to_ndarray()
+    if not frame.format.is_planar:
+        samples = samples.reshape(-1, frame.layout.nb_channels).T
+    if samples.dtype.kind in "iu":
+        full = float(2 ** (8 * samples.dtype.itemsize - 1))
+        middle = full if samples.dtype.kind == "u" else 0.0
+        samples = (samples.astype(np.float32) - middle) / full
+    mono: np.ndarray = samples.astype(np.float32).mean(0)
+    return mono
+
+
+def _on_timeline(chunks: list[tuple[float, np.ndarray]], rate_hz: int, count: int) -> np.ndarray:
+    """Lay decoded sound where its clock says, ``count`` samples from time 0."""
+    wave = np.zeros(count, np.float32)
+    at: int | None = None
+    for clock, samples in chunks:
+        due = round(clock * rate_hz)
+        if at is None or abs(due - at) > JITTER_S * rate_hz:
+            at = due if at is None else max(due, at)
+            samples = samples[at - due :]
+        first, last = max(0, at), min(count, at + len(samples))
+        if first < last:
+            wave[first:last] = samples[first - at : last - at]
+        at += len(samples)
+    return wave

@@ -1,0 +1,159 @@
+"""Files of media before they are decoded: found, held against limits, opened, and cut by time."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from avlm.errors import AvlmError, MediaError
+from avlm.samples import MediaItem
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a file may be before it is refused unread, or half read."""
+
+    max_bytes: int = 512 * 2**20
+    """Of a file that is taken whole. A cut of a sound or a video is read where it lies, so its file may be larger."""
+    max_pixels: int = 100_000_000
+    max_samples: int = 3600 * 48_000
+    """Of one channel of a recording, at its own rate."""
+    max_seconds: float = 3600.0
+    max_decode_s: float = 300.0
+    """Time that decoding one video may take."""
+
+
+LIMITS = Limits()
+
+
+@contextmanager
+def about(item: MediaItem) -> Iterator[None]:
+    """Turn whatever a decoder raises into one message about the item."""
+    try:
+        yield
+    except AvlmError:
+        raise
+    except (MemoryError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        kind = type(error).__name__
+        raise MediaError(
+            f"{item.name()}: not readable as {article(item.kind)} ({kind}). "
+            "Replace the file, or remove it from the sample"
+        ) from error
+
+
+def article(kind: str) -> str:
+    return {"image": "a picture", "audio": "a recording", "video": "a video"}[kind]
+
+
+def read(item: MediaItem, limits: Limits) -> bytes:
+    """The item's bytes, refused before they are read when they are too many or no file at all.
+
+    Raises:
+        MediaError: Missing, no file, empty or too large.
+    """
+    with opened(item, limits) as file:
+        return file.read()
+
+
+@contextmanager
+def opened(item: MediaItem, limits: Limits) -> Iterator[BinaryIO]:
+    """The item's bytes as a file to read and to seek in.
+
+    Raises:
+        MediaError: Missing, no file, empty or too large.
+    """
+    if item.data is not None:
+        _check_size(item, len(item.data), limits, "decoded. Cut it")
+        yield io.BytesIO(item.data)
+        return
+    if item.path is None:
+        raise MediaError(f"a part of type {item.kind} has neither a path nor data. Give it a path")
+    _check_file(item, item.path, limits)
+    # By number, so that it has no name: FFmpeg would choose its reader by the ending and not by what is in the file.
+    with open(os.open(item.path, os.O_RDONLY | getattr(os, "O_BINARY", 0)), "rb") as file:
+        yield file
+
+
+def _check_file(item: MediaItem, path: Path, limits: Limits) -> None:
+    try:
+        info = path.stat()
+    except OSError:
+        raise MediaError(f"{path}: there is no such file. Check the path; it is relative to the data file") from None
+    if not stat.S_ISREG(info.st_mode):
+        raise MediaError(f"{path}: is not a regular file. Give the path of {article(item.kind)}")
+    _check_size(item, info.st_size, limits, "read. Cut or compress it")
+
+
+def _check_size(item: MediaItem, count: int, limits: Limits, rest: str) -> None:
+    if count == 0:
+        raise MediaError(f"{item.name()}: is empty, so there is nothing to decode. Replace the file")
+    if count > limits.max_bytes and not (item.is_cut() and item.path is not None):
+        raise MediaError(f"{item.name()}: has {count} bytes, and at most {limits.max_bytes} are {rest}")
+
+
+def cut(item: MediaItem, duration_s: float) -> tuple[float, float]:
+    """Where the item's part of its file begins, and how long it is, both in seconds.
+
+    Args:
+        duration_s: Length of all that the file holds.
+
+    Raises:
+        MediaError: It would begin where the file has ended.
+    """
+    if item.start_s and item.start_s >= duration_s:
+        raise MediaError(
+            f"{item.name()}: is to begin at {item.start_s:g} s and lasts {duration_s:.2f} s, so there is nothing left. "
+            "Give a start before its end"
+        )
+    end = duration_s if item.end_s is None else min(item.end_s, duration_s)
+    return item.start_s, end - item.start_s
+
+
+def check_seconds(item: MediaItem, seconds: float, limits: Limits) -> None:
+    """Refuse what lasts too long.
+
+    Raises:
+        MediaError: It does.
+    """
+    if seconds > limits.max_seconds:
+        raise MediaError(
+            f"{item.name()}: lasts {seconds:.0f} s, and at most {limits.max_seconds:.0f} s are decoded. Cut it"
+        )
+
+
+def check_samples(num_samples: int, rate_hz: int, limits: Limits, item: MediaItem) -> None:
+    """Refuse a recording that has too many samples, or lasts too long.
+
+    Raises:
+        MediaError: It has, or does.
+    """
+    if num_samples > limits.max_samples or num_samples > limits.max_seconds * rate_hz:
+        raise MediaError(
+            f"{item.name()}: has {num_samples} samples at {rate_hz} Hz, and at most {limits.max_samples} samples and "
+            f"{limits.max_seconds:.0f} s are decoded. Cut it"
+        )
+
+
+def check_frame(width: int, height: int, limits: Limits, item: MediaItem) -> None:
+    """Refuse a video of frames that are too large.
+
+    Raises:
+        MediaError: They are.
+    """
+    if width * height > limits.max_pixels:
+        raise MediaError(
+            f"{item.name()}: its frames are {width} x {height} pixels, and {at_most(limits)} are decoded. "
+            "Make it smaller"
+        )
+
+
+def at_most(limits: Limits) -> str:
+    return f"at most {limits.max_pixels} pixels"
