@@ -35,11 +35,24 @@ class Source(Settings):
         return self
 
 
+Token = Annotated[str, Field(min_length=1)]
+
+
 class LanguagePart(Source):
     """The causal language model, with its tokenizer and its chat template."""
 
     tokenizer: str | None = None
-    """Folder or hub name of the tokenizer; default: beside the language model."""
+    """Folder or hub name of the tokenizer; default: beside the language model. Another one than the language model's
+    own keeps the rows of the tokens that both have."""
+
+    add_tokens: tuple[Token, ...] = ()
+    """Words that become tokens of their own."""
+
+    add_special_tokens: tuple[Token, ...] = ()
+    """The same as special tokens, which are not shown when an answer is written out: a state, say, or a role."""
+
+    init: Literal["mean", "pieces"] = "mean"
+    """What a new token's embedding begins with: the mean of all, or of the pieces that the token was written with."""
 
     vocabulary: int = Field(1024, ge=300)
     """Largest size of the tokenizer made from the run's own texts for a fresh language model without a `tokenizer`."""

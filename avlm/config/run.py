@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from avlm.config.base import Settings
 from avlm.config.model import ModelConfig
+from avlm.config.patterns import ALL_LINEAR, pattern_problem
 
 Part = Literal["vision", "vision_connector", "audio", "audio_beside", "audio_connector", "language"]
 """Everything that can be trained or frozen, by its one name."""
@@ -28,8 +29,27 @@ class Lora(Settings):
     rank: int = Field(32, ge=1)
     alpha: float = Field(32.0, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
-    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    """Last components of the module names that get an adapter."""
+
+    targets: tuple[str, ...] = Field((ALL_LINEAR,), min_length=1)
+    """Which layers of the part get an adapter: patterns over their names inside it, in whole components (`q_proj`,
+    `mlp.*_proj`, `layers.1.**`), or `all-linear`, every linear projection of attention and MLP."""
+
+    exclude: tuple[str, ...] = ()
+    """Patterns of layers that get none after all."""
+
+    dora: bool = False
+    """Learn magnitudes apart from directions (DoRA, arXiv:2402.09353)."""
+
+    rslora: bool = False
+    """Scale by alpha over the root of the rank, rather than over the rank (rsLoRA, arXiv:2312.03732)."""
+
+    @field_validator("targets", "exclude")
+    @classmethod
+    def _are_patterns(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        for problem in map(pattern_problem, patterns):
+            if problem is not None:
+                raise ValueError(problem)
+        return patterns
 
 
 class TrainPart(Settings):
@@ -39,7 +59,7 @@ class TrainPart(Settings):
     """Peak learning rate."""
 
     lora: Lora | None = None
-    """Adapters instead of the full weights; only for the language model."""
+    """Adapters instead of the full weights."""
 
     optional: bool = False
     """Leave the part out where the model does not have it; otherwise that is refused."""
@@ -145,6 +165,11 @@ class Stage(Settings):
 
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Share of the target's probability that is spread over the whole vocabulary (arXiv:1512.00567)."""
+
+    balance: float = Field(0.0, ge=0)
+    """Weight of the load-balancing loss of a mixture-of-experts language model beside the tokens' loss (Switch
+    Transformers, arXiv:2101.03961; VITA's is 0.02). It is added for training and reported by itself, as `balance`."""
+
     schedule: Schedule = Schedule()
     optimizer: Optimizer = Optimizer()
     augment: Augment = Augment()
@@ -250,11 +275,6 @@ def stage_problem(stage: Stage, parts: Sequence[str]) -> str | None:
                 f"stage {stage.name} trains {part}, and the model has only {there}. "
                 f"Remove stages.{stage.name}.train.{part}, or add the part to the model"
             )
-        if how.lora is not None and part != "language":
-            return (
-                f"stage {stage.name} asks for LoRA on {part}, and adapters go on the language model only. "
-                f"Remove stages.{stage.name}.train.{part}.lora"
-            )
         if part not in REACHED[stage.rows] and not how.optional:
             return (
                 f"stage {stage.name} trains {part} on rows={stage.rows}, which never reach it. "
@@ -262,13 +282,47 @@ def stage_problem(stage: Stage, parts: Sequence[str]) -> str | None:
             )
     if not any(part in parts and part in REACHED[stage.rows] for part in stage.train):
         return f"stage {stage.name} trains nothing. Name a part, such as stages.{stage.name}.train.language.lr=1e-4"
-    problem = _words_problem(stage) if stage.supervise == "words" else None
+    problem = _adapters_problem(stage) or _balance_problem(stage)
+    if problem is None and stage.supervise == "words":
+        problem = _words_problem(stage)
     if problem is not None:
         return problem
     if stage.rows in ("vision", "audio") and stage.rows not in parts:
         return (
             f"stage {stage.name} reads rows with {stage.rows}, and the model has no {stage.rows} part. "
             f"Remove the stage, or add model.{stage.rows}"
+        )
+    return None
+
+
+def _adapters_problem(stage: Stage) -> str | None:
+    """What keeps the adapters of a stage from being one folder in PEFT's format."""
+    adapted = [(part, how.lora) for part, how in stage.train.items() if how.lora is not None]
+    for part, lora in adapted:
+        if part == stage.builds:
+            return (
+                f"stage {stage.name} builds the {part} part from scratch with adapters on it, and what is under them "
+                f"would stay as it was drawn. Remove stages.{stage.name}.train.{part}.lora"
+            )
+        first_part, first = adapted[0]
+        for name in ("dora", "rslora", "dropout"):
+            ours, theirs = getattr(first, name), getattr(lora, name)
+            if ours != theirs:
+                return (
+                    f"stage {stage.name} has adapters with {name}={ours} on {first_part} and {name}={theirs} on "
+                    f"{part}, and PEFT has one {name} for all adapters of a stage (only rank and alpha may differ). "
+                    f"Set stages.{stage.name}.train.{part}.lora.{name}={ours}"
+                )
+    return None
+
+
+def _balance_problem(stage: Stage) -> str | None:
+    """What keeps a stage from balancing experts, as far as its own settings tell."""
+    if stage.balance and "language" not in stage.train:
+        return (
+            f"stage {stage.name} has balance={stage.balance:g}, which teaches the language model to use all its "
+            f"experts, and does not train it. Add stages.{stage.name}.train.language.lr, or set "
+            f"stages.{stage.name}.balance=0"
         )
     return None
 

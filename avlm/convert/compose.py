@@ -22,9 +22,10 @@ from transformers import (
 from avlm.config.io import read_mapping
 from avlm.config.media import AudioSpec, MediaSpec
 from avlm.config.model import AudioPart, LanguagePart, ModelConfig, Source, VisionPart
+from avlm.convert.vocabulary import fit_vocabulary
 from avlm.data.processor import AvlmProcessor
 from avlm.data.text import PLACEHOLDERS, chat_template
-from avlm.data.vocabulary import add_placeholders, add_wraps, make_tokenizer
+from avlm.data.vocabulary import add_tokens, add_wraps, make_tokenizer
 from avlm.errors import AvlmError, ConfigError, WeightsError
 from avlm.models import attention
 from avlm.models.audio_encoders import audio_spec
@@ -56,7 +57,7 @@ def compose(config: ModelConfig, *, seed: int = 0, texts: Iterable[str] | None =
         ConfigError: Parts do not fit, or the tokenizer has no chat template.
         WeightsError: A part cannot be loaded.
     """
-    tokenizer = _tokenizer(config.language, texts)
+    own, tokenizer = _tokenizers(config.language, texts)
     add_wraps(tokenizer, [token for part in (config.vision, config.audio) for token in (part and part.wrap) or ()])
     chat_template(tokenizer, config.language.chat_template)  # a missing one is said before anything heavy is loaded
     text_config = _language_config(config.language, tokenizer)
@@ -84,14 +85,18 @@ def compose(config: ModelConfig, *, seed: int = 0, texts: Iterable[str] | None =
         audio_beside_config=beside_config,
         **ids,
     )
-    model = _assemble(model_config, config, max(tokenizer.get_vocab().values()) + 1, seed)
+    model = _assemble(model_config, config, own, tokenizer, seed)
     model.generation_config = _generation_config(model.language_model, tokenizer)
     processor = AvlmProcessor(tokenizer, media=model_config.media, chat_template=config.language.chat_template)
     return Composed(model.eval(), processor)
 
 
 def _assemble(
-    model_config: AvlmConfig, config: ModelConfig, vocabulary: int, seed: int
+    model_config: AvlmConfig,
+    config: ModelConfig,
+    own: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
 ) -> AvlmForConditionalGeneration:
     """Module tree without memory first, then each part in its place with its weights."""
     with torch.random.fork_rng(devices=[]):
@@ -99,9 +104,13 @@ def _assemble(
         with torch.device("meta"):
             model = AvlmForConditionalGeneration(model_config)
         inner = model.model
-        inner.language_model = _language_model(config.language, model_config.text_config, vocabulary)
+        inner.language_model = _language_model(config.language, model_config.text_config)
+        if config.language.path is not None:
+            fit_vocabulary(inner.language_model, own, tokenizer, config.language.init)
         width = inner.language_model.config.hidden_size
         model_config.text_config = inner.language_model.config
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            setattr(model_config, name, getattr(model_config.text_config, name, None))
         for sense in ("vision", "audio"):
             part: VisionPart | AudioPart | None = getattr(config, sense)
             if part is None:
@@ -145,7 +154,7 @@ def _generation_config(language: PreTrainedModel, tokenizer: PreTrainedTokenizer
     return settings
 
 
-def _language_model(part: LanguagePart, config: PreTrainedConfig, vocabulary: int) -> PreTrainedModel:
+def _language_model(part: LanguagePart, config: PreTrainedConfig) -> PreTrainedModel:
     if part.path is None:
         fresh: PreTrainedModel = AutoModelForCausalLM.from_config(config)
         return fresh
@@ -159,8 +168,6 @@ def _language_model(part: LanguagePart, config: PreTrainedConfig, vocabulary: in
             f"model.language: {part.path} lacks {len(info['missing_keys'])} weights of a {config.model_type}, "
             f"{sorted(info['missing_keys'])[0]} among them. Give the folder of a whole checkpoint"
         )
-    if model.get_input_embeddings().num_embeddings < vocabulary:
-        model.resize_token_embeddings(vocabulary)
     return model
 
 
@@ -237,7 +244,10 @@ def _language_config(part: LanguagePart, tokenizer: PreTrainedTokenizerBase) -> 
     return _random_config(values, "language")
 
 
-def _tokenizer(part: LanguagePart, texts: Iterable[str] | None) -> PreTrainedTokenizerBase:
+def _tokenizers(
+    part: LanguagePart, texts: Iterable[str] | None
+) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]:
+    """The tokenizer that the language model was trained with, and the one that it is to have here."""
     path = part.tokenizer or part.path
     if path is None:
         if texts is None:
@@ -245,11 +255,24 @@ def _tokenizer(part: LanguagePart, texts: Iterable[str] | None) -> PreTrainedTok
                 "model.language has random weights and no tokenizer, so text cannot be turned into tokens. "
                 "Set model.language.tokenizer to a folder or a hub name"
             )
-        return make_tokenizer(texts, part.vocabulary)
+        tokenizer = make_tokenizer(texts, part.vocabulary)
+    else:
+        tokenizer = _read_tokenizer(path, "language.tokenizer" if part.tokenizer else "language")
+    own = copy.deepcopy(tokenizer)
+    if part.tokenizer is not None and part.path is not None and _has_tokenizer(part.path):
+        own = _read_tokenizer(part.path, "language")  # where none lies beside it, the one that is given is its own
+    add_tokens(tokenizer, part.add_tokens, part.add_special_tokens)
+    return own, tokenizer
+
+
+def _has_tokenizer(path: str) -> bool:
+    return any(_file(path, name) is not None for name in ("tokenizer_config.json", "tokenizer.json"))
+
+
+def _read_tokenizer(path: str, part: str) -> PreTrainedTokenizerBase:
     tokenizer: PreTrainedTokenizerBase
-    with _loading("language.tokenizer" if part.tokenizer else "language", path):
+    with _loading(part, path):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    add_placeholders(tokenizer)
     return tokenizer
 
 

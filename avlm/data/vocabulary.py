@@ -1,8 +1,8 @@
-"""A tokenizer for a language model made from scratch: byte-level BPE learned from the run's own texts."""
+"""Tokenizers: byte-level BPE learned from the run's own texts, and tokens added to any."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -52,11 +52,16 @@ def make_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerBase:
     )
 
 
-def add_placeholders(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give a released tokenizer the placeholder tokens that it lacks."""
-    missing = [t for t in PLACEHOLDERS.values() if t not in tokenizer.get_added_vocab()]
-    if missing:
-        tokenizer.add_tokens(missing, special_tokens=True)
+def add_tokens(tokenizer: PreTrainedTokenizerBase, ordinary: Sequence[str] = (), special: Sequence[str] = ()) -> None:
+    """Give a tokenizer the tokens that it lacks: those that are asked for, and the placeholders of media.
+
+    Args:
+        ordinary: Words that become one token each wherever they are written.
+        special: The same, and left out where text is decoded without special tokens.
+    """
+    known = tokenizer.get_added_vocab()
+    tokenizer.add_tokens([t for t in ordinary if t not in known])
+    tokenizer.add_tokens([t for t in (*special, *PLACEHOLDERS.values()) if t not in known], special_tokens=True)
 
 
 def add_wraps(tokenizer: PreTrainedTokenizerBase, tokens: Iterable[str]) -> None:

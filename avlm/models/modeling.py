@@ -64,6 +64,8 @@ class AvlmOutput(ModelOutput):
         last_hidden_state: (B, T, D), from `AvlmModel`.
         past_key_values: The cache.
         image_hidden_states, audio_hidden_states, video_hidden_states: Connector outputs, items end to end.
+        aux_loss: How unevenly a mixture's experts are used, when `output_router_logits` asked for it.
+        router_logits: For each layer (tokens, experts), likewise.
     """
 
     loss: Tensor | None = None
@@ -75,6 +77,8 @@ class AvlmOutput(ModelOutput):
     image_hidden_states: Tensor | None = None
     audio_hidden_states: Tensor | None = None
     video_hidden_states: Tensor | None = None
+    aux_loss: Tensor | None = None
+    router_logits: tuple[Tensor, ...] | None = None
 
 
 class AvlmPreTrainedModel(PreTrainedModel):
@@ -561,12 +565,16 @@ class AvlmForConditionalGeneration(AvlmPreTrainedModel, GenerationMixin):
         if labels is not None:
             labels = labels if row_lengths is None else _walled(labels, row_lengths)
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **loss_kwargs)
+            if outputs.get("aux_loss") is not None:  # as the language model's own class adds it
+                loss = loss + self.language_model.config.router_aux_loss_coef * outputs.aux_loss
         output = AvlmOutput(
             loss=loss,
             logits=logits,
             past_key_values=outputs.get("past_key_values"),
             hidden_states=outputs.get("hidden_states"),
             attentions=outputs.get("attentions"),
+            aux_loss=outputs.get("aux_loss"),
+            router_logits=outputs.get("router_logits"),
             **_media_outputs(features),
         )
         return output if _wants_dict(return_dict, self.config) else output.to_tuple()
@@ -638,5 +646,5 @@ def _walled(labels_BT: Tensor, lengths: Sequence[int]) -> Tensor:
     return labels_BT.index_fill(1, starts[starts < labels_BT.shape[1]], IGNORE)
 
 
-def _media_outputs(features: dict[str, Tensor]) -> dict[str, Tensor | None]:
+def _media_outputs(features: dict[str, Tensor]) -> dict[str, Any]:
     return {f"{kind}_hidden_states": features.get(kind) for kind in ("image", "audio", "video")}

@@ -36,12 +36,13 @@ def borders(embeds: Tensor, lengths: list[int], calls: list[str] | None) -> dict
     """What tells a language model of the samples in a row, which has no mask: its borders are its mask.
 
     transformers would build a mask of T x T from the positions, for those families that hand it the positions. Its door
-    for a mask made elsewhere (four dimensions, passed on as it is) keeps it from doing so.
+    for a mask made elsewhere (four dimensions, passed on as it is) keeps it from doing so. It is one for every token,
+    which a mixture's balance loss counts by.
     """
     borders = attention.packed_kwargs(lengths, embeds.device)
     if calls is not None:
         borders["packed_calls"] = calls
-    return {**borders, "attention_mask": embeds.new_zeros(1, 1, 1, 1)}
+    return {**borders, "attention_mask": embeds.new_ones(1, 1, 1, embeds.shape[1])}
 
 
 def read_padded(
@@ -61,6 +62,8 @@ def read_padded(
             output[name] = output[name][inside][None]
     if output.get("hidden_states") is not None:
         output["hidden_states"] = tuple(states[inside][None] for states in output["hidden_states"])
+    if output.get("router_logits") is not None:
+        output["router_logits"] = tuple(layer[inside.flatten()] for layer in output["router_logits"])
     if logits_to_keep is not None:
         output["logits"] = _keep(output["logits"], logits_to_keep)
     return output

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from avlm.config.run import PARTS, Part, Schedule, Stage, TrainPart, stage_problem
-from avlm.convert.weights import aside
+from avlm.config.run import PARTS, Part, Schedule, Stage, stage_problem
 from avlm.errors import ConfigError
 from avlm.models.modeling import AvlmForConditionalGeneration
-from avlm.training.checkpoint import save_tensors
-
-if TYPE_CHECKING:
-    from peft import PeftConfig
+from avlm.training.lora import add_adapters, has_adapters
+from avlm.training.loss import check_balance
 
 
 def part_modules(model: AvlmForConditionalGeneration) -> dict[Part, nn.Module]:
@@ -46,17 +40,18 @@ def prepare(model: AvlmForConditionalGeneration, stage: Stage, seed: int = 0) ->
         The modules that are trained. Everything else has no gradient and is to stay in eval mode.
 
     Raises:
-        ConfigError: The stage trains nothing, or a part that the model does not have, or wants adapters on an encoder.
+        ConfigError: The stage trains nothing, or a part or layer that the model does not have, or balances experts
+            that it does not have.
     """
     modules = part_modules(model)
     check_parts(stage, tuple(modules))
+    check_balance(model, stage)
     train = {part: how for part, how in stage.train.items() if part in modules}
     fixed = _fixed_parameters(model)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    for how in train.values():
-        if how.lora is not None:
-            _add_lora(model, how, seed)  # first, because PEFT freezes all that is no adapter
+    if any(how.lora is not None for how in train.values()):
+        add_adapters(model, modules, stage, seed)  # first, because PEFT freezes all that is no adapter
     for part, how in train.items():
         if how.lora is None:
             for parameter in modules[part].parameters():
@@ -81,92 +76,21 @@ def _fixed_parameters(model: nn.Module) -> set[int]:
     return {id(p) for name, p in model.named_parameters() if name.endswith(tables)}
 
 
-def _add_lora(model: AvlmForConditionalGeneration, how: TrainPart, seed: int) -> None:
-    """Put adapters on the language model's layers of the wanted names (whole path components, never parts of one)."""
-    from peft import inject_adapter_in_model
-
-    config = lora_config(model, how)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        inject_adapter_in_model(config, model)
-    for name, parameter in model.named_parameters():
-        if ".lora_" in name:  # as PEFT does it: steps of a small rate are lost in half precision
-            parameter.data = parameter.data.float()
-
-
-def lora_config(model: AvlmForConditionalGeneration, how: TrainPart) -> PeftConfig:
-    """The adapters' configuration in PEFT's terms.
-
-    Raises:
-        ConfigError: A target names no layer, or one that shares its weights with the embeddings.
-    """
-    from peft import LoraConfig
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    assert how.lora is not None
-    language = model.model.language_model
-    linear = (nn.Linear, BaseTunerLayer)
-    ends = {name.rpartition(".")[2] for name, m in language.named_modules() if isinstance(m, linear)}
-    head, embeddings = language.get_output_embeddings(), language.get_input_embeddings()
-    if head is not None and head.weight is embeddings.weight:
-        ends -= {name.rpartition(".")[2] for name, m in language.named_modules() if m is head}
-    missing = [target for target in how.lora.targets if target not in ends]
-    if missing:
-        raise ConfigError(
-            f"LoRA targets {', '.join(missing)} name no linear layer of the language model that could take an adapter. "
-            f"Use some of {', '.join(sorted(ends))}"
-        )
-    names = "|".join(re.escape(target) for target in how.lora.targets)
-    return LoraConfig(
-        r=how.lora.rank,
-        lora_alpha=how.lora.alpha,
-        lora_dropout=how.lora.dropout,
-        target_modules=rf"model\.language_model\.(.+\.)?({names})",
-    )
-
-
-def save_adapters(model: AvlmForConditionalGeneration, stage: Stage, out: Path) -> None:
-    """Write a stage's adapters, before they are merged, as a folder that PEFT loads onto what the stage began with.
-
-    Parts that were trained whole beside the adapters are in it too, as PEFT's ``modules_to_save``.
-    """
-    from peft import get_peft_model_state_dict
-
-    modules = part_modules(model)
-    (how,) = (how for how in stage.train.values() if how.lora is not None)
-    names = {id(module): name for name, module in model.named_modules()}
-    whole = [names[id(modules[p])] for p, h in stage.train.items() if h.lora is None and p in modules]
-    state = dict(get_peft_model_state_dict(model))
-    for name in whole:
-        state |= {f"{name}.{k}": v for k, v in model.get_submodule(name).state_dict().items()}
-    config = lora_config(model, how)
-    config.base_model_name_or_path = model.name_or_path or None
-    config.modules_to_save = [name.rpartition(".")[2] for name in whole] or None
-    config.inference_mode = True
-    with aside(out) as folder:
-        tensors = {f"base_model.model.{k}": v.detach().contiguous() for k, v in state.items()}
-        save_tensors(tensors, folder / "adapter_model.safetensors")
-        config.save_pretrained(folder)
-
-
-def merge_adapters(model: nn.Module) -> None:
-    """Add adapters into the weights they sit on, leaving plain layers behind."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, BaseTunerLayer):
-                child.merge()
-                setattr(parent, name, child.get_base_layer())
-    if hasattr(model, "peft_config"):
-        del model.peft_config
+STATISTICS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def set_modes(model: nn.Module, trained: dict[Part, nn.Module]) -> None:
-    """Training mode for what is trained, eval mode for the rest: no dropout, no statistics that move."""
+    """Training mode for what is trained, eval mode for the rest: no dropout, no statistics that move.
+
+    Under adapters a part's own weights are constants, and so are its batch norms' statistics: they are in no adapter.
+    """
     model.eval()
     for module in trained.values():
         module.train()
+        if has_adapters(module):
+            for inner in module.modules():
+                if isinstance(inner, STATISTICS):
+                    inner.eval()
 
 
 def make_optimizer(trained: dict[Part, nn.Module], stage: Stage) -> torch.optim.Optimizer:

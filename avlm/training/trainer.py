@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from torch import Tensor, nn
+from torch import nn
 
 from avlm.config.run import RunConfig, Stage
 from avlm.data.loader import Bad, StepData, StepLoader
@@ -22,9 +22,10 @@ from avlm.models.modeling import AvlmForConditionalGeneration
 from avlm.samples import Row, Sample
 from avlm.training import checkpoint
 from avlm.training.checkpoint import Position
-from avlm.training.loss import row_loss
+from avlm.training.lora import merge_adapters, save_adapters
+from avlm.training.loss import RowLosses, row_losses
 from avlm.training.observe import Journal, StepMetrics, answer_prompts, bar, tell
-from avlm.training.stages import make_optimizer, merge_adapters, prepare, rate, save_adapters, set_modes
+from avlm.training.stages import make_optimizer, prepare, rate, set_modes
 from avlm.training.stopping import StopWish
 from avlm.training.trade import make_head, words_loss
 
@@ -133,11 +134,16 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * share
         targets = max(1, data.num_targets())
-        loss = 0.0
+        loss, balance = 0.0, 0.0
         for row in data.rows:
-            row_sum = self._loss(row)
-            torch.autograd.backward(row_sum / targets)
-            loss += float(row_sum.detach())
+            costs = self._losses(row)
+            objective = costs.tokens / targets
+            if costs.balance is not None:
+                uneven = costs.balance * (sum(row.lengths) / data.num_tokens())
+                objective = objective + self.stage.balance * uneven
+                balance += float(uneven.detach())
+            torch.autograd.backward(objective)
+            loss += float(costs.tokens.detach())
         norm = self._clip()
         self._check_finite(loss, norm, data.step)
         self.optimizer.step()
@@ -158,12 +164,13 @@ class Trainer:
             seconds=now - waited,
             data_seconds=began - waited,
             tokens_per_s=data.num_tokens() / max(1e-9, now - waited),
+            balance=balance if self.stage.balance else None,
         )
 
-    def _loss(self, row: Row) -> Tensor:
+    def _losses(self, row: Row) -> RowLosses:
         if self.head is None:
-            return row_loss(self.model, row, self.stage.label_smoothing)
-        return words_loss(self.model, self.head, row, self.stage.label_smoothing)
+            return row_losses(self.model, row, self.stage.label_smoothing, balance=self.stage.balance > 0)
+        return RowLosses(words_loss(self.model, self.head, row, self.stage.label_smoothing))
 
     def _clip(self) -> float:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -226,9 +233,18 @@ class Trainer:
 
     def _keep_adapters(self) -> None:
         """Write adapters down in PEFT's format, then merge them into the weights."""
-        if any(how.lora is not None for how in self.stage.train.values()):
-            save_adapters(self.model, self.stage, self.folder.parent / "adapters" / self.stage.name)
-            merge_adapters(self.model)
+        whole = [module for part, module in self.trained.items() if self.stage.train[part].lora is None]
+        if len(whole) == len(self.trained):
+            return
+        if self.model.language_model in whole:
+            tell(
+                self.console,
+                f"{self.stage.name}: its adapters stand merged in the stage's model only, because PEFT keeps no "
+                "language model that was trained whole beside them",
+            )
+        else:
+            save_adapters(self.model, whole, self.folder.parent / "adapters" / self.stage.name)
+        merge_adapters(self.model)
 
     def _times_to_ask(self) -> set[int]:
         times = self.run.samples.times

@@ -185,12 +185,32 @@ def test_a_stage_that_trains_an_absent_part_is_refused() -> None:
     accepted(seeing(), stage(train={"audio_connector": TrainPart(lr=1, optional=True), "language": LR}))
 
 
-def test_adapters_on_anything_but_the_language_model_are_refused() -> None:
-    assert refused(seeing(), stage(train={"vision_connector": TrainPart(lr=1, lora=Lora())})) == (
-        "stage a asks for LoRA on vision_connector, and adapters go on the language model only. "
-        "Remove stages.a.train.vision_connector.lora."
+def test_adapters_go_on_any_part_and_what_peft_has_once_is_the_same_for_all() -> None:
+    accepted(seeing(), stage(train={part: TrainPart(lr=1, lora=Lora()) for part in ("vision", "vision_connector")}))
+    both = {"vision": TrainPart(lr=1, lora=Lora(rank=2)), "language": TrainPart(lr=1, lora=Lora(rank=4, alpha=8))}
+    accepted(seeing(), stage(train=both))
+    for name, value in (("dora", True), ("rslora", True), ("dropout", 0.1)):
+        mixed = {**both, "language": TrainPart(lr=1, lora=Lora(rank=4, **{name: value}))}
+        ours = getattr(Lora(), name)
+        assert refused(seeing(), stage(train=mixed)) == (
+            f"stage a has adapters with {name}={ours} on vision and {name}={value} on language, and PEFT has one "
+            f"{name} for all adapters of a stage (only rank and alpha may differ). "
+            f"Set stages.a.train.language.lora.{name}={ours}."
+        )
+
+
+def test_adapters_on_a_part_that_is_built_from_scratch_are_refused() -> None:
+    assert "builds the language part from scratch with adapters on it" in refused(
+        seeing(), stage(builds="language", train={"language": TrainPart(lr=1, lora=Lora())}, rows="text")
     )
-    accepted(seeing(), stage(train={"vision_connector": LR}))
+
+
+def test_experts_are_balanced_only_where_the_language_model_learns() -> None:
+    accepted(seeing(), stage(train={"language": LR}, balance=0.02))
+    assert refused(seeing(), stage(train={"vision_connector": LR}, balance=0.02)) == (
+        "stage a has balance=0.02, which teaches the language model to use all its experts, and does not train it. "
+        "Add stages.a.train.language.lr, or set stages.a.balance=0."
+    )
 
 
 def test_two_stages_of_one_name_are_refused() -> None:

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 from avlm.config.media import MediaSpec, VisionSpec
 from avlm.data.processor import AvlmProcessor, conversation_sample, media_item
-from avlm.data.vocabulary import END, PAD, add_placeholders, make_tokenizer
+from avlm.data.vocabulary import END, PAD, add_tokens, make_tokenizer
 from avlm.errors import ConfigError, DataError, MediaError
 from avlm.samples import MediaItem, Picture, Sample, Sound, Text, Turn
 
@@ -98,12 +98,12 @@ def test_a_tokenizer_without_placeholders_is_refused_and_what_it_lacks_is_named(
         "the tokenizer has no token <image>, <audio>, <video>, so media have no place in the text. "
         "Add them with `avlm compose`, which also gives them embeddings"
     )
-    add_placeholders(bare)
+    add_tokens(bare)
     AvlmProcessor(bare)
     ids = [bare.convert_tokens_to_ids(t) for t in ("<image>", "<audio>", "<video>")]
     assert bare("a<image><audio>b<video>", add_special_tokens=False).input_ids[1:3] == ids[:2]
     size = len(bare)
-    add_placeholders(bare)
+    add_tokens(bare)
     assert len(bare) == size
 
 
