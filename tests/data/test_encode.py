@@ -243,7 +243,7 @@ def test_for_a_stage_of_text_each_medium_is_what_it_shows_or_says_on_a_line_of_i
         sample.turns[1],
     )
     assert worded.media() == []
-    encoded = processor(CHATML).encode(sample, text_only=True)
+    encoded = processor(CHATML).encode(without_media(sample))
     assert encoded.ids == processor(CHATML).encode(worded).ids
     written = tokenizer(CHATML).decode(encoded.ids)
     positions = [written.index(words) for words in ("a red circle\n", "bell, then siren\n", "What?", "red<|im_end|>")]
@@ -253,7 +253,7 @@ def test_for_a_stage_of_text_each_medium_is_what_it_shows_or_says_on_a_line_of_i
 
 def test_a_marker_in_the_words_of_a_medium_is_refused_as_in_any_text() -> None:
     with pytest.raises(DataError, match="a text holds the marker <image>"):
-        processor(CHATML).encode(asked(alt(PICTURE, "an <image>"), Text("What?")), text_only=True)
+        processor(CHATML).encode(without_media(asked(alt(PICTURE, "an <image>"), Text("What?"))))
 
 
 def test_the_share_of_media_asked_for_is_described_and_the_rest_kept() -> None:

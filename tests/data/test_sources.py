@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avlm.data.sources import JsonLines, parse_row
+from avlm.data.forms import Folders, parse_row
+from avlm.data.sources import JsonLines
 from avlm.errors import ConfigError, DataError
 from avlm.samples import MediaItem, Text
 
@@ -176,7 +177,7 @@ ANY = st.recursive(
 @given(ANY)
 def test_any_json_is_a_row_or_is_refused(row: Any) -> None:
     with contextlib.suppress(DataError):  # anything else that is raised would fail the test
-        assert parse_row(row, Path(), "x line 1").turns
+        assert parse_row(row, Folders(), "x line 1").turns
 
 
 def test_a_file_that_is_no_data_is_refused(tmp_path: Path) -> None:
