@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Role = Literal["system", "user", "assistant"]
 MediaKind = Literal["image", "audio", "video"]
+State = Literal["", "question", "noise"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,12 @@ class Turn:
 
     role: Role
     parts: tuple[Text | MediaItem, ...]
+    verbatim: bool = False
+    """The parts stand end to end as they are; otherwise texts are parted by line breaks."""
+    state: State = ""
+    """Of an answer: whether what came before it was meant for the model, where the row says so."""
+    ended: bool = True
+    """Of an answer: whether it is learned that it ends here."""
 
     def text(self) -> str:
         return "".join(part.text for part in self.parts if isinstance(part, Text))
@@ -140,6 +147,14 @@ class Encoded:
     """Each float [B, M]."""
     words: list[list[int]] = field(default_factory=list)
     """Tokens of what each of its media shows or says, where an encoder is to learn that by itself."""
+    states: list[tuple[int, int]] = field(default_factory=list)
+    """For each answer the last position before it, and the class of its state: 0 a question, 1 noise."""
+    teacher: Encoded | None = None
+    """The same conversation with its media in words, for `loss=distill`; its targets are the same tokens."""
+
+    def room(self) -> int:
+        """Tokens that it takes of a row's budget."""
+        return max(len(self), len(self.teacher or ()))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -176,6 +191,10 @@ class Row:
     """bool [A, longest M]; True where there is sound."""
     words: list[list[int]] = field(default_factory=list)
     """As in `Encoded`, of all media in reading order."""
+    states: list[tuple[int, int]] = field(default_factory=list)
+    """As in `Encoded`; positions are the row's."""
+    teacher: Row | None = None
+    """The samples' teachers, packed in the same order."""
 
     def num_targets(self) -> int:
         return int((self.labels[0, 1:] != IGNORE).sum()) + sum(map(len, self.words))

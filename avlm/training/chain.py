@@ -132,7 +132,7 @@ class Run:
                 "Add data.train=FILE.jsonl"
             )
         if path not in self._sources:
-            self._sources[path] = source = JsonLines(path)
+            self._sources[path] = source = JsonLines(path, self.config.data)
             bad, rows = len(source.errors), len(source.errors) + len(source)
             if bad > max(10, self.config.data.max_bad * rows):
                 raise DataError(
@@ -276,6 +276,8 @@ class Run:
         self.console.rule(stage.name)
         model, processor = self._begin(stage)
         processor.use_reader(MediaReader(processor.media_spec(), self.config.data.cache_mb))
+        if self.config.data.system is not None:
+            processor.use_system(self.config.data.system)
         loader = StepLoader(self.source(stage), stage, processor, self.config.data, self.config.seed)
         trainer = Trainer(
             self.config, stage, model, processor, loader, self._prompts_for(stage, processor), self.out,
@@ -335,7 +337,7 @@ class Run:
         """The first held-out samples of each task (training ones where nothing is held out)."""
         wanted = self.config.samples.prompts
         held_out = self.config.data.eval
-        source = next(iter(self._sources.values())) if held_out is None else JsonLines(held_out)
+        source = next(iter(self._sources.values())) if held_out is None else JsonLines(held_out, self.config.data)
         taken: dict[str, int] = {}
         found = []
         for i, facts in enumerate(source.facts):

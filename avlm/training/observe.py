@@ -40,6 +40,8 @@ class StepMetrics:
     data_seconds: float
     """Of which the loop waited for data."""
     tokens_per_s: float
+    state_loss: float | None = None
+    """The state head's, where the stage trains one; ``loss`` is that of the tokens alone."""
 
 
 class Journal:
@@ -58,7 +60,7 @@ class Journal:
         self._listed = self._listed_bad()
 
     def step(self, metrics: StepMetrics) -> None:
-        self._append(self.metrics, [asdict(metrics)])
+        self._append(self.metrics, [{name: value for name, value in asdict(metrics).items() if value is not None}])
 
     def answers(self, answers: Sequence[dict[str, Any]]) -> None:
         self._append(self.samples, answers)

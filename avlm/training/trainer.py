@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from torch import Tensor, nn
+from torch import nn
 
 from avlm.config.run import RunConfig, Stage
 from avlm.data.loader import Bad, StepData, StepLoader
@@ -22,9 +22,10 @@ from avlm.models.modeling import AvlmForConditionalGeneration
 from avlm.samples import Row, Sample
 from avlm.training import checkpoint
 from avlm.training.checkpoint import Position
-from avlm.training.loss import row_loss
+from avlm.training.loss import RowLoss, stage_loss
 from avlm.training.observe import Journal, StepMetrics, answer_prompts, bar, tell
 from avlm.training.stages import make_optimizer, merge_adapters, prepare, rate, save_adapters, set_modes
+from avlm.training.states import state_weight, train_state_head
 from avlm.training.stopping import StopWish
 from avlm.training.trade import make_head, words_loss
 
@@ -79,6 +80,9 @@ class Trainer:
             self.learner = nn.ModuleDict({"model": model, "head": self.head})
             peak = max(how.lr for how in stage.train.values())
             self.optimizer.add_param_group({"params": list(self.head.parameters()), "lr": peak, "peak": peak})
+        if stage.state_head is not None:
+            for group in train_state_head(model, stage, fresh):
+                self.optimizer.add_param_group(group)
         self.done = 0
         self.bad = 0
 
@@ -133,13 +137,19 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * share
         targets = max(1, data.num_targets())
-        loss = 0.0
+        head = self.stage.state_head
+        weight = 1.0 if head is None else state_weight(data.rows, head) or 1.0
+        loss = states = 0.0
         for row in data.rows:
-            row_sum = self._loss(row)
-            torch.autograd.backward(row_sum / targets)
-            loss += float(row_sum.detach())
+            cost = self._loss(row)
+            whole = cost.tokens / targets
+            if cost.states is not None:
+                whole = whole + cost.states / weight
+                states += float(cost.states.detach())
+            torch.autograd.backward(whole)
+            loss += float(cost.tokens.detach())
         norm = self._clip()
-        self._check_finite(loss, norm, data.step)
+        self._check_finite(loss + states, norm, data.step)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.done = data.step + 1
@@ -158,12 +168,13 @@ class Trainer:
             seconds=now - waited,
             data_seconds=began - waited,
             tokens_per_s=data.num_tokens() / max(1e-9, now - waited),
+            state_loss=None if head is None else states / weight,
         )
 
-    def _loss(self, row: Row) -> Tensor:
+    def _loss(self, row: Row) -> RowLoss:
         if self.head is None:
-            return row_loss(self.model, row, self.stage.label_smoothing)
-        return words_loss(self.model, self.head, row, self.stage.label_smoothing)
+            return stage_loss(self.model, row, self.stage)
+        return RowLoss(words_loss(self.model, self.head, row, self.stage.label_smoothing))
 
     def _clip(self) -> float:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
