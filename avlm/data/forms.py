@@ -76,14 +76,14 @@ def recognise(row: Any) -> Form | None:
     return "messages" if "messages" in row else "conversations" if "conversations" in row else None
 
 
-def parse_row(row: Any, folders: Folders, where: str = "", form: Form = "messages") -> Sample:
+def parse_row(row: Any, folders: Folders, where: str = "", form: Form | None = "messages") -> Sample:
     """Read one row.
 
     Args:
         row: As it came out of the JSON.
         folders: What media paths are relative to.
         where: Source and place, for messages.
-        form: The form of the file's rows.
+        form: The form of the file's rows; None where no row so far had one.
 
     Raises:
         DataError: The row is not in that form.
@@ -92,7 +92,10 @@ def parse_row(row: Any, folders: Folders, where: str = "", form: Form = "message
     sample_id = str(row["id"]) if named else where
     try:
         if not isinstance(row, dict):
-            raise DataError(f"is {_kind(row)} and not an object. {_FORMS[form]}")
+            raise DataError(f"is {_kind(row)} and not an object. {_FORMS[form or 'messages']}")
+        if form is None:
+            other = '{"conversations": [{"from": "human", "value": ...}, ...]}'
+            raise DataError(f'has neither "messages" nor "conversations". {_FORMS["messages"]}, or {other}')
         said = row.get(form)
         if not isinstance(said, list) or not said:
             raise DataError(f'has no list "{form}" with a message in it. {_FORMS[form]}')
@@ -243,7 +246,7 @@ def _conversation(row: dict[str, Any], said: list[Any], folders: Folders) -> tup
     texts = [_said(turn) for turn in said]
     asked = [text for role, text in texts if role != "assistant"]
     marks = {kind: f"<{kind}>" for kind in KINDS}
-    if media["video"] and not media["image"] and not any(marks["video"] in text for text in asked):
+    if media["video"] and not media["image"] and "<video>" not in "".join(asked) and "<image>" in "".join(asked):
         marks |= {"image": "<video>", "video": "<image>"}  # LLaVA-Video marks its videos as images
     for kind in KINDS:
         found, given = sum(text.count(marks[kind]) for text in asked), len(media[kind])
@@ -287,14 +290,14 @@ def _files(row: dict[str, Any], kind: MediaKind, folders: Folders) -> list[Media
     names = set_names(row)
     if kind == "audio" or len(set(names)) <= 1:
         names = (names or [""])[:1] * len(paths)
-    if len(names) != len(paths):
+    if paths and len(names) != len(paths):
         raise DataError(
             f"lists {len(paths)} {kind} files from {len(names)} sets, so which is whose is not known. "
             "Name one set, or one for each file"
         )
     return [
         MediaItem(kind, path=folders.folder(kind, name) / _path(path.replace("\\", "/"), kind))
-        for path, name in zip(paths, names, strict=True)
+        for path, name in zip(paths, names, strict=False)
     ]
 
 

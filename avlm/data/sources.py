@@ -143,7 +143,7 @@ class JsonLines:
                 detail = f"{error.msg} at character {error.pos + 1}"
             raise DataError(f"is not JSON ({detail}). Write one object on a line", where=where) from None
         self.form = self.form or recognise(row)
-        return row, parse_row(row, self.folders, where, self.form or "messages")
+        return row, parse_row(row, self.folders, where, self.form)
 
 
 def _text(data: bytes, path: Path) -> str:

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -167,9 +167,15 @@ def set_modes(model: nn.Module, trained: dict[Part, nn.Module]) -> None:
         module.train()
 
 
-def make_optimizer(trained: dict[Part, nn.Module], stage: Stage) -> torch.optim.Optimizer:
-    """AdamW with one rate for each part; decay on matrices only."""
-    groups = []
+def make_optimizer(
+    trained: dict[Part, nn.Module], stage: Stage, more: Sequence[dict[str, Any]] = ()
+) -> torch.optim.Optimizer:
+    """AdamW with one rate for each part; decay on matrices only.
+
+    Args:
+        more: Groups of what is trained beside the parts.
+    """
+    groups = list(more)
     settings = stage.optimizer
     for part, module in trained.items():
         lr = stage.train[part].lr

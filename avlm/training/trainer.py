@@ -71,7 +71,8 @@ class Trainer:
         self.steps = run.stage_steps(stage)
         fresh = _draw(run.seed, stage, -1)
         self.trained = prepare(model, stage, seed=fresh)
-        self.optimizer = make_optimizer(self.trained, stage)
+        more = [] if stage.state_head is None else train_state_head(model, stage, fresh)
+        self.optimizer = make_optimizer(self.trained, stage, more)
         self.learner: nn.Module = model
         """Everything that is trained, for checkpoints."""
         self.head = None
@@ -80,9 +81,6 @@ class Trainer:
             self.learner = nn.ModuleDict({"model": model, "head": self.head})
             peak = max(how.lr for how in stage.train.values())
             self.optimizer.add_param_group({"params": list(self.head.parameters()), "lr": peak, "peak": peak})
-        if stage.state_head is not None:
-            for group in train_state_head(model, stage, fresh):
-                self.optimizer.add_param_group(group)
         self.done = 0
         self.bad = 0
 
