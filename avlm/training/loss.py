@@ -19,7 +19,7 @@ from avlm.samples import Row
 from avlm.training.states import state_loss
 
 
-class RowLoss(NamedTuple):
+class RowLosses(NamedTuple):
     """What one row costs."""
 
     tokens: Tensor
@@ -28,7 +28,7 @@ class RowLoss(NamedTuple):
     """Sum over its states, weighted, where the stage has a state head."""
 
 
-def stage_loss(model: AvlmForConditionalGeneration, row: Row, stage: Stage) -> RowLoss:
+def stage_losses(model: AvlmForConditionalGeneration, row: Row, stage: Stage) -> RowLosses:
     """What a stage makes of a row: next-token prediction or distillation, and its states."""
     taught = teacher_logits(model, row) if stage.loss == "distill" else None
     output = _read(model, row, states=stage.state_head is not None)
@@ -38,9 +38,9 @@ def stage_loss(model: AvlmForConditionalGeneration, row: Row, stage: Stage) -> R
     else:
         tokens = _cross_entropy(logits, row, stage.label_smoothing)
     if stage.state_head is None:
-        return RowLoss(tokens)
+        return RowLosses(tokens)
     assert output.state_logits is not None
-    return RowLoss(tokens, state_loss(output.state_logits[0], row, stage.state_head))
+    return RowLosses(tokens, state_loss(output.state_logits[0], row, stage.state_head))
 
 
 def row_loss(model: AvlmForConditionalGeneration, row: Row, label_smoothing: float = 0.0) -> Tensor:

@@ -22,7 +22,7 @@ from avlm.models.modeling import AvlmForConditionalGeneration
 from avlm.samples import Row, Sample
 from avlm.training import checkpoint
 from avlm.training.checkpoint import Position
-from avlm.training.loss import RowLoss, stage_loss
+from avlm.training.loss import RowLosses, stage_losses
 from avlm.training.observe import Journal, StepMetrics, answer_prompts, bar, tell
 from avlm.training.stages import make_optimizer, merge_adapters, prepare, rate, save_adapters, set_modes
 from avlm.training.states import state_weight, train_state_head
@@ -137,15 +137,15 @@ class Trainer:
         targets = max(1, data.num_targets())
         head = self.stage.state_head
         weight = 1.0 if head is None else state_weight(data.rows, head) or 1.0
-        loss = states = 0.0
+        loss, states = 0.0, 0.0
         for row in data.rows:
-            cost = self._loss(row)
-            whole = cost.tokens / targets
-            if cost.states is not None:
-                whole = whole + cost.states / weight
-                states += float(cost.states.detach())
-            torch.autograd.backward(whole)
-            loss += float(cost.tokens.detach())
+            costs = self._losses(row)
+            objective = costs.tokens / targets
+            if costs.states is not None:
+                objective = objective + costs.states / weight
+                states += float(costs.states.detach())
+            torch.autograd.backward(objective)
+            loss += float(costs.tokens.detach())
         norm = self._clip()
         self._check_finite(loss + states, norm, data.step)
         self.optimizer.step()
@@ -169,10 +169,10 @@ class Trainer:
             state_loss=None if head is None else states / weight,
         )
 
-    def _loss(self, row: Row) -> RowLoss:
+    def _losses(self, row: Row) -> RowLosses:
         if self.head is None:
-            return stage_loss(self.model, row, self.stage)
-        return RowLoss(words_loss(self.model, self.head, row, self.stage.label_smoothing))
+            return stage_losses(self.model, row, self.stage)
+        return RowLosses(words_loss(self.model, self.head, row, self.stage.label_smoothing))
 
     def _clip(self) -> float:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]

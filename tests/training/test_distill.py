@@ -20,7 +20,7 @@ from avlm.data.sources import JsonLines
 from avlm.errors import ConfigError, DataError
 from avlm.samples import Encoded
 from avlm.training.chain import Run
-from avlm.training.loss import distill_loss, stage_loss
+from avlm.training.loss import distill_loss, stage_losses
 from avlm.training.observe import read_lines
 from avlm.training.stages import prepare, set_modes
 
@@ -88,7 +88,7 @@ def test_a_packed_row_costs_what_a_slow_loop_over_its_samples_finds(
     expected = slow(made, [samples[i] for i in row.ids])
     assert expected > 1  # the model does not hear yet what its words say
     torch.testing.assert_close(distill_loss(made.model, row, T).double(), expected, rtol=1e-5, atol=0)
-    assert stage_loss(made.model, row, steps.stage).tokens == distill_loss(made.model, row, T)
+    assert stage_losses(made.model, row, steps.stage).tokens == distill_loss(made.model, row, T)
 
 
 def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ import io
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,10 @@ def test_a_line_a_step_at_once(tmp_path: Path) -> None:
     for step in (1, 2):
         journal.step(metrics(step))
         assert steps(journal.metrics) == list(range(1, step + 1))
-    assert json.loads(journal.metrics.read_text().splitlines()[1]) == asdict(metrics(2))
+    line = json.loads(journal.metrics.read_text().splitlines()[1])
+    assert line == {name: value for name, value in asdict(metrics(2)).items() if value is not None}
+    journal.step(replace(metrics(3), state_loss=2.5))
+    assert "state_loss" not in line and json.loads(journal.metrics.read_text().splitlines()[2])["state_loss"] == 2.5
 
 
 def test_cutting_back_forgets_what_will_come_again(tmp_path: Path) -> None:

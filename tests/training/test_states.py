@@ -18,8 +18,8 @@ from avlm.data.encode import pack
 from avlm.errors import ConfigError
 from avlm.samples import Encoded, Sample, Text, Turn
 from avlm.training.chain import Run
-from avlm.training.loss import stage_loss
-from avlm.training.observe import read_lines
+from avlm.training.loss import stage_losses
+from avlm.training.observe import StepMetrics, read_lines
 from avlm.training.states import state_weight, train_state_head
 
 HEAD = StateHead(lr=1e-2)
@@ -83,10 +83,10 @@ def test_the_states_of_packed_rows_cost_what_torch_finds_sample_by_sample(
         rows = [pack(members) for members in cut]
         weight = state_weight(rows, HEAD)
         assert weight == 1 + (5 + 1 + 5) + 5 + 1 + 1
-        costs = [stage_loss(model, row, stage_of()) for row in rows]
+        costs = [stage_losses(model, row, stage_of()) for row in rows]
         states = torch.stack([cost.states for cost in costs if cost.states is not None]).sum() / weight
         torch.testing.assert_close(states, mean, rtol=1e-5, atol=0)
-        alone = [stage_loss(model, row, Stage(name="s", steps=1)).tokens for row in rows]
+        alone = [stage_losses(model, row, Stage(name="s", steps=1)).tokens for row in rows]
         torch.testing.assert_close([cost.tokens for cost in costs], alone, rtol=1e-6, atol=0)
 
 
@@ -106,7 +106,7 @@ def test_a_head_is_saved_and_loaded_with_the_model(made: Composed, samples: list
     assert json.loads((tmp_path / "model" / "config.json").read_text())["state_classes"] == 3
     row = pack(samples)
     with torch.no_grad():
-        ours, theirs = (stage_loss(model, row, stage_of()) for model in (again, made.model))
+        ours, theirs = (stage_losses(model, row, stage_of()) for model in (again, made.model))
     assert torch.equal(ours.states, theirs.states)  # type: ignore[arg-type]
 
 
@@ -149,3 +149,30 @@ def test_a_head_in_a_model_that_is_thrown_away_is_refused() -> None:
         "stage s has a state_head and builds the language part in a model that is thrown away, the head with it. "
         "Remove stages.s.state_head, or train it in a later stage"
     )
+
+
+def test_a_run_that_is_killed_ends_with_the_head_and_connector_of_one_that_was_not(
+    small_run: Callable[..., RunConfig], rows: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Distillation and states in one stage, stopped in its middle."""
+    rows(alts=True)
+    train = {"audio_connector": {"lr": 1e-3}}
+    stage = stage_of(steps=6, batch_samples=4, row_tokens=128, train=train, loss="distill", state_tokens={})
+
+    def run(name: str, stop_at: int | None = None) -> dict[str, torch.Tensor]:
+        def stop(metrics: StepMetrics) -> None:
+            if metrics.stage == "s" and metrics.stage_step == stop_at:
+                raise KeyboardInterrupt
+
+        config = small_run(name, ["samples.prompts=0"])
+        config = config.model_copy(update={"stages": (config.stages[0], stage)})
+        if stop_at is not None:
+            with pytest.raises(KeyboardInterrupt):
+                Run(config, on_step=stop).train()
+        Run(config).train()
+        assert len(read_lines(tmp_path / name / "metrics.jsonl")) == 3 + 6
+        return load_model(tmp_path / name / "model").model.state_dict()
+
+    whole, resumed = run("whole"), run("killed", stop_at=3)
+    assert "state_head.weight" in whole and whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
