@@ -17,7 +17,7 @@ import typer
 from avlm.errors import AvlmError, ConfigError, DataError
 
 if TYPE_CHECKING:
-    from avlm.config.run import RunConfig
+    from avlm.config.run import DataConfig, RunConfig
     from avlm.eval.benchmarks import Report
 
 app = typer.Typer(
@@ -81,10 +81,15 @@ def what_trains(config: RunConfig) -> str:
             return "-"
         return f"{how.lr:g}" + (f" LoRA {how.lora.rank}" if how.lora else "") + (" if present" if how.optional else "")
 
+    def more(stage: Any) -> str:
+        head = "" if stage.state_head is None else f"state head {stage.state_head.lr:g}"
+        words = (stage.builds, "distill" if stage.loss == "distill" else "", head)
+        return ", ".join(word for word in words if word) or "-"
+
     parts = [p for p in PARTS if p not in RARE or any(p in stage.train for stage in config.stages)]
     header = ["stage", *parts, "rows", "steps", "builds"]
     lines = [
-        [s.name, *(cell(s, p) for p in parts), s.rows, str(config.stage_steps(s)), s.builds or "-"]
+        [s.name, *(cell(s, p) for p in parts), s.rows, str(config.stage_steps(s)), more(s)]
         for s in config.stages
         if s.builds is None or not isinstance(config.model, str)  # a given model brings its parts along
     ]
@@ -147,10 +152,13 @@ def train(
     overrides: Overrides = None,
     stage: Annotated[str | None, typer.Option(help="Train up to and with this stage.")] = None,
 ) -> None:
-    """Train all stages. A run directory that exists is resumed. Held-out rows are scored at the end."""
+    """Train all stages. A run directory that exists is resumed. Held-out rows are scored at the end.
+
+    Without data.train the run learns from made-up rows, which shows that the recipe works.
+    """
     config = _resolve(recipe, overrides)
     _check_files(config)
-    _train_and_report(config, stage, began=time.monotonic())
+    _train_and_report(_with_data(config), stage, began=time.monotonic())
 
 
 @app.command()
@@ -302,8 +310,6 @@ def _resolve(name: str, overrides: list[str] | None) -> RunConfig:
 
 def _check_files(config: RunConfig) -> None:
     """Refuse a missing file before anything heavy is loaded."""
-    if config.data.train is None and any(s.data is None for s in config.stages):
-        raise ConfigError("data.train is not set, so there is nothing to learn from. Add data.train=FILE.jsonl")
     named = {"data.train": config.data.train, "data.eval": config.data.eval}
     named |= {f"stages.{s.name}.data": s.data for s in config.stages}
     for key, path in named.items():
@@ -311,6 +317,27 @@ def _check_files(config: RunConfig) -> None:
             _check_file(key, path)
     if isinstance(config.model, str) and not os.path.isdir(config.model):
         raise ConfigError(f"model={config.model}: there is no such directory. Set model=DIR to a model directory")
+
+
+def _with_data(config: RunConfig) -> RunConfig:
+    """The run with made-up rows, and a notice, where it was given none for a stage."""
+    if config.data.train is not None or all(stage.data is not None for stage in config.stages):
+        return config
+    from avlm.data.mock import ROWS, make_mock
+    from avlm.training.chain import MOCK, check_place, parts_of
+
+    out = Path(config.out)
+    check_place(out)
+    parts = parts_of(Path(config.model)) if isinstance(config.model, str) else config.model.parts()
+    tasks = tuple(dict.fromkeys(task for stage in config.stages for task in stage.tasks))
+    with _writing(out):
+        rows = make_mock(out / MOCK, sees="vision" in parts, hears="audio" in parts, tasks=tasks, seed=config.seed)
+    print(
+        f"mock data: data.train is not set, so this run learns from {ROWS} made-up rows ({rows}). "
+        "They show that it runs and teach nothing; for your own add data.train=FILE.jsonl",
+        file=sys.stderr,
+    )
+    return config.model_copy(update={"data": config.data.model_copy(update={"train": str(rows)})})
 
 
 def _check_file(key: str, path: str) -> None:
@@ -361,7 +388,7 @@ def _train_and_report(config: RunConfig, stage: str | None, began: float) -> Non
     wrong: DataError | None = None
     if config.data.eval is not None and model.is_dir():
         try:
-            report = _evaluate(str(model), Path(config.data.eval), [], True, 64)
+            report = _evaluate(str(model), Path(config.data.eval), [], True, 64, config.data)
         except DataError as error:
             wrong = error
         else:
@@ -405,7 +432,9 @@ def _parameters(model: Path) -> int:
     return total
 
 
-def _evaluate(model: str, data: Path, metric: list[str], swap: bool, max_tokens: int) -> Report:
+def _evaluate(
+    model: str, data: Path, metric: list[str], swap: bool, max_tokens: int, settings: DataConfig | None = None
+) -> Report:
     from avlm.convert.weights import load_model
     from avlm.data.sources import JsonLines
     from avlm.eval.benchmarks import evaluate as run
@@ -416,7 +445,7 @@ def _evaluate(model: str, data: Path, metric: list[str], swap: bool, max_tokens:
     metrics_for("", metric)
     Sampling(max_tokens=max_tokens)  # both are refused now rather than when the model has been loaded
     _quiet()
-    source = JsonLines(data)
+    source = JsonLines(data, settings)
     loaded, processor = load_model(model)
     with counted("answers", make_console()) as progress:
         report = run(

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 Role = Literal["system", "user", "assistant"]
 MediaKind = Literal["image", "audio", "video"]
+State = Literal["", "question", "noise"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,12 @@ class Turn:
 
     role: Role
     parts: tuple[Text | MediaItem, ...]
+    verbatim: bool = False
+    """The parts stand end to end as they are; otherwise texts are parted by line breaks."""
+    state: State = ""
+    """Of an answer: whether what came before it was meant for the model, where the row says so."""
+    ended: bool = True
+    """Of an answer: whether it is learned that it ends here."""
 
     def text(self) -> str:
         return "".join(part.text for part in self.parts if isinstance(part, Text))
@@ -187,6 +194,14 @@ class Encoded:
     """How many chunks each of its sounds has."""
     words: list[list[int]] = field(default_factory=list)
     """Tokens of what each of its media shows or says, where an encoder is to learn that by itself."""
+    states: list[tuple[int, int]] = field(default_factory=list)
+    """For each answer the last position before it, and the class of its state: 0 a question, 1 noise."""
+    teacher: Encoded | None = None
+    """The same conversation with its media in words, for `loss=distill`; its targets are the same tokens."""
+
+    def room(self) -> int:
+        """Tokens that it takes of a row's budget."""
+        return max(len(self), len(self.teacher or ()))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -231,6 +246,18 @@ class Row:
     """As in `Encoded`, of all samples."""
     words: list[list[int]] = field(default_factory=list)
     """As in `Encoded`, of all media in reading order."""
+    states: list[tuple[int, int]] = field(default_factory=list)
+    """As in `Encoded`; positions are the row's."""
+    teacher: Row | None = None
+    """The samples' teachers, packed in the same order."""
+
+    def inputs(self) -> dict[str, Any]:
+        """What the model's forward pass takes of the row, by name; labels are left to the caller."""
+        names = (
+            "input_ids", "position_ids", "places", "pixel_values", "image_sizes", "pixel_values_videos",
+            "input_features", "input_features_mask", "input_features_beside", "input_features_beside_mask",
+        )  # fmt: skip
+        return {"row_lengths": self.lengths, **{name: getattr(self, name) for name in names}}
 
     def num_targets(self) -> int:
         return int((self.labels[0, 1:] != IGNORE).sum()) + sum(map(len, self.words))

@@ -147,6 +147,12 @@ def test_show_says_what_trains(avlm: Callable[..., Said], config: Path, model: P
     assert "# language" not in given and "# align" in given
 
 
+def test_show_says_what_is_distilled_and_which_states_are_learned(avlm: Callable[..., Said], config: Path) -> None:
+    table = avlm("show", config, "stages.align.loss=distill", "stages.align.state_head.lr=1e-3").out
+    (line,) = [line for line in table.splitlines() if line.startswith("# align")]
+    assert line.endswith("1      distill, state head 0.001")
+
+
 def test_show_says_what_is_trained_if_present(avlm: Callable[..., Said]) -> None:
     line = avlm("show", "sft").out.splitlines()[-1]
     assert " ".join(line.split()) == "# finetune - 2e-05 if present - 2e-05 if present 2e-05 any 500 -"
@@ -182,7 +188,9 @@ def test_usage_errors_have_status_2(avlm: Callable[..., Said]) -> None:
         (["show", "tiny", "stages.jiont.steps=3"], ["stages.jiont", "joint"]),
         (["show", "tiny", "max_steps=0"], ["max_steps"]),
         (["show", "tiny", "data={"], ["the value { is not readable as YAML"]),
-        (["train", "tiny"], ["data.train is not set", "Add data.train=FILE.jsonl"]),
+        (["train", "tiny", "out=ROWS"], ["is a file, and a run needs a directory"]),
+        (["train", "tiny", "out=/proc/nothing/run"], ["cannot be written"]),
+        (["train", "sft"], ["model=model: there is no such directory"]),
         (["train", "tiny", "data.train=nowhere.jsonl"], ["data.train=nowhere.jsonl: there is no such file"]),
         (["train", "tiny", "data.train=/"], ["data.train=/: is a directory"]),
         (["train", "tiny", "data.train=" + "x" * 5000], ["there is no such file"]),
@@ -403,6 +411,33 @@ def test_a_run_whose_held_out_rows_are_unusable_is_finished_and_reported(
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
     assert json.loads((tmp_path / "run" / "report.json").read_text())["parameters"] > 0
     assert (tmp_path / "run" / "report.html").is_file()
+
+
+def test_without_data_a_run_learns_from_made_up_rows_and_says_so(
+    avlm: Callable[..., Said], config: Path, model: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "mocked"
+    said = avlm("train", config, "data.train=null", f"out={out}")
+    assert said.status == 0, said
+    notice = (
+        f"mock data: data.train is not set, so this run learns from 64 made-up rows ({out}/mock/rows.jsonl). "
+        "They show that it runs and teach nothing; for your own add data.train=FILE.jsonl"
+    )
+    assert [line for line in said.err.splitlines() if "mock" in line] == [notice]
+    assert yaml.safe_load((out / "config.yaml").read_text())["data"]["train"] == f"{out}/mock/rows.jsonl"
+    assert (out / "quarantine.jsonl").read_text() == ""
+    before = (out / "model" / "model.safetensors").read_bytes()
+    assert avlm("train", config, "data.train=null", f"out={out}").status == 0  # there is nothing left to do
+    assert (out / "model" / "model.safetensors").read_bytes() == before
+    one_message(avlm("train", config, f"out={out}"), "was begun with other training data")
+
+    said = avlm("train", "sft", f"model={model}", f"out={tmp_path / 'tuned'}", "max_steps=1", "samples.prompts=0")
+    assert said.status == 0 and said.err.startswith("mock data: "), said
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "mine.txt").touch()
+    one_message(avlm("train", "sft", f"model={model}", f"out={other}"), "holds other files and no run")
+    assert [path.name for path in other.iterdir()] == ["mine.txt"]
 
 
 def test_sft_of_a_model_directory(avlm: Callable[..., Said], model: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ RARE: frozenset[Part] = frozenset({"audio_beside"})
 
 
 Share = Annotated[float, Field(ge=0, lt=1)]
+Weight = Annotated[float, Field(gt=0)]
 
 
 class Lora(Settings):
@@ -124,6 +125,42 @@ class Augment(Settings):
     """Up to this share of the frames is blanked, twice."""
 
 
+class StateTokens(Settings):
+    """Plain text before each answer that tells what the question was, as VITA learns it (arXiv:2408.05211).
+
+    The defaults are VITA-1.0's; VITA-1.5 has three pointing hands (U+261E, U+261F, U+261C).
+    """
+
+    audio: str = Field("<1>", min_length=1)
+    """The question was heard."""
+    noise: str = Field("<2>", min_length=1)
+    """What was heard was not meant for the model."""
+    text: str = Field("<3>", min_length=1)
+    """The question was read."""
+
+    @model_validator(mode="after")
+    def _different(self) -> StateTokens:
+        tokens = (self.audio, self.noise, self.text)
+        if any(a.startswith(b) for i, a in enumerate(tokens) for j, b in enumerate(tokens) if i != j):
+            raise ValueError(
+                f"the state tokens {', '.join(tokens)} begin alike, so they could not be told apart. "
+                "Use three different ones"
+            )
+        return self
+
+
+class StateHead(Settings):
+    """A linear layer that tells, where an answer begins, whether the question was meant for the model.
+
+    It is a part of the model directory. VITA-1.5 (arXiv:2501.01957) has it beside its state tokens or instead of them.
+    """
+
+    lr: float = Field(gt=0)
+    """Peak learning rate."""
+    weights: tuple[Weight, Weight, Weight] = (1.0, 5.0, 1.0)
+    """Of a question, of noise, and of a class that no row has, in the cross-entropy; VITA-1.5's."""
+
+
 Rows = Literal["text", "vision", "audio", "any"]
 
 
@@ -153,6 +190,17 @@ class Stage(Settings):
     """`everything` also learns to say the prompts, as in language-model pre-training. `words` is for an encoder that
     the stage builds: it learns to tell what its media show or say (their `alt`, else the first answer) by itself."""
 
+    loss: Literal["next_token", "distill"] = "next_token"
+    """`distill` teaches a model that hears and sees to go on as its own language model does where it reads the media in
+    words (their `alt`): the divergence of the two over each answer. The language model is the teacher and stays frozen
+    (Ultravox)."""
+    distill_temperature: float = Field(2.0, gt=0)
+    """Both distributions are softened by it before they are compared; Ultravox's is 2."""
+
+    state_tokens: StateTokens | None = None
+    """Written before every answer that does not begin with one."""
+    state_head: StateHead | None = None
+
     steps: int = Field(ge=1)
     batch_samples: int = Field(32, ge=1)
     """Samples in one optimizer step, over all rows and processes."""
@@ -175,13 +223,42 @@ class Stage(Settings):
     augment: Augment = Augment()
 
 
+class DataSet(Settings):
+    """Where the media of a set lie, for rows that name their `set` (VITA's)."""
+
+    folder: str | None = None
+    """Of pictures and videos, and of sounds where they have none of their own; default: as for rows without a set."""
+    sounds: str | None = None
+    ratio: float = Field(1.0, gt=0, le=1)
+    """Share of the set's rows that is read; always the same ones."""
+
+
+class SystemPrompts(Settings):
+    """What a conversation without a system turn begins with, by what it holds; `text` where a kind has none of its own.
+
+    A model directory carries them, so that a model is asked as it was trained. A conversation with pictures and videos
+    takes `text`.
+    """
+
+    text: str | None = None
+    image: str | None = None
+    video: str | None = None
+    audio: str | None = None
+
+
 class DataConfig(Settings):
     """The rows a run learns from and is measured on."""
 
     train: str | None = None
-    """JSON lines; media paths are relative to the file."""
+    """JSON lines, or a JSON list in the form of LLaVA, VITA or ShareGPT."""
     eval: str | None = None
-    """Held-out rows of the same form."""
+    """Held-out rows."""
+    folder: str | None = None
+    """What media paths are relative to; default: the data file's own folder."""
+    sets: dict[str, str | DataSet] = {}
+    """For rows that name their `set`: the folder of its media."""
+    system: SystemPrompts | None = None
+    """System prompts by modality; default: those that the model directory carries, or none."""
     too_long: Literal["refuse", "drop"] = "refuse"
     """What happens to a sample longer than a row."""
     max_bad: float = Field(0.05, ge=0, le=1)
@@ -280,9 +357,9 @@ def stage_problem(stage: Stage, parts: Sequence[str]) -> str | None:
                 f"stage {stage.name} trains {part} on rows={stage.rows}, which never reach it. "
                 f"Remove stages.{stage.name}.train.{part}, or set stages.{stage.name}.rows=any"
             )
-    if not any(part in parts and part in REACHED[stage.rows] for part in stage.train):
+    if stage.state_head is None and not any(part in parts and part in REACHED[stage.rows] for part in stage.train):
         return f"stage {stage.name} trains nothing. Name a part, such as stages.{stage.name}.train.language.lr=1e-4"
-    problem = _adapters_problem(stage) or _balance_problem(stage)
+    problem = _adapters_problem(stage) or _balance_problem(stage) or _distill_problem(stage) or _state_problem(stage)
     if problem is None and stage.supervise == "words":
         problem = _words_problem(stage)
     if problem is not None:
@@ -344,6 +421,49 @@ def _words_problem(stage: Stage) -> str | None:
         return (
             f"stage {stage.name} has supervise=words and describe={stage.describe:g}, which would give the encoder's "
             f"own media in words. Set stages.{stage.name}.describe=0"
+        )
+    return None
+
+
+def _distill_problem(stage: Stage) -> str | None:
+    """What keeps a stage from learning of its own language model."""
+    if stage.loss != "distill":
+        return None
+    begin, name = f"stage {stage.name} has loss=distill", f"stages.{stage.name}"
+    if "language" in stage.train:
+        return (
+            f"{begin} and trains language, which is the teacher and has to stay as it is. "
+            f"Remove {name}.train.language, or set {name}.loss=next_token"
+        )
+    if stage.rows == "text":
+        return (
+            f"{begin} and rows=text, which leaves out the media that it is to understand. "
+            f"Set {name}.rows to vision, audio or any"
+        )
+    if stage.supervise != "answers":
+        return (
+            f"{begin} and supervise={stage.supervise}, and only answers are the same in words and with media. "
+            f"Set {name}.supervise=answers"
+        )
+    if stage.label_smoothing:
+        return (
+            f"{begin} and label_smoothing={stage.label_smoothing:g}, and there are no labels: the teacher gives a "
+            f"whole distribution. Set {name}.label_smoothing=0"
+        )
+    return None
+
+
+def _state_problem(stage: Stage) -> str | None:
+    """What keeps a stage from learning states."""
+    if stage.state_head is not None and stage.builds is not None:
+        return (
+            f"stage {stage.name} has a state_head and builds the {stage.builds} part in a model that is thrown away, "
+            f"the head with it. Remove stages.{stage.name}.state_head, or train it in a later stage"
+        )
+    if stage.state_tokens is not None and stage.supervise == "words":
+        return (
+            f"stage {stage.name} has state_tokens and supervise=words, which learns no answers. "
+            f"Remove stages.{stage.name}.state_tokens"
         )
     return None
 

@@ -24,6 +24,7 @@ from avlm.data.features import levelled
 from avlm.data.media import Prepared, PreparedAudio, PreparedVideo
 from avlm.data.pictures import PreparedImage, changed, in_patches, in_tiles, normalise
 from avlm.data.text import CUT, PLACEHOLDERS, Piece, pieces, wrap_tokens
+from avlm.data.turns import state_classes
 from avlm.errors import ConfigError, LayoutError, MediaError
 from avlm.layout import Segment, audio_segments, image_segments, video_segments
 from avlm.samples import IGNORE, Encoded, Heard, Place, Row, Sample
@@ -115,6 +116,7 @@ def encode_pieces(
 ) -> Encoded:
     """Write a conversation down that has been rendered already; see `encode`."""
     out = Encoded(sample.id, [], [])
+    states = iter(state_classes(sample))
     before = ""
     for is_answer, run in itertools.groupby(written, key=lambda piece: piece.answer):
         if not is_answer:
@@ -122,6 +124,7 @@ def encode_pieces(
             continue
         for piece in run:
             ids = tokens.after(before, piece.text)
+            out.states.append((len(out.ids) - 1, next(states)))  # the prompt is never empty: it has a role in it
             out.ids += ids
             out.labels += [IGNORE] * len(ids) if supervise == "nothing" else ids
             before = piece.text
@@ -274,6 +277,8 @@ def _as_input(tiles: Tensor, spec: VisionSpec | None) -> list[Tensor]:
 
 def pack(samples: Sequence[Encoded]) -> Row:
     """Lay samples end to end."""
+    starts = itertools.accumulate((len(s) for s in samples), initial=0)
+    teachers = [s.teacher for s in samples if s.teacher is not None]
     return Row(
         input_ids=torch.tensor([[i for s in samples for i in s.ids]]),
         labels=torch.tensor([[i for s in samples for i in (IGNORE, *s.labels[1:])]]),
@@ -283,6 +288,8 @@ def pack(samples: Sequence[Encoded]) -> Row:
         places=[p for s in samples for p in s.places],
         words=[w for s in samples for w in s.words],
         chunks=[c for s in samples for c in s.chunks],
+        states=[(at + start, state) for s, start in zip(samples, starts, strict=False) for at, state in s.states],
+        teacher=pack(teachers) if teachers else None,
         **_stacked(samples),
     )
 

@@ -23,9 +23,10 @@ from avlm.data.encode import pack
 from avlm.data.plan import SENSES, key, pack_rows, positions, stage_rows
 from avlm.data.processor import AvlmProcessor
 from avlm.data.sources import JsonLines
-from avlm.data.text import described
+from avlm.data.text import described, without_media
+from avlm.data.turns import with_state_tokens
 from avlm.errors import AvlmError, ConfigError, DataError
-from avlm.samples import Encoded, Row, Sample
+from avlm.samples import IGNORE, Encoded, Row, Sample
 
 LOOK_S = 0.5
 """How often a process looks whether the one that started it is still there."""
@@ -152,34 +153,66 @@ class StepLoader:
         wanted = positions(k, self.stage.batch_samples, len(self.rows), seed=self.seed, stage=self.stage.name)
         for number, epoch in wanted:
             row = self.rows[number]
-            sample_id, where = "", f"{self.source.path.name} line {self.source.facts[row].line}"
+            sample_id, where = "", self.source.where(row)
             try:
                 sample = self.source[row]
                 sample_id = sample.id
                 encoded = self._encode(sample, row, epoch)
-                if len(encoded) > self.stage.row_tokens:
+                if encoded.room() > self.stage.row_tokens:
                     raise self._too_long(encoded, where)
                 found.append(encoded)
             except DataError as error:
                 bad.append(Bad(error.sample_id or sample_id, error.where or where, error.reason))
-        packed = pack_rows([len(e) for e in found], self.stage.row_tokens)
+        packed = pack_rows([e.room() for e in found], self.stage.row_tokens)
         return StepData(k, [pack([found[i] for i in row]) for row in packed], bad, len(found))
 
     def _encode(self, sample: Sample, row: int, epoch: int) -> Encoded:
         rng = np.random.default_rng([self.seed, key(self.stage.name), epoch, row])
         sample = described(sample, self.stage.describe, rng, SENSES.get(self.stage.rows))
-        return self.processor.encode(
-            sample,
-            supervise=self.stage.supervise,
-            text_only=self.stage.rows == "text",
-            augment=(self.stage.augment, rng),
-        )
+        if self.stage.rows == "text":
+            sample = without_media(sample)
+        if self.stage.state_tokens is not None:
+            sample = with_state_tokens(sample, self.stage.state_tokens)
+        encoded = self.processor.encode(sample, supervise=self.stage.supervise, augment=(self.stage.augment, rng))
+        if self.stage.loss == "distill":
+            encoded.teacher = self._teacher(sample, encoded)
+        return encoded
+
+    def _teacher(self, sample: Sample, student: Encoded) -> Encoded:
+        """What the language model reads as its own teacher: the same conversation, system turn and answers, in words.
+
+        Raises:
+            DataError: A medium's words are not known, or the answers are other tokens behind them.
+        """
+        for item in sample.media():
+            if not item.alt:
+                raise DataError(
+                    f"{item.name()} has no alt, so the teacher of stage {self.stage.name} (loss=distill) has nothing "
+                    "to read in its place. Give the medium an alt: what it shows or says",
+                    where=sample.where,
+                    sample_id=sample.id,
+                )
+        teacher = self.processor.encode(without_media(self.processor.addressed(sample)))
+        if _targets(teacher) != _targets(student):
+            raise DataError(
+                "the tokenizer writes the answer in other tokens behind the words of a medium than behind the medium, "
+                "so the two cannot be compared place by place. Use a chat template that begins an answer with a "
+                "special token, or leave the row out",
+                where=sample.where,
+                sample_id=sample.id,
+            )
+        return teacher
 
     def _too_long(self, encoded: Encoded, where: str) -> Exception:
         message = (
-            f"has {len(encoded)} tokens, and a row of stage {self.stage.name} holds {self.stage.row_tokens}. "
+            f"has {encoded.room()} tokens, and a row of stage {self.stage.name} holds {self.stage.row_tokens}. "
             f"Raise stages.{self.stage.name}.row_tokens, or leave such samples out with data.too_long=drop"
         )
         if self.data.too_long == "drop":
             return DataError(message, where=where, sample_id=encoded.id)
         return ConfigError(f'{where} (id "{encoded.id}"): {message}')
+
+
+def _targets(encoded: Encoded) -> list[int]:
+    """The tokens that are learned, in order."""
+    return [label for label in encoded.labels[1:] if label != IGNORE]

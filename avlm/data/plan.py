@@ -47,8 +47,12 @@ def stage_rows(facts: Sequence[RowFacts], stage: Stage) -> list[int]:
         ConfigError: There is none.
     """
     found = usable(facts, stage.rows, stage.tasks)
+    if stage.loss == "distill":
+        found = [i for i in found if facts[i].kinds]  # read in words, a row of words alone is already what it shall be
     if not found:
         wanted = {"vision": " with a picture and no sound", "audio": " with a sound and no picture"}.get(stage.rows, "")
+        if stage.loss == "distill" and not wanted:
+            wanted = " with a picture, a sound or a video"
         if stage.tasks:
             tasks = sorted({row.task or "(none)" for row in facts})
             wanted += f" of the tasks {', '.join(stage.tasks)} (the data has {', '.join(tasks[:20])})"

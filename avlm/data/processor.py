@@ -17,20 +17,20 @@ from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from avlm.config.io import build
 from avlm.config.media import MediaSpec
-from avlm.config.run import Augment
+from avlm.config.run import Augment, SystemPrompts
 from avlm.data.decode import to_picture
 from avlm.data.encode import Supervise, Tokens, encode, encode_pieces, pad
+from avlm.data.forms import Folders, cut_of, parse_row
 from avlm.data.media import MediaReader, Prepared
-from avlm.data.sources import cut_of, parse_row
 from avlm.data.text import (
     PLACEHOLDERS,
     chat_template,
     control_tokens,
     read_back,
-    without_media,
     wrap_tokens,
     written,
 )
+from avlm.data.turns import addressed
 from avlm.errors import ConfigError, DataError, MediaError
 from avlm.samples import Clip, Encoded, MediaItem, Picture, Sample, Sound, Text, Turn
 
@@ -53,6 +53,7 @@ class AvlmProcessor(ProcessorMixin):
         tokenizer: With the placeholder tokens <image>, <audio> and <video>.
         media: A `MediaSpec` as plain data, the same as in the model's configuration.
         chat_template: A Jinja template; default: the tokenizer's own.
+        system: `SystemPrompts` as plain data: what a conversation without a system turn begins with.
 
     Raises:
         ConfigError: The tokenizer lacks the placeholder tokens, or the media settings are wrong.
@@ -76,6 +77,7 @@ class AvlmProcessor(ProcessorMixin):
         tokenizer: PreTrainedTokenizerBase,
         media: dict[str, Any] | None = None,
         chat_template: str | None = None,
+        system: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         spec = build(MediaSpec, media or {}, where="the processor's media")
@@ -86,12 +88,22 @@ class AvlmProcessor(ProcessorMixin):
                 "Add them with `avlm compose`, which also gives them embeddings"
             )
         self.media = spec.model_dump(mode="json")
+        prompts = build(SystemPrompts, system or {}, where="the processor's system prompts")
+        self.system = prompts.model_dump(mode="json", exclude_none=True)
         super().__init__(tokenizer, chat_template=chat_template)
         self._tools = _Tools()
 
     def media_spec(self) -> MediaSpec:
         """What the model sees and hears, typed."""
         return MediaSpec.model_validate(self.media)
+
+    def use_system(self, prompts: SystemPrompts) -> None:
+        """Begin conversations with other system prompts; they are saved with the processor."""
+        self.system = prompts.model_dump(mode="json", exclude_none=True)
+
+    def addressed(self, sample: Sample) -> Sample:
+        """The conversation with the system turn that fits what it holds, if it has none and there is one."""
+        return addressed(sample, SystemPrompts.model_validate(self.system)) if self.system else sample
 
     def reader(self) -> MediaReader:
         """The reader that `encode` uses; replace it with `use_reader`."""
@@ -134,18 +146,15 @@ class AvlmProcessor(ProcessorMixin):
         *,
         supervise: Supervise = "answers",
         prompt_only: bool = False,
-        text_only: bool = False,
         augment: tuple[Augment, np.random.Generator] | None = None,
         prepared: Sequence[Prepared] | None = None,
     ) -> Encoded:
         """Write a sample down for the model; see `avlm.data.encode.encode`.
 
         Args:
-            text_only: Leave the media out.
             prepared: Media already prepared, instead of the sample's own.
         """
-        if text_only:
-            sample, prepared = without_media(sample), []
+        sample = self.addressed(sample)
         if prepared is None:
             prepared = self.prepare(sample)
         return encode(
@@ -191,10 +200,10 @@ class AvlmProcessor(ProcessorMixin):
             if kwargs.get(name):
                 raise ConfigError(f"{name} is not something that avlm's templates can do. Leave it out")
         if chat_template is not None:
-            other = AvlmProcessor(self.tokenizer, media=self.media, chat_template=chat_template)
+            other = AvlmProcessor(self.tokenizer, self.media, chat_template, self.system)
             return other.apply_chat_template(conversation, **kwargs)
         single = bool(conversation) and isinstance(conversation[0], dict)
-        samples = [conversation_sample(c) for c in ([conversation] if single else conversation)]
+        samples = [self.addressed(conversation_sample(c)) for c in ([conversation] if single else conversation)]
         asked = bool(kwargs.get("add_generation_prompt", False))
         if not kwargs.get("tokenize", False):
             texts = [written(s, self.tokenizer, self.tokens().template, prompt=asked) for s in samples]
@@ -301,8 +310,8 @@ def conversation_sample(messages: Sequence[dict[str, Any]]) -> Sample:
             message = {**message, "content": kept}
         elif isinstance(content, tuple):
             message = {**message, "content": list(content)}
-        turn = parse_row({"messages": [message]}, Path()).turns[0]
-        turns.append(Turn(turn.role, tuple(given.get(i, part) for i, part in enumerate(turn.parts))))
+        turn = parse_row({"messages": [message]}, Folders()).turns[0]
+        turns.append(replace(turn, parts=tuple(given.get(i, part) for i, part in enumerate(turn.parts))))
     if not turns:
         raise DataError("a conversation has no message. Give at least one")
     return Sample("0", tuple(turns))

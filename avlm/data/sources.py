@@ -1,24 +1,29 @@
-"""Rows in: JSON lines to samples, each checked on its own.
+"""Data files in: JSON lines or a JSON list to samples.
 
-Media paths are relative to the file. A row that cannot be read is a `DataError`
-that names the file, the line and the row's id; reading goes on behind it.
+The form of a file's rows is recognised once, by the first row that has one. A row that
+cannot be read is a `DataError` that names the file, the place and the row's id; reading
+goes on behind it.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import stat
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import numpy as np
+
+from avlm.config.run import DataConfig
+from avlm.data.forms import Folders, Form, parse_row, recognise, set_names
 from avlm.errors import ConfigError, DataError
-from avlm.samples import MediaItem, MediaKind, Role, Sample, Text, Turn
+from avlm.samples import MediaKind, Sample
 
-ROLES: tuple[Role, ...] = ("system", "user", "assistant")
-KINDS: tuple[MediaKind, ...] = ("image", "audio", "video")
+MARK = b"\xef\xbb\xbf"
+"""Some editors begin a file with it (a byte order mark)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,46 +36,78 @@ class RowFacts:
     """Kinds whose every medium has an `alt`, so that words can stand in for it."""
     offset: int
     line: int
+    """Number of the line, or of the member of a list, from 1."""
+    size: int = 0
+    """Bytes of the row."""
+    set: str = ""
+    """VITA's name for where it comes from."""
 
 
 class JsonLines:
-    """The rows of one JSON-lines file. Facts stay in memory, rows are read again when they are needed.
+    """The rows of one file of JSON lines, or of one JSON list. Facts stay in memory, rows are read again when needed.
+
+    A list is in memory as a whole once, while it is looked through for where its rows begin.
 
     Args:
         path: The file.
+        data: Where media lie, and which share of each set is read.
 
     Raises:
-        ConfigError: There is no such file, it is no regular file, or it holds no row that can be read.
+        ConfigError: There is no such file, it is no regular file, a list is broken, or no row can be read.
     """
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, data: DataConfig | None = None) -> None:
         self.path = Path(path)
+        data = data or DataConfig()
+        self.folders = Folders(self.path.parent if data.folder is None else Path(data.folder), data.sets)
+        self.form: Form | None = None
+        self.listed = False
         self.facts: list[RowFacts] = []
         self.errors: list[DataError] = []
         try:
             if not stat.S_ISREG(self.path.stat().st_mode):  # a pipe can be read once only, and waits for its writer
                 raise ConfigError(f"{self.path}: is not a regular file. Give a file of JSON lines")
             with self.path.open("rb") as file:
-                self._scan(file)
+                self.listed = file.read(4096).removeprefix(MARK).lstrip().startswith(b"[")
+                file.seek(0)
+                (self._scan_list if self.listed else self._scan_lines)(file)
         except OSError as error:
             raise self._unreadable(error) from None
         if not self.facts:
             first = f" The first row: {self.errors[0].reason}" if self.errors else " It is empty."
             raise ConfigError(f"{self.path}: has no row that can be read, so there is nothing to learn from.{first}")
+        self.facts = _shares(self.facts, self.folders)
 
     def _unreadable(self, error: OSError) -> ConfigError:
         return ConfigError(f"{self.path}: not readable ({error.strerror}). Give an existing file of JSON lines")
 
-    def _scan(self, file: Any) -> None:
+    def _scan_lines(self, file: BinaryIO) -> None:
         offset = 0
         for number, line in enumerate(file, 1):
             if line.strip():
-                try:
-                    sample = self._parse(line, number)
-                    self.facts.append(RowFacts(sample.task, sample.kinds(), sample.told(), offset, number))
-                except DataError as error:
-                    self.errors.append(error)
+                self._take(number, offset, len(line), line)
             offset += len(line)
+
+    def _scan_list(self, file: BinaryIO) -> None:
+        """Find the members of a list: each is read once here, and again from its place when it is needed."""
+        data = file.read()
+        text = _text(data.removeprefix(MARK), self.path)
+        offset, done = len(data) - len(data.removeprefix(MARK)), 0
+        for number, (start, end) in enumerate(_members(text, self.path), 1):
+            offset += len(text[done:start].encode())
+            row = text[start:end].encode()
+            self._take(number, offset, len(row), row)
+            offset, done = offset + len(row), end
+
+    def _take(self, number: int, offset: int, size: int, line: bytes) -> None:
+        """Note a row's facts, or what is wrong with it."""
+        try:
+            row, sample = self._parse(line, number)
+            names = set_names(row) if self.form == "conversations" else []
+            name = names[0] if names else ""
+            self.facts.append(RowFacts(sample.task, sample.kinds(), sample.told(), offset, number, size, name))
+        except DataError as error:
+            self.errors.append(error)
 
     def __len__(self) -> int:
         return len(self.facts)
@@ -81,16 +118,23 @@ class JsonLines:
         try:
             with self.path.open("rb") as file:
                 file.seek(facts.offset)
-                line = file.readline()
+                line = file.read(facts.size)
         except OSError as error:
             raise self._unreadable(error) from None
-        return self._parse(line, facts.line)
+        return self._parse(line, facts.line)[1]
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[i] for i in range(len(self)))
 
-    def _parse(self, line: bytes, number: int) -> Sample:
-        where = f"{self.path.name} line {number}"
+    def where(self, index: int) -> str:
+        """What to call the place of a readable row in a message."""
+        return self._where(self.facts[index].line)
+
+    def _where(self, number: int) -> str:
+        return f"{self.path.name} {'row' if self.listed else 'line'} {number}"
+
+    def _parse(self, line: bytes, number: int) -> tuple[Any, Sample]:
+        where = self._where(number)
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
@@ -98,130 +142,59 @@ class JsonLines:
             if isinstance(error, json.JSONDecodeError):
                 detail = f"{error.msg} at character {error.pos + 1}"
             raise DataError(f"is not JSON ({detail}). Write one object on a line", where=where) from None
-        return parse_row(row, self.path.parent, where)
+        self.form = self.form or recognise(row)
+        return row, parse_row(row, self.folders, where, self.form)
 
 
-def parse_row(row: Any, base: Path, where: str = "") -> Sample:
-    """Read one row in avlm's own form.
-
-    Args:
-        row: ``{"id": ..., "task": ..., "messages": [{"role": ..., "content": ...}]}``.
-        base: What media paths are relative to.
-        where: Source and place, for messages.
-
-    Raises:
-        DataError: The row is not in that form.
-    """
-    named = isinstance(row, dict) and isinstance(row.get("id"), (str, int))
-    sample_id = str(row["id"]) if named else where
+def _text(data: bytes, path: Path) -> str:
     try:
-        if not isinstance(row, dict):
-            raise DataError(f"is {_kind(row)} and not an object. {_FORM}")
-        messages = row.get("messages")
-        if not isinstance(messages, list) or not messages:
-            raise DataError(f'has no list "messages" with a message in it. {_FORM}')
-        turns = tuple(_turn(message, base) for message in messages)
-        task = _word(row, "task")
-        _word(row, "id")
-        _unbroken(sample_id, "id")
-    except DataError as error:
-        shown = f" (id {json.dumps(sample_id)})" if named else ""
-        writable = sample_id.encode(errors="replace").decode()
-        raise DataError(error.reason, where=where + shown, sample_id=writable) from None
-    return Sample(sample_id, turns, task, where)
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{path}: is not UTF-8 (byte {error.start + 1}), so its rows cannot be told apart. Write it in UTF-8"
+        ) from None
 
 
-_FORM = 'A row is {"messages": [{"role": "user", "content": ...}, ...]}'
-
-
-def _kind(value: Any) -> str:
-    """What JSON calls a value."""
-    names = {dict: "an object", list: "a list", str: "a text", bool: "a truth value", type(None): "null"}
-    return names.get(type(value), "a number")
-
-
-def _word(row: dict[str, Any], key: str) -> str:
-    """A name that a row may have; null is none."""
-    value = row.get(key)
-    if value is not None and (not isinstance(value, (str, int)) or isinstance(value, bool)):
-        raise DataError(f'has {_kind(value)} as "{key}", which is a text. Correct it, or leave it out')
-    return _unbroken("" if value is None else str(value), key)
-
-
-def _unbroken(text: str, what: str) -> str:
-    """A text that can be written as UTF-8: JSON can hold half of a character, and no tokenizer takes that."""
+def _members(text: str, path: Path) -> Iterator[tuple[int, int]]:
+    """Where each member of a JSON list begins and ends."""
+    decoder = json.JSONDecoder()
+    at = _past_space(text, 0) + 1
     try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        half = f"\\u{ord(text[error.start]):04x}"
-        raise DataError(f"its {what} holds half of a character ({half}). Write the whole one") from None
-    return text
+        at = _past_space(text, at)
+        while not text.startswith("]", at):
+            _, end = decoder.raw_decode(text, at)
+            yield at, end
+            at = _past_space(text, end)
+            if text.startswith(",", at):
+                at = _past_space(text, at + 1)
+            elif not text.startswith("]", at):
+                raise json.JSONDecodeError("Expecting ',' delimiter", text, at)
+        at = _past_space(text, at + 1)
+        if at < len(text):
+            raise json.JSONDecodeError("Extra data", text, at)
+    except (ValueError, RecursionError) as error:
+        detail = f"{error.msg} at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else str(error)
+        raise ConfigError(
+            f"{path}: begins as a JSON list and is none ({detail}), so where its rows begin is not known. "
+            "Correct it, or write one object on a line"
+        ) from None
 
 
-def _turn(message: Any, base: Path) -> Turn:
-    if not isinstance(message, dict):
-        raise DataError(f'a message is {_kind(message)} and not an object. Write {{"role": ..., "content": ...}}')
-    role = message.get("role")
-    if role not in ROLES:
-        raise DataError(
-            f"a message has the role {json.dumps(role, default=repr)}, and roles are {', '.join(ROLES)}. Correct it"
-        )
-    content = message.get("content")
-    if isinstance(content, str):
-        return Turn(role, (Text(_unbroken(content, "text")),))
-    if not isinstance(content, list):
-        raise DataError('a message has no "content". Give a text, or a list of typed parts')
-    return Turn(role, tuple(_part(part, base) for part in content))
+def _past_space(text: str, at: int) -> int:
+    while at < len(text) and text[at] in " \t\r\n":
+        at += 1
+    return at
 
 
-def _part(part: Any, base: Path) -> Text | MediaItem:
-    if not isinstance(part, dict):
-        raise DataError(f'a part is {_kind(part)} and not an object. Write {{"type": "text", "text": ...}}')
-    kind = part.get("type")
-    if kind == "text":
-        if not isinstance(part.get("text"), str):
-            raise DataError('a part of type text has no "text". Give its words')
-        return Text(_unbroken(part["text"], "text"))
-    if kind not in KINDS:
-        given = json.dumps(kind, default=repr)
-        raise DataError(f"a part has the type {given}, and parts are text, image, audio or video. Correct its type")
-    path = part.get("path")
-    if not isinstance(path, str) or not path:
-        raise DataError(f'a part of type {kind} has no "path". Give the path of its file, relative to the data file')
-    if "\0" in path:
-        raise DataError(f"the path of a part of type {kind} holds a zero character. Correct it")
-    if "://" in path or path.startswith("data:"):
-        raise DataError(
-            f"the path of a part of type {kind} is a URL ({path[:60]}), and nothing is fetched. "
-            "Download the file and give its path, relative to the data file"
-        )
-    start, end = cut_of(part)
-    alt = part.get("alt")
-    if alt is not None and not isinstance(alt, str):
-        raise DataError(
-            f'a part of type {kind} has {_kind(alt)} as "alt", which is a text. Correct it, or leave it out'
-        )
-    whole = base / _unbroken(path, "path")
-    return MediaItem(kind, path=whole, alt=_unbroken(alt or "", "alt"), start_s=start, end_s=end)
-
-
-def cut_of(part: dict[str, Any]) -> tuple[float, float | None]:
-    """Where the cut that a part asks for begins and ends, in seconds: its keys ``start`` and ``end``; null is none.
-
-    Raises:
-        DataError: One of them is no number.
-    """
-    start, end = _time_s(part, "start"), _time_s(part, "end")
-    return 0.0 if start is None else start, end
-
-
-def _time_s(part: dict[str, Any], key: str) -> float | None:
-    value = part.get(key)
-    if value is None:
-        return None
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise DataError(
-            f'a part of type {part.get("type")} has {_kind(value)} as "{key}", which is a time in seconds. '
-            "Give a number, or leave it out"
-        )
-    return float(value) if abs(value) < 1e9 else math.inf
+def _shares(facts: list[RowFacts], folders: Folders) -> list[RowFacts]:
+    """The rows without those that a set's ratio leaves out: the same ones each time, in the order of the file."""
+    members: dict[str, list[int]] = {}
+    for i, row in enumerate(facts):
+        if folders.ratio(row.set) < 1:
+            members.setdefault(row.set, []).append(i)
+    left_out: set[int] = set()
+    for name, rows in members.items():
+        kept = max(1, round(folders.ratio(name) * len(rows)))
+        order = np.random.default_rng(zlib.crc32(name.encode())).permutation(len(rows))
+        left_out |= {rows[i] for i in order[kept:]}
+    return [row for i, row in enumerate(facts) if i not in left_out]

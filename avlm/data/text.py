@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -140,8 +140,12 @@ def _answered(
             )
         found += _split(before[len(done) :])
         marked = _render(tokenizer, template, [*messages[:i], {"role": "assistant", "content": _ANSWER}], False, sample)
-        done = after[: _end_of_answer(after, marked, tokenizer, sample)]
-        found.append(Piece(done[len(before) :], answer=True))
+        words, end = _end_of_answer(after, marked, tokenizer, sample)
+        done = after[:end]
+        learned = end if sample.turns[i].ended else words
+        found.append(Piece(after[len(before) : learned], answer=True))
+        if learned < end:
+            found.append(Piece(after[learned:end]))
     return found, done
 
 
@@ -157,8 +161,9 @@ def _prompt(
     return [*found, *_split(whole[len(done) :])] if whole.startswith(done) else _split(whole)
 
 
-def _end_of_answer(after: str, marked: str, tokenizer: PreTrainedTokenizerBase, sample: Sample) -> int:
-    """Where an answer ends in a rendered conversation: behind the first special token that the template puts there.
+def _end_of_answer(after: str, marked: str, tokenizer: PreTrainedTokenizerBase, sample: Sample) -> tuple[int, int]:
+    """Where an answer's words end in a rendered conversation, and where it ends itself: behind the first special token
+    that the template puts there.
 
     Args:
         after: The conversation with its answer.
@@ -179,7 +184,8 @@ def _end_of_answer(after: str, marked: str, tokenizer: PreTrainedTokenizerBase, 
             "not learn where to stop. End the assistant's turn with the tokenizer's end token"
         )
     at, length = min(ends)
-    return len(after) - len(closing) + at - length
+    words = len(after) - len(closing)
+    return words, words + at - length
 
 
 _SPECIAL: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[int, tuple[str, ...]]] = WeakKeyDictionary()
@@ -260,7 +266,8 @@ def _messages(sample: Sample, control: Sequence[str]) -> list[dict[str, str]]:
                 )
             words.append(_MARK.format(number))
             number += 1
-        messages.append({"role": turn.role, "content": "\n".join(_joined(words))})
+        content = "".join(words) if turn.verbatim else "\n".join(_joined(words))
+        messages.append({"role": turn.role, "content": content})
     return messages
 
 
@@ -348,10 +355,10 @@ def described(sample: Sample, share: float, rng: np.random.Generator, only: Medi
 
 
 def _worded(sample: Sample, wanted: Callable[[MediaItem], bool]) -> Sample:
-    def in_words(part: Text | MediaItem) -> Text | MediaItem:
+    def in_words(part: Text | MediaItem, turn: Turn) -> Text | MediaItem:
         if isinstance(part, Text) or not wanted(part):
             return part
-        return Text(f"{part.alt}\n" if part.alt else "")
+        return Text(f"{part.alt}\n" if part.alt and not turn.verbatim else part.alt)
 
-    turns = tuple(Turn(turn.role, tuple(in_words(part) for part in turn.parts)) for turn in sample.turns)
-    return Sample(sample.id, turns, sample.task, sample.where)
+    turns = [replace(turn, parts=tuple(in_words(part, turn) for part in turn.parts)) for turn in sample.turns]
+    return replace(sample, turns=tuple(turns))

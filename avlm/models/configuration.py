@@ -20,6 +20,7 @@ class AvlmConfig(PreTrainedConfig):
         vision_layer, audio_layer: Hidden state to read; None is the family's own choice.
         media: A `MediaSpec` as plain data: what the encoders see and hear, and how that is counted.
         image_token_id, audio_token_id, video_token_id: Placeholders, positive ids of the tokenizer.
+        state_classes: Classes of the state head; None where there is none.
     """
 
     model_type = "avlm"
@@ -45,6 +46,7 @@ class AvlmConfig(PreTrainedConfig):
         audio_token_id: int | None = None,
         video_token_id: int | None = None,
         audio_beside_config: dict[str, Any] | PreTrainedConfig | None = None,
+        state_classes: int | None = None,
         **kwargs: Any,
     ) -> None:
         self.text_config = _sub_config(text_config) or AutoConfig.for_model("llama")
@@ -59,6 +61,7 @@ class AvlmConfig(PreTrainedConfig):
         self.image_token_id = image_token_id
         self.audio_token_id = audio_token_id
         self.video_token_id = video_token_id
+        self.state_classes = state_classes
         kwargs.setdefault("tie_word_embeddings", getattr(self.text_config, "tie_word_embeddings", False))
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             if kwargs.get(name) is None:

@@ -66,6 +66,7 @@ class AvlmOutput(ModelOutput):
         image_hidden_states, audio_hidden_states, video_hidden_states: Connector outputs, items end to end.
         aux_loss: How unevenly a mixture's experts are used, when `output_router_logits` asked for it.
         router_logits: For each layer (tokens, experts), likewise.
+        state_logits: (B, positions, classes) of the state head, at the positions asked for.
     """
 
     loss: Tensor | None = None
@@ -79,6 +80,7 @@ class AvlmOutput(ModelOutput):
     video_hidden_states: Tensor | None = None
     aux_loss: Tensor | None = None
     router_logits: tuple[Tensor, ...] | None = None
+    state_logits: Tensor | None = None
 
 
 class AvlmPreTrainedModel(PreTrainedModel):
@@ -442,7 +444,17 @@ class AvlmForConditionalGeneration(AvlmPreTrainedModel, GenerationMixin):
     def __init__(self, config: AvlmConfig) -> None:
         super().__init__(config)
         self.model = AvlmModel(config)
+        self.state_head: nn.Linear | None = None
+        if config.state_classes is not None:
+            width = config.text_config.get_text_config().hidden_size
+            self.state_head = nn.Linear(width, config.state_classes)
         self.post_init()
+
+    def add_state_head(self, classes: int) -> None:
+        """Give the model a fresh state head: it tells from the last hidden state what the question before it was."""
+        width = self.config.text_config.get_text_config().hidden_size
+        self.config.state_classes = classes
+        self.state_head = nn.Linear(width, classes, dtype=self.language_model.dtype, device=self.device)
 
     @property
     def language_model(self) -> PreTrainedModel:
@@ -503,6 +515,7 @@ class AvlmForConditionalGeneration(AvlmPreTrainedModel, GenerationMixin):
         row_lengths: Sequence[int] | None = None,
         places: list[Place] | None = None,
         prompt_embeds: Tensor | None = None,
+        state_positions: Tensor | None = None,
         return_dict: bool | None = None,
         input_features_beside: Tensor | None = None,
         input_features_beside_mask: Tensor | None = None,
@@ -525,6 +538,7 @@ class AvlmForConditionalGeneration(AvlmPreTrainedModel, GenerationMixin):
             row_lengths: Tokens of each sample, when the one row of the batch is packed.
             places: Reserved places, so that a mismatch is reported by sample and item.
             prompt_embeds: (B, prompt, D), a prompt whose places are filled already; `generate` makes them once.
+            state_positions: Positions (K,) where the state head is asked: the last ones before answers begin.
 
         Returns:
             Logits, and the loss as a mean over target tokens when labels are given.
@@ -551,6 +565,8 @@ class AvlmForConditionalGeneration(AvlmPreTrainedModel, GenerationMixin):
                 input_features_beside_mask=input_features_beside_mask,
             )
         loss_kwargs = {k: kwargs.pop(k) for k in ("num_items_in_batch",) if k in kwargs}
+        if state_positions is not None:
+            kwargs["output_hidden_states"] = True
         outputs = self.model.read(
             self.language_model,
             embeds,
@@ -575,9 +591,22 @@ class AvlmForConditionalGeneration(AvlmPreTrainedModel, GenerationMixin):
             attentions=outputs.get("attentions"),
             aux_loss=outputs.get("aux_loss"),
             router_logits=outputs.get("router_logits"),
+            state_logits=self._states(outputs, state_positions),
             **_media_outputs(features),
         )
         return output if _wants_dict(return_dict, self.config) else output.to_tuple()
+
+    def _states(self, outputs: ModelOutput, positions: Tensor | None) -> Tensor | None:
+        """What the state head says at these positions."""
+        if positions is None:
+            return None
+        if self.state_head is None:
+            raise ConfigError(
+                "state_positions were given to a model without a state head. Leave them out, or train a head with "
+                "stages.NAME.state_head"
+            )
+        logits: Tensor = self.state_head(outputs.hidden_states[-1][:, positions.to(self.device)])
+        return logits
 
     def _behind_prompt(self, prompt_embeds: Tensor, input_ids: Tensor, cache: Cache | None) -> Tensor:
         """Embeddings of what comes now: the prompt's as they were made, and the answer's tokens."""

@@ -4,6 +4,7 @@ Each stage begins with what the stage before it published, so a run that was kil
 anywhere goes on from the last thing that was whole: a stage, or a checkpoint in one.
 
     config.yaml     the resolved settings
+    mock/           made-up data, where the run was given none
     building/       parts that are being built side by side
     parts/          encoders and language model that learned their trade here
     stages/         the model directory that each stage left
@@ -53,7 +54,9 @@ FREE_DATA = ("cache_mb", "workers", "eval", "train", "max_bad", "too_long")
 """The same of `data`. The training file may lie elsewhere; its contents are compared."""
 
 LOCK = ".lock"
-LEFT_BY_A_START = {LOCK, ".config.yaml.writing"}
+MOCK = "mock"
+"""Folder of made-up data in a run's directory, for a run that was given none."""
+LEFT_BY_A_START = {LOCK, ".config.yaml.writing", MOCK}
 """All that a run killed at its very start can have left in its directory."""
 
 
@@ -132,7 +135,7 @@ class Run:
                 "Add data.train=FILE.jsonl"
             )
         if path not in self._sources:
-            self._sources[path] = source = JsonLines(path)
+            self._sources[path] = source = JsonLines(path, self.config.data)
             bad, rows = len(source.errors), len(source.errors) + len(source)
             if bad > max(10, self.config.data.max_bad * rows):
                 raise DataError(
@@ -153,19 +156,10 @@ class Run:
 
     def _check_directory(self) -> None:
         """Make sure that the directory is this run's, empty, or not there."""
+        check_place(self.out)
         saved = self.out / "config.yaml"
         if os.path.isfile(saved):
             self._compare(build(RunConfig, read_mapping(saved), where=str(saved)))
-        elif os.path.isdir(self.out):
-            if set(os.listdir(self.out)) - LEFT_BY_A_START:
-                raise ConfigError(
-                    f"{self.out} holds other files and no run. Choose an empty or a new directory with out=DIR"
-                )
-        elif os.path.lexists(self.out):
-            raise ConfigError(
-                f"{self.out} is a file, and a run needs a directory. "
-                "Choose another name with out=DIR, or remove the file"
-            )
 
     @contextmanager
     def _claimed(self) -> Iterator[None]:
@@ -276,6 +270,8 @@ class Run:
         self.console.rule(stage.name)
         model, processor = self._begin(stage)
         processor.use_reader(MediaReader(processor.media_spec(), self.config.data.cache_mb))
+        if self.config.data.system is not None:
+            processor.use_system(self.config.data.system)
         loader = StepLoader(self.source(stage), stage, processor, self.config.data, self.config.seed)
         trainer = Trainer(
             self.config, stage, model, processor, loader, self._prompts_for(stage, processor), self.out,
@@ -335,7 +331,7 @@ class Run:
         """The first held-out samples of each task (training ones where nothing is held out)."""
         wanted = self.config.samples.prompts
         held_out = self.config.data.eval
-        source = next(iter(self._sources.values())) if held_out is None else JsonLines(held_out)
+        source = next(iter(self._sources.values())) if held_out is None else JsonLines(held_out, self.config.data)
         taken: dict[str, int] = {}
         found = []
         for i, facts in enumerate(source.facts):
@@ -363,6 +359,21 @@ class Run:
         return found
 
 
+def check_place(out: Path) -> None:
+    """Make sure that a run's directory is a run's, empty, or not there.
+
+    Raises:
+        ConfigError: It is something else.
+    """
+    if os.path.isdir(out):
+        if not os.path.isfile(out / "config.yaml") and set(os.listdir(out)) - LEFT_BY_A_START:
+            raise ConfigError(f"{out} holds other files and no run. Choose an empty or a new directory with out=DIR")
+    elif os.path.lexists(out):
+        raise ConfigError(
+            f"{out} is a file, and a run needs a directory. Choose another name with out=DIR, or remove the file"
+        )
+
+
 def _stages(config: RunConfig) -> tuple[Stage, ...]:
     """The stages that a run goes through: a model that is given brings its parts, so none is built.
 
@@ -377,14 +388,18 @@ def _stages(config: RunConfig) -> tuple[Stage, ...]:
             f"model={config.model} is given, and all stages of {config.recipe} build parts of a new one. "
             "Leave model= out, or choose another recipe"
         )
-    parts = _parts_of(Path(config.model))
+    parts = parts_of(Path(config.model))
     for stage in stages:
         check_parts(stage, parts)
     return stages
 
 
-def _parts_of(model: Path) -> list[str]:
-    """The parts of a model directory, from its config.json alone."""
+def parts_of(model: Path) -> list[str]:
+    """The parts of a model directory, from its config.json alone.
+
+    Raises:
+        ConfigError: It is none.
+    """
     if not (model / "config.json").is_file():
         raise ConfigError(
             f"model={model}: is not a model directory (it has no config.json). "

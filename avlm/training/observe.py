@@ -42,6 +42,8 @@ class StepMetrics:
     tokens_per_s: float
     balance: float | None = None
     """How unevenly a mixture's experts are used, in a stage that balances them; in no line of another."""
+    state_loss: float | None = None
+    """The state head's, where the stage trains one; ``loss`` is that of the tokens alone."""
 
 
 class Journal:

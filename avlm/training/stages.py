@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -93,9 +94,15 @@ def set_modes(model: nn.Module, trained: dict[Part, nn.Module]) -> None:
                     inner.eval()
 
 
-def make_optimizer(trained: dict[Part, nn.Module], stage: Stage) -> torch.optim.Optimizer:
-    """AdamW with one rate for each part; decay on matrices only."""
-    groups = []
+def make_optimizer(
+    trained: dict[Part, nn.Module], stage: Stage, more: Sequence[dict[str, Any]] = ()
+) -> torch.optim.Optimizer:
+    """AdamW with one rate for each part; decay on matrices only.
+
+    Args:
+        more: Groups of what is trained beside the parts.
+    """
+    groups = list(more)
     settings = stage.optimizer
     for part, module in trained.items():
         lr = stage.train[part].lr

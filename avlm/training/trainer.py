@@ -23,9 +23,10 @@ from avlm.samples import Row, Sample
 from avlm.training import checkpoint
 from avlm.training.checkpoint import Position
 from avlm.training.lora import merge_adapters, save_adapters
-from avlm.training.loss import RowLosses, row_losses
+from avlm.training.loss import RowLosses, stage_losses
 from avlm.training.observe import Journal, StepMetrics, answer_prompts, bar, tell
 from avlm.training.stages import make_optimizer, prepare, rate, set_modes
+from avlm.training.states import state_weight, train_state_head
 from avlm.training.stopping import StopWish
 from avlm.training.trade import make_head, words_loss
 
@@ -71,7 +72,8 @@ class Trainer:
         self.steps = run.stage_steps(stage)
         fresh = _draw(run.seed, stage, -1)
         self.trained = prepare(model, stage, seed=fresh)
-        self.optimizer = make_optimizer(self.trained, stage)
+        more = [] if stage.state_head is None else train_state_head(model, stage, fresh)
+        self.optimizer = make_optimizer(self.trained, stage, more)
         self.learner: nn.Module = model
         """Everything that is trained, for checkpoints."""
         self.head = None
@@ -134,7 +136,9 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * share
         targets = max(1, data.num_targets())
-        loss, balance = 0.0, 0.0
+        head = self.stage.state_head
+        weight = 1.0 if head is None else state_weight(data.rows, head) or 1.0
+        loss, balance, states = 0.0, 0.0, 0.0
         for row in data.rows:
             costs = self._losses(row)
             objective = costs.tokens / targets
@@ -142,10 +146,13 @@ class Trainer:
                 uneven = costs.balance * (sum(row.lengths) / data.num_tokens())
                 objective = objective + self.stage.balance * uneven
                 balance += float(uneven.detach())
+            if costs.states is not None:
+                objective = objective + costs.states / weight
+                states += float(costs.states.detach())
             torch.autograd.backward(objective)
             loss += float(costs.tokens.detach())
         norm = self._clip()
-        self._check_finite(loss, norm, data.step)
+        self._check_finite(loss + states, norm, data.step)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.done = data.step + 1
@@ -165,11 +172,12 @@ class Trainer:
             data_seconds=began - waited,
             tokens_per_s=data.num_tokens() / max(1e-9, now - waited),
             balance=balance if self.stage.balance else None,
+            state_loss=None if head is None else states / weight,
         )
 
     def _losses(self, row: Row) -> RowLosses:
         if self.head is None:
-            return row_losses(self.model, row, self.stage.label_smoothing, balance=self.stage.balance > 0)
+            return stage_losses(self.model, row, self.stage)
         return RowLosses(words_loss(self.model, self.head, row, self.stage.label_smoothing))
 
     def _clip(self) -> float:

@@ -343,7 +343,7 @@ def test_for_a_stage_of_text_each_medium_is_what_it_shows_or_says_on_a_line_of_i
         sample.turns[1],
     )
     assert worded.media() == []
-    encoded = processor(CHATML).encode(sample, text_only=True)
+    encoded = processor(CHATML).encode(without_media(sample))
     assert encoded.ids == processor(CHATML).encode(worded).ids
     written = tokenizer(CHATML).decode(encoded.ids)
     positions = [written.index(words) for words in ("a red circle\n", "bell, then siren\n", "What?", "red<|im_end|>")]
@@ -353,7 +353,7 @@ def test_for_a_stage_of_text_each_medium_is_what_it_shows_or_says_on_a_line_of_i
 
 def test_a_marker_in_the_words_of_a_medium_is_refused_as_in_any_text() -> None:
     with pytest.raises(DataError, match="a text holds the marker <image>"):
-        processor(CHATML).encode(asked(alt(PICTURE, "an <image>"), Text("What?")), text_only=True)
+        processor(CHATML).encode(without_media(asked(alt(PICTURE, "an <image>"), Text("What?"))))
 
 
 def test_the_share_of_media_asked_for_is_described_and_the_rest_kept() -> None:
@@ -678,3 +678,32 @@ def test_long_texts_are_not_remembered_and_short_ones_are() -> None:
     tokens.ids("short")
     tokens.ids("short")
     assert tokens._short.cache_info().hits == 1
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
+def test_an_answer_that_does_not_end_teaches_its_words_and_no_end(family: Family) -> None:
+    """VITA's `end_tag`: the end token is read like the rest of the prompt, and only left out of what is learned."""
+    closed = conversation(("user", "Is it?"), ("assistant", "yes"), ("user", "And now?"), ("assistant", "red"))
+    made = processor(family)
+    whole = made.encode(closed)
+    *_, last = learned(whole)
+    for open_turns in ((1,), (3,), (1, 3)):
+        turns = [replace(turn, ended=i not in open_turns) for i, turn in enumerate(closed.turns)]
+        encoded = made.encode(replace(closed, turns=tuple(turns)))
+        assert encoded.ids == whole.ids
+        answers = learned(encoded)
+        for answer, i in zip(answers, (1, 3), strict=True):
+            text = made.tokenizer.decode(answer).strip()
+            assert (text == closed.turns[i].text()) == (i in open_turns)
+    assert made.tokenizer.decode(last).strip() != "red"
+
+
+def test_marks_stand_in_the_text_where_the_row_has_them() -> None:
+    parts = (Text("Compare "), PICTURE, Text(" and "), PICTURE, Text(".\n"), SOUND)
+    turns = (Turn("user", parts, verbatim=True), Turn("assistant", (Text("no"),)))
+    made = processor(CHATML)
+    text = made.tokenizer.decode(made.encode(Sample("7", turns), prompt_only=True).ids)
+    image, sound = "<image>" * IMAGE_IDS, "<audio>" * SOUND_IDS
+    assert text == f"<|im_start|>user\nCompare {image} and {image}.\n{sound}<|im_end|>\n<|im_start|>assistant\n"
+    worded = without_media(Sample("7", (Turn("user", (Text("a "), replace(PICTURE, alt="dog"), Text("?")), True),)))
+    assert worded.turns[0].text() == "a dog?" and worded.turns[0].verbatim

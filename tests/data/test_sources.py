@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -13,9 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avlm.data.sources import JsonLines, parse_row
+from avlm.config.run import DataConfig, DataSet
+from avlm.data.forms import Folders, parse_row
+from avlm.data.sources import JsonLines
 from avlm.errors import ConfigError, DataError
-from avlm.samples import MediaItem, Text
+from avlm.samples import MediaItem, Text, Turn
 
 GOOD = {
     "id": "good",
@@ -176,7 +179,7 @@ ANY = st.recursive(
 @given(ANY)
 def test_any_json_is_a_row_or_is_refused(row: Any) -> None:
     with contextlib.suppress(DataError):  # anything else that is raised would fail the test
-        assert parse_row(row, Path(), "x line 1").turns
+        assert parse_row(row, Folders(), "x line 1").turns
 
 
 def test_a_file_that_is_no_data_is_refused(tmp_path: Path) -> None:
@@ -204,3 +207,277 @@ def test_a_file_that_goes_away_is_said_so(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").unlink()
     with pytest.raises(ConfigError, match=r"rows.jsonl: not readable \(No such file or directory\)"):
         source[0]
+
+
+# ---------------------------------------------------------------- other forms
+
+VITA = {
+    "set": "sharegpt4",
+    "id": "000000000164",
+    "conversations": [
+        {"from": "human", "value": "<image>\n<audio>\n"},
+        {"from": "gpt", "value": "This is a well-organized kitchen."},
+    ],
+    "image": "coco/train2017/000000000164.jpg",
+    "audio": ["wavs/f61c.wav"],
+}
+"""The example of VITA's README, with a shorter answer."""
+
+
+def listed(path: Path, *rows: Any, **data: Any) -> JsonLines:
+    path.write_text(json.dumps(rows, indent=2))
+    return JsonLines(path, DataConfig(**data))
+
+
+def chat(*values: str, **more: Any) -> dict[str, Any]:
+    turns = [{"from": ("human", "gpt")[i % 2], "value": value} for i, value in enumerate(values)]
+    return {"id": "7", "conversations": turns, **more}
+
+
+def test_vitas_own_example_is_read_as_it_is(tmp_path: Path) -> None:
+    sets = {"sharegpt4": DataSet(folder="/pictures", sounds="/sounds/audio")}
+    source = listed(tmp_path / "vita.json", VITA, VITA, sets=sets)
+    assert len(source) == 2 and source.errors == []
+    sample = source[1]
+    assert (sample.id, sample.where) == ("000000000164", "vita.json row 2")
+    assert sample.turns == (
+        Turn(
+            "user",
+            (
+                MediaItem("image", path=Path("/pictures/coco/train2017/000000000164.jpg")),
+                Text("\n"),
+                MediaItem("audio", path=Path("/sounds/audio/wavs/f61c.wav")),
+                Text("\n"),
+            ),
+            verbatim=True,
+        ),
+        Turn("assistant", (Text("This is a well-organized kitchen."),), verbatim=True),
+    )
+    assert source.facts[0].kinds == {"image", "audio"} and source.facts[0].told == frozenset()
+
+
+def test_a_set_is_looked_for_in_its_folder_and_all_else_beside_the_file(tmp_path: Path) -> None:
+    def paths(**data: Any) -> list[str]:
+        media = listed(tmp_path / "vita.json", VITA, **data)[0].media()
+        return [str(item.path).replace(str(tmp_path), "TMP") for item in media]
+
+    image, sound = "coco/train2017/000000000164.jpg", "wavs/f61c.wav"
+    assert paths() == [f"TMP/{image}", f"TMP/{sound}"]
+    assert paths(folder="/d") == [f"/d/{image}", f"/d/{sound}"]
+    assert paths(sets={"sharegpt4": "/s"}) == [f"/s/{image}", f"/s/{sound}"]
+    assert paths(sets={"sharegpt4": {"folder": "/s"}}, folder="/d") == [f"/s/{image}", f"/s/{sound}"]
+    assert paths(sets={"sharegpt4": {"sounds": "/a"}}, folder="/d") == [f"/d/{image}", f"/a/{sound}"]
+    assert paths(sets={"other": "/s"}) == [f"TMP/{image}", f"TMP/{sound}"]
+
+
+def test_pictures_of_several_sets_are_found_in_order(tmp_path: Path) -> None:
+    row = chat("<image><image>", "two", image=["a.png", "b\\c.png"], set=["one", "two"])
+    source = listed(tmp_path / "vita.json", row, sets={"one": "/1", "two": "/2"})
+    assert [str(item.path) for item in source[0].media()] == ["/1/a.png", "/2/b/c.png"]
+    row = chat("<image><image>", "two", image=["a.png", "b.png"], set=["one"])
+    assert [str(i.path) for i in listed(tmp_path / "vita.json", row, sets={"one": "/1"})[0].media()] == [
+        "/1/a.png",
+        "/1/b.png",
+    ]
+
+
+def test_noise_and_an_open_end_are_facts_of_their_turns(tmp_path: Path) -> None:
+    row = chat("<audio>", "a", "<audio>", "b", audio=["1.wav", "2.wav"], inserted_id=1, end_tag=False)
+    turns = listed(tmp_path / "vita.json", row)[0].turns
+    assert [turn.state for turn in turns] == ["", "noise", "", ""]
+    assert [turn.ended for turn in turns] == [True, True, True, False]
+
+
+def test_a_share_of_a_set_is_the_same_rows_each_time(tmp_path: Path) -> None:
+    rows = [chat("<image>", str(i), image="a.png", set="ab"[i % 2]) for i in range(200)]
+    read = [listed(tmp_path / "vita.json", *rows, sets={"a": {"ratio": 0.25}}) for _ in range(2)]
+    answers = [[sample.turns[1].text() for sample in source] for source in read]
+    assert answers[0] == answers[1] == sorted(answers[0], key=int)
+    odd, even = ([a for a in answers[0] if int(a) % 2 == rest] for rest in (1, 0))
+    assert len(odd) == 100 and len(even) == 25 and even != [str(i) for i in range(0, 50, 2)]
+    assert read[0].where(0) == f"vita.json row {int(answers[0][0]) + 1}"
+
+
+LLAVA = chat("<image>\nWhat are the colors of the bus in the image?", "The bus is white and red.", image="coco/a.jpg")
+
+
+@pytest.mark.parametrize("lines", [True, False], ids=["lines", "list"])
+def test_llavas_rows_are_read_with_marks_where_they_stand(lines: bool, tmp_path: Path) -> None:
+    several = chat("Compare <image> and <image>.", "Same.", "And <image>?", "No.", image=["a.png", "b.png", "c.png"])
+    rows = [LLAVA, several, chat("Only text?", "Yes.")]
+    path = tmp_path / "llava.json"
+    source = file_of(path, *rows) if lines else listed(path, *rows)
+    assert source.errors == [] and source[0].where == f"llava.json {'line' if lines else 'row'} 1"
+    assert source[0].turns[0].parts == (
+        MediaItem("image", path=tmp_path / "coco/a.jpg"),
+        Text("\nWhat are the colors of the bus in the image?"),
+    )
+    a, b, c = (MediaItem("image", path=tmp_path / f"{name}.png") for name in "abc")
+    assert source[1].turns[0].parts == (Text("Compare "), a, Text(" and "), b, Text("."))
+    assert source[1].turns[2].parts == (Text("And "), c, Text("?"))
+    assert [facts.kinds for facts in source.facts] == [{"image"}, {"image"}, frozenset()]
+
+
+def test_videos_are_read_under_either_mark(tmp_path: Path) -> None:
+    rows = [chat("<video>\nWhat?", "A dog.", video="a.mp4"), chat("<image>\nWhat?", "A dog.", video=["a.mp4"])]
+    source = listed(tmp_path / "video.json", *rows)
+    assert [sample.media()[0].kind for sample in source] == ["video", "video"]
+    assert [facts.kinds for facts in source.facts] == [{"video"}, {"video"}]
+
+
+def test_sharegpts_speakers_and_plural_keys_are_known(tmp_path: Path) -> None:
+    turns = [("system", "Be kind."), ("gpt", "Hello!"), ("user", "<audio>?"), ("bot", "A bell.")]
+    row = {"conversations": [{"from": who, "value": what} for who, what in turns], "audios": ["a.wav"]}
+    (sample,) = listed(tmp_path / "share.json", row)
+    assert [turn.role for turn in sample.turns] == ["system", "assistant", "user", "assistant"]
+    assert sample.media() == [MediaItem("audio", path=tmp_path / "a.wav")]
+    unasked = listed(
+        tmp_path / "share.json",
+        chat("a", "b") | {"conversations": row["conversations"][1:2] + chat("a", "b")["conversations"]},
+    )
+    assert [turn.text() for turn in unasked[0].turns] == ["a", "b"]
+
+
+def test_openais_parts_are_read(tmp_path: Path) -> None:
+    png = b"\x89PNG"
+    data = base64.b64encode(png).decode()
+    parts = [
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}},
+        {"type": "image_url", "image_url": {"url": "img/a.png", "detail": "low"}},
+        {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}},
+        {"type": "video_url", "video_url": {"url": "a.mp4"}},
+    ]
+    sample = file_of(tmp_path / "rows.jsonl", said(parts))[0]
+    assert sample.media() == [
+        MediaItem("image", data=png),
+        MediaItem("image", path=tmp_path / "img/a.png"),
+        MediaItem("audio", data=png),
+        MediaItem("video", path=tmp_path / "a.mp4"),
+    ]
+
+
+def test_an_answer_may_say_that_nobody_asked(tmp_path: Path) -> None:
+    rows = [
+        {"id": "7", "messages": [GOOD["messages"][0], {**GOOD["messages"][1], "state": s}]}
+        for s in ("noise", "question", None)
+    ]
+    assert [sample.turns[1].state for sample in file_of(tmp_path / "rows.jsonl", *rows)] == ["noise", "question", ""]
+
+
+BAD_CONVERSATION: list[tuple[Any, str]] = [
+    ({"id": "7"}, 'has no list "conversations" with a message in it. A row is {"conversations": [{"from": "human", "value": ...}, ...]}, as others of the file are'),
+    ({"id": "7", "messages": GOOD["messages"]}, 'has no list "conversations" with a message in it. A row is {"conversations": [{"from": "human", "value": ...}, ...]}, as others of the file are'),
+    ({"id": "7", "conversations": ["a"]}, 'a turn is a text and not an object. Write {"from": "human", "value": ...}'),
+    ({"id": "7", "conversations": [{"from": "robot", "value": "a"}]}, 'a turn is from "robot", and turns are from system, human, user, gpt, assistant, bot. Correct it'),
+    ({"id": "7", "conversations": [{"from": ["human"], "value": "a"}]}, 'a turn is from ["human"], and turns are from system, human, user, gpt, assistant, bot. Correct it'),
+    ({"id": "7", "conversations": [{"from": "human"}]}, 'a turn has no "value". Give what is said'),
+    ({"id": "7", "conversations": [{"from": "gpt", "value": "a"}]}, "has answers and no question. Add a turn from human"),
+    (chat("<image> <image>", "a", image="a.png"), "the text has 2 <image> marks and the row lists 1 image file. Add the file or remove a mark"),
+    (chat("<audio>", "a"), "the text has 1 <audio> mark and the row lists 0 audio files. Add the file or remove a mark"),
+    (chat("What?", "a", video=["a.mp4", "b.mp4"]), "the text has 0 <video> marks and the row lists 2 video files. Add a mark or remove the file"),
+    (chat("<image>", "a", image=3), 'has a number as "image", which is the path of a file or a list of paths. Correct it'),
+    (chat("<image>", "a", image=[""]), 'has a list as "image", which is the path of a file or a list of paths. Correct it'),
+    (chat("<image>", "a", image="http://x.y/a.png"), "the path of a part of type image is a URL (http://x.y/a.png), and nothing is fetched. Download the file and give its path, relative to the data file"),
+    (chat("<image><image>", "a", image=["a", "b"], set=["x", "y", "z"]), "lists 2 image files from 3 sets, so which is whose is not known. Name one set, or one for each file"),
+    (chat("a", "b", set=3), 'has a number as "set", which is the name of a set or a list of names. Correct it'),
+    (chat("a", "b", inserted_id=0), "has inserted_id=0, which is not the number of an answer (from 0). Correct it"),
+    (chat("a", "b", inserted_id=9), "has inserted_id=9, which is not the number of an answer (from 0). Correct it"),
+    (chat("a", "b", inserted_id="1"), "has inserted_id='1', which is not the number of an answer (from 0). Correct it"),
+    (chat("a", "b", end_tag="no"), 'has a text as "end_tag", which is true or false. Correct it'),
+    (chat("a \ud83d", "b"), "its text holds half of a character (\\ud83d). Write the whole one"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("row", "message"), BAD_CONVERSATION, ids=[str(i) for i in range(len(BAD_CONVERSATION))])
+def test_a_bad_conversation_is_named_and_reading_goes_on(row: Any, message: str, tmp_path: Path) -> None:
+    source = listed(tmp_path / "rows.json", LLAVA, row, LLAVA)
+    assert len(source) == 2
+    (error,) = source.errors
+    assert str(error) == f'rows.json row 2 (id "7"): {message}'
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"type": "image_url"}, 'a part of type image_url has no "image_url": {"url": ...}. Give what it shows or lets hear'),
+        ({"type": "input_audio", "input_audio": {"url": "a"}}, 'a part of type input_audio has no "input_audio": {"data": ...}. Give what it shows or lets hear'),
+        ({"type": "input_audio", "input_audio": {"data": "?"}}, "the data of a part of type input_audio are not base64. Encode the file's bytes"),
+        ({"type": "image_url", "image_url": {"url": "https://x.y/a.png"}}, "the path of a part of type image is a URL (https://x.y/a.png), and nothing is fetched. Download the file and give its path, relative to the data file"),
+    ],
+)  # fmt: skip
+def test_a_bad_part_of_openais_is_named(part: Any, message: str, tmp_path: Path) -> None:
+    (error,) = file_of(tmp_path / "rows.jsonl", GOOD, said([part])).errors
+    assert error.reason == message
+
+
+def test_a_state_that_is_none_is_named(tmp_path: Path) -> None:
+    (error,) = file_of(
+        tmp_path / "rows.jsonl", GOOD, {"id": "7", "messages": [{"role": "user", "content": "a", "state": "noise"}]}
+    ).errors
+    assert error.reason == (
+        'a message of the user has the state "noise", and it is answers that have one: "question", or "noise" where the '
+        "model was not meant. Correct it, or leave it out"
+    )
+
+
+@pytest.mark.parametrize("indent", [None, 1, "\t"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("ascii_only", [True, False])
+def test_a_list_is_read_from_wherever_its_rows_stand(indent: Any, mark: str, ascii_only: bool, tmp_path: Path) -> None:
+    rows = [chat(f"é 漢字 🎉 {i}", "x" * i) for i in range(5)]
+    path = tmp_path / "rows.json"
+    path.write_text(mark + " \n" + json.dumps(rows, indent=indent, ensure_ascii=ascii_only) + "\n\n", encoding="utf-8")
+    source = JsonLines(path)
+    assert [sample.turns[0].text() for sample in source] == [f"é 漢字 🎉 {i}" for i in range(5)]
+    assert source[3].turns[1].text() == "xxx"
+    assert [facts.line for facts in source.facts] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("text", "detail"),
+    [
+        ('[{"a": 1}', "Expecting ',' delimiter at character 10"),
+        ('[{"a": 1} {"a": 2}]', "Expecting ',' delimiter at character 11"),
+        ('[{"a": 1}]]', "Extra data at character 11"),
+        ('[{"a": 1}]\n{"a": 2}', "Extra data at character 12"),
+        ("[1, ", "Expecting value at character 5"),
+    ],
+)
+def test_a_broken_list_is_refused(text: str, detail: str, tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text(text)
+    with pytest.raises(ConfigError) as error:
+        JsonLines(tmp_path / "rows.json")
+    assert str(error.value) == (
+        f"{tmp_path}/rows.json: begins as a JSON list and is none ({detail}), so where its rows begin is not known. "
+        "Correct it, or write one object on a line"
+    )
+
+
+def test_a_list_without_rows_or_in_another_alphabet_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text("[]")
+    with pytest.raises(ConfigError, match=r"so there is nothing to learn from\. It is empty"):
+        JsonLines(path)
+    path.write_bytes(b'["\xe9"]')
+    with pytest.raises(ConfigError, match=r"rows.json: is not UTF-8 \(byte 3\), so its rows cannot be told apart"):
+        JsonLines(path)
+
+
+def test_a_file_in_no_form_is_one_message(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        listed(tmp_path / "rows.json", {"question": "a", "answer": "b"})
+    assert str(error.value) == (
+        f"{tmp_path}/rows.json: has no row that can be read, so there is nothing to learn from. The first row: has neither "
+        f'"messages" nor "conversations". {FORM}, or '
+        '{"conversations": [{"from": "human", "value": ...}, ...]}'
+    )
+
+
+@settings(deadline=None, max_examples=200)
+@given(ANY)
+def test_any_json_is_a_conversation_or_is_refused(row: Any) -> None:
+    if isinstance(row, dict):
+        row = {"conversations": [{"from": "human", "value": "<image>"}], "image": row.get("id"), **row}
+        row |= {"set": row.get("text"), "inserted_id": row.get("task"), "end_tag": row.get("path")}
+    with contextlib.suppress(DataError):
+        assert parse_row(row, Folders(), "x row 1", "conversations").turns

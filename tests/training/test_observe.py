@@ -38,9 +38,11 @@ def test_a_line_a_step_at_once(tmp_path: Path) -> None:
         journal.step(metrics(step))
         assert steps(journal.metrics) == list(range(1, step + 1))
     line = json.loads(journal.metrics.read_text().splitlines()[1])
-    assert "balance" not in line and {**line, "balance": None} == asdict(metrics(2))
-    journal.step(replace(metrics(3), balance=2.5))
-    assert json.loads(journal.metrics.read_text().splitlines()[2])["balance"] == 2.5
+    assert line == {name: value for name, value in asdict(metrics(2)).items() if value is not None}
+    journal.step(replace(metrics(3), state_loss=2.5, balance=1.5))
+    later = json.loads(journal.metrics.read_text().splitlines()[2])
+    assert "state_loss" not in line and later["state_loss"] == 2.5
+    assert "balance" not in line and later["balance"] == 1.5
 
 
 def test_cutting_back_forgets_what_will_come_again(tmp_path: Path) -> None:
