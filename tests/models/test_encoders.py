@@ -33,6 +33,8 @@ from transformers import (
     Dinov2WithRegistersModel,
     DINOv3ViTConfig,
     DINOv3ViTModel,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
     InternVLConfig,
     InternVLForConditionalGeneration,
     InternVLVisionConfig,
@@ -633,6 +635,15 @@ CHECKPOINTS: dict[str, tuple[Callable[[], PreTrainedModel], Callable[[Any], torc
     "SigLIP in PaliGemma": (
         lambda: llava(
             PaliGemmaConfig, PaliGemmaForConditionalGeneration, {"model_type": "siglip_vision_model", **VIT}, "gemma"
+        ),
+        lambda m: m.model.vision_tower,
+    ),
+    "SigLIP in Gemma 3": (
+        lambda: llava(
+            Gemma3Config,
+            Gemma3ForConditionalGeneration,
+            {"model_type": "siglip_vision_model", **VIT},
+            "gemma3_text",
         ),
         lambda m: m.model.vision_tower,
     ),
