@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -31,6 +32,7 @@ from avlm.models.connectors.squares import join_squares
 from avlm.models.modeling import AvlmForConditionalGeneration
 from avlm.samples import Encoded, Sample
 
+CONNECTORS_MD = Path(__file__).parents[2] / "docs" / "connectors.md"
 SMALL_QFORMER = {"queries": 3, "layers": 3, "width": 8, "heads": 2, "feedforward": 12}
 SMALL_PERCEIVER = {"kind": "perceiver", "queries": 3, "layers": 2, "heads": 2, "head_size": 4}
 KINDS: list[dict[str, Any]] = [
@@ -123,6 +125,16 @@ def test_an_item_without_embeddings_has_no_tokens(kind: dict[str, Any]) -> None:
     assert connector([empty, empty], [(0, 0), (0, 0)]).shape == (0, 8)
     assert expected(kind, 0, (0, 0)) == 0
     close(connector([empty, item, empty], [(0, 0), (2, 3), (0, 0)]), connector([item], [(2, 3)]))
+
+
+def test_the_documentation_has_every_kind_with_its_counts() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|.*\| *(\d*) \| *(\d*) \|$", CONNECTORS_MD.read_text(), re.M)
+    kinds = [settings.model_fields["kind"].default for settings in get_args(get_args(Connector)[0])]
+    assert [kind for kind, _, _ in rows] == kinds
+    for kind, sound, picture in rows:
+        for count, length, grid in ((sound, 1500, None), (picture, 1024, (32, 32))):
+            if count:
+                assert expected({"kind": kind}, length, grid) == int(count), kind
 
 
 # ---------------------------------------------------------------- each item as if it were alone

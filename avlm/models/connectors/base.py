@@ -97,7 +97,7 @@ class ScaledNorm(nn.Module):
         nn.init.constant_(self.weight, self.scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, eps=1e-6)
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), eps=1e-6)
 
 
 def mlp(width: int, hidden: int, out_width: int, layers: int, bias: bool) -> nn.Sequential:
