@@ -17,7 +17,7 @@ import typer
 from avlm.errors import AvlmError, ConfigError, DataError
 
 if TYPE_CHECKING:
-    from avlm.config.run import RunConfig
+    from avlm.config.run import RunConfig, Stage
     from avlm.eval.benchmarks import Report
 
 app = typer.Typer(
@@ -83,7 +83,7 @@ def what_trains(config: RunConfig) -> str:
 
     header = ["stage", *PARTS, "rows", "steps", "builds"]
     lines = [
-        [s.name, *(cell(s, p) for p in PARTS), s.rows, str(config.stage_steps(s)), s.builds or "-"]
+        [s.name, *(cell(s, p) for p in PARTS), s.rows, _length(config, s), s.builds or "-"]
         for s in config.stages
         if s.builds is None or not isinstance(config.model, str)  # a given model brings its parts along
     ]
@@ -93,6 +93,13 @@ def what_trains(config: RunConfig) -> str:
         for row in [header, *lines]
     ]
     return "\n".join(["# What trains (learning rate; - is frozen)", *("# " + row for row in rows)])
+
+
+def _length(config: RunConfig, stage: Stage) -> str:
+    if stage.steps is not None:
+        return str(config.stage_steps(stage))
+    epochs = f"{stage.epochs:g} epoch{'' if stage.epochs == 1 else 's'}"
+    return epochs if config.max_steps is None else f"{epochs}, at most {config.max_steps}"
 
 
 @app.command()
@@ -293,10 +300,9 @@ def _say(loaded: Any, parts: list[Any], sampling: Any) -> None:
 
 
 def _resolve(name: str, overrides: list[str] | None) -> RunConfig:
-    from avlm.config.io import override
-    from avlm.recipes import recipe
+    from avlm.recipes import resolve
 
-    return override(recipe(name), overrides or [])
+    return resolve(name, overrides or [])
 
 
 def _check_files(config: RunConfig) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from avlm.config.base import Settings
 from avlm.config.media import Reduction, VideoSpec
+from avlm.config.released import PRESETS
 
 
 class Source(Settings):
@@ -36,6 +37,8 @@ class Source(Settings):
 
 class LanguagePart(Source):
     """The causal language model, with its tokenizer and its chat template."""
+
+    PRESETS: ClassVar = PRESETS["language"]
 
     tokenizer: str | None = None
     """Folder or hub name of the tokenizer; default: beside the language model."""
@@ -107,6 +110,8 @@ Connector = Annotated[LinearConnector | MlpConnector | PrefixConnector | PoolCon
 class VisionPart(Settings):
     """A vision encoder and the connector behind it."""
 
+    PRESETS: ClassVar = PRESETS["vision"]
+
     encoder: Source
     connector: Connector = MlpConnector()
 
@@ -121,6 +126,8 @@ class VisionPart(Settings):
 
 class AudioPart(Settings):
     """An audio encoder and the connector behind it."""
+
+    PRESETS: ClassVar = PRESETS["audio"]
 
     encoder: Source
     connector: Connector = MlpConnector()
