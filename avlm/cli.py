@@ -214,6 +214,23 @@ def evaluate(
 
 
 @app.command()
+def check(model: ModelDir) -> None:
+    """Prove on a model that batching, packing, caching, freezing and saving change nothing, and that media matter."""
+    from avlm.convert.weights import load_model
+    from avlm.eval.check import Checks
+
+    _quiet()
+    checks = Checks(*load_model(model))
+    width = max(map(len, checks.all()))
+    failed = 0
+    for result in checks.run():
+        failed += not result.ok
+        print(f"{'ok' if result.ok else 'FAILED':6}  {result.name:{width}}  {result.seconds:5.1f} s  {result.found}")
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
 def chat(
     model: ModelDir,
     text: Annotated[

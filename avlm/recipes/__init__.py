@@ -82,8 +82,7 @@ def _call(name: str, arguments: dict[str, Any]) -> RunConfig:
         choices = get_args(hints[argument])
         if choices and value not in choices:
             raise ConfigError(
-                f"{argument}={value} is nothing that the recipe {name} knows. "
-                f"Use one of {', '.join(map(str, choices))}"
+                f"{argument}={value} is nothing that the recipe {name} knows. Use one of {', '.join(map(str, choices))}"
             )
     return function(**arguments)
 
