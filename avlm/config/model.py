@@ -8,7 +8,8 @@ from pydantic import Field, model_validator
 
 from avlm.config.base import Settings
 from avlm.config.media import Reduction, VideoSpec
-from avlm.config.released import PRESETS
+from avlm.config.released import PRESETS, RELEASED
+from avlm.errors import ConfigError
 
 
 class Source(Settings):
@@ -33,6 +34,21 @@ class Source(Settings):
                 "Add it, such as model_type: siglip_vision_model"
             )
         return self
+
+    def transformers_config(self, part: str) -> dict[str, Any]:
+        """The part's transformers configuration as far as avlm knows it without a download.
+
+        Raises:
+            ConfigError: It is not among the released ones that avlm knows.
+        """
+        if self.random is not None:
+            return dict(self.random)
+        if self.path not in RELEASED:
+            raise ConfigError(
+                f"model.{part}.path={self.path}: its configuration is not known without a download, so it can be "
+                f"neither counted nor made small. Set model.{part}.random to one, or use one of {', '.join(RELEASED)}"
+            )
+        return dict(RELEASED[self.path])
 
 
 class LanguagePart(Source):

@@ -34,7 +34,7 @@ SIZES = ((64, 64), (48, 96), (120, 50))
 SECONDS = (0.5, 1.3, 2.0)
 """Lengths of the sounds."""
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-"""Largest difference that counts as equal, relative to the largest value: what rounding alone does at each precision."""
+"""Largest difference that counts as equal, relative to the largest value: what rounding does at each precision."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,11 +103,11 @@ def salmonn() -> RunConfig:
 
 
 def qwen_audio() -> RunConfig:
-    """Qwen-Audio's two stages: the encoder learns many tasks told apart by tags, then the language model learns to chat.
+    """Qwen-Audio: an encoder that learns many tasks told apart by tags, then a language model that learns to chat.
 
-    arXiv:2311.07919: Whisper's encoder pooled to 25 embeddings a second and one matrix; first the encoder is trained and
-    the language model frozen, then the other way round. The tags are tokens here and belong into the rows' questions.
-    Parts are those of its successor, which transformers has: Qwen2-Audio's encoder and Qwen2 7B.
+    arXiv:2311.07919: Whisper's encoder pooled to 25 embeddings a second and one matrix; first the encoder is trained
+    and the language model frozen, then the other way round. The tags are tokens here and belong into the rows'
+    questions. Parts are those of its successor, which transformers has: Qwen2-Audio's encoder and Qwen2 7B.
     """
     model = ModelConfig(
         language=LanguagePart(path=QWEN2_7B, chat_template=CHATML, add_tokens=TASK_TAGS),

@@ -17,8 +17,8 @@ FULL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_pr
 def llava15_7b(peft: Literal["none", "lora"] = "none") -> RunConfig:
     """LLaVA-1.5 7B: Vicuna 7B, CLIP-L at 336 px, two layers between them; alignment, then fine-tuning.
 
-    Rates, batches and lengths are the authors' (arXiv:2310.03744 and their scripts): 558K captions at 1e-3 in batches of
-    256, then 665K instructions at 2e-5 in batches of 128, an epoch each. NeMo's recipe of this name has other ones
+    Rates, batches and lengths are the authors' (arXiv:2310.03744 and their scripts): 558K captions at 1e-3 in batches
+    of 256, then 665K instructions at 2e-5 in batches of 128, an epoch each. NeMo's recipe of this name has other ones
     (weight decay 0.1, betas 0.9 and 0.95, rank 32) and is no reproduction; it also never learns the first token behind
     a picture, which is learned here.
 

@@ -53,7 +53,7 @@ NVGPT = (
     "{% else %}<extra_id_1>Assistant\n{{ m['content'] }}\n<extra_id_2>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<extra_id_1>Assistant\n{% endif %}"
 )
-"""The older NeVA's for NVIDIA's own GPT models: turns begin with <extra_id_1>; here an answer ends with <extra_id_2>."""
+"""The older NeVA's for NVIDIA's own GPT models: turns begin with <extra_id_1>; an answer ends with <extra_id_2>."""
 
 VITA = (
     "{% for m in messages %}{% if m['role'] == 'system' %}system:{{ m['content'] }}\n"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from avlm.config.model import AudioPart, LanguagePart, ModelConfig, Source, VisionPart
-from avlm.config.released import RELEASED
 from avlm.config.run import RunConfig, Stage
 from avlm.errors import ConfigError
 
@@ -72,24 +71,8 @@ def twin(run: RunConfig) -> RunConfig:
     return run.model_copy(update={"model": model.model_copy(update=update), "stages": stages})
 
 
-def full_config(source: Source, part: str) -> dict[str, Any]:
-    """The transformers configuration of a part, released or drawn.
-
-    Raises:
-        ConfigError: It is not among those that avlm knows by heart.
-    """
-    if source.random is not None:
-        return dict(source.random)
-    if source.path not in RELEASED:
-        raise ConfigError(
-            f"model.{part}.path={source.path}: its configuration is not known without a download, so it cannot be made "
-            f"small. Set model.{part}.random to one, or use one of {', '.join(RELEASED)}"
-        )
-    return dict(RELEASED[source.path])
-
-
 def _tiny(source: Source, part: str) -> dict[str, Any]:
-    config = full_config(source, part)
+    config = source.transformers_config(part)
     small = {name: value for name, value in WIDTHS.items() if name in config}
     return config | small | FAMILY.get(config["model_type"], {})
 

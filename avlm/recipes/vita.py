@@ -27,7 +27,7 @@ SYSTEM = {
     "image": f"{PERSONA} {SEEN.format(what='the image')} The input is an image and not a video.",
     "video": f"{PERSONA} {SEEN.format(what='the video')} The input is a video and not an image.",
 }
-"""System turns by what a row holds: pure text and pure sound share theirs. Persona and rules are VITA's, the words ours."""
+"""System turns by what a row holds: text and sound share theirs. Persona and rules are VITA's, the words ours."""
 DATA = DataConfig(too_long="drop", system=SYSTEM)
 ADAM = Optimizer(betas=(0.9, 0.999), weight_decay=0.0)
 
@@ -42,8 +42,8 @@ def vita_8x7b() -> RunConfig:
     what a row holds; `balance` adds the experts' load balance that its training left out. State tokens (``<1>`` asked
     by voice, ``<2>`` not meant for the model, ``<3>`` typed) are words at the start of an answer, from the rows.
 
-    A tokenizer with more Chinese, as VITA's (51,747), is given as ``model.language.tokenizer``: rows of tokens that both
-    have are kept, new ones begin as the mean of their pieces.
+    A tokenizer with more Chinese, as VITA's (51,747), is given as ``model.language.tokenizer``: rows of tokens that
+    both have are kept, new ones begin as the mean of their pieces.
     """
     language = LanguagePart(path=MIXTRAL_8X7B, chat_template=VITA)
     both = {"vision_connector": TrainPart(lr=2e-5), "audio_connector": TrainPart(lr=2e-5)}
@@ -67,9 +67,10 @@ def vita_8x7b() -> RunConfig:
 def vita15_7b() -> RunConfig:
     """VITA 1.5: Qwen2.5 7B; vision in three stages, then hearing in two.
 
-    arXiv:2501.01957: a fifth of the captions; all captions with the vision encoder trained; all questions and a fifth of
-    the captions; CTC and the audio connector; 4 percent of captions and a fifth of the questions, half of them spoken,
-    at 1e-5. Rows of the tasks ``caption`` and ``qa`` are taken in those shares. 25 learned vectors stand before a sound.
+    arXiv:2501.01957: a fifth of the captions; all captions with the vision encoder trained; all questions and a fifth
+    of the captions; CTC and the audio connector; 4 percent of captions and a fifth of the questions, half of them
+    spoken, at 1e-5. Rows of the tasks ``caption`` and ``qa`` are taken in those shares. 25 learned vectors stand before
+    a sound.
     The optional state head weighs its three classes 1, 5 and 1 (``stages.hearing-tasks.state_head``). Speaking is not
     part of it. VITA's own freeze flags disagree with its paper; the paper is followed.
     """
