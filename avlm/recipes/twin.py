@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from avlm.config.model import AudioPart, LanguagePart, ModelConfig, Source, VisionPart
 from avlm.config.run import RunConfig, Stage
 from avlm.errors import ConfigError
+from avlm.recipes.templates import LLAMA3
 
 WIDTHS: dict[str, Any] = {
     "hidden_size": 32,
@@ -81,7 +83,18 @@ def _language(part: LanguagePart) -> LanguagePart:
     config = _tiny(part, "language")
     for name in ("vocab_size", "sliding_window"):
         config.pop(name, None)
-    return part.model_copy(update={"path": None, "tokenizer": None, "random": config, "vocabulary": 512})
+    template = part.chat_template or LLAMA3
+    tokens = dict.fromkeys([*part.add_tokens, *re.findall(r"<\|\w+\|>", template)])
+    return part.model_copy(
+        update={
+            "path": None,
+            "tokenizer": None,
+            "random": config,
+            "vocabulary": 512,
+            "chat_template": template,
+            "add_tokens": tuple(tokens),
+        }
+    )
 
 
 def _vision(part: VisionPart) -> VisionPart:
