@@ -17,7 +17,7 @@ import typer
 from avlm.errors import AvlmError, ConfigError, DataError
 
 if TYPE_CHECKING:
-    from avlm.config.run import DataConfig, RunConfig
+    from avlm.config.run import DataConfig, RunConfig, Stage
     from avlm.eval.benchmarks import Report
 
 app = typer.Typer(
@@ -89,7 +89,7 @@ def what_trains(config: RunConfig) -> str:
     parts = [p for p in PARTS if p not in RARE or any(p in stage.train for stage in config.stages)]
     header = ["stage", *parts, "rows", "steps", "builds"]
     lines = [
-        [s.name, *(cell(s, p) for p in parts), s.rows, str(config.stage_steps(s)), more(s)]
+        [s.name, *(cell(s, p) for p in parts), s.rows, _length(config, s), more(s)]
         for s in config.stages
         if s.builds is None or not isinstance(config.model, str)  # a given model brings its parts along
     ]
@@ -99,6 +99,13 @@ def what_trains(config: RunConfig) -> str:
         for row in [header, *lines]
     ]
     return "\n".join(["# What trains (learning rate; - is frozen)", *("# " + row for row in rows)])
+
+
+def _length(config: RunConfig, stage: Stage) -> str:
+    if stage.steps is not None:
+        return str(config.stage_steps(stage))
+    epochs = f"{stage.epochs:g} epoch{'' if stage.epochs == 1 else 's'}"
+    return epochs if config.max_steps is None else f"{epochs}, at most {config.max_steps}"
 
 
 @app.command()
@@ -216,6 +223,23 @@ def evaluate(
 
 
 @app.command()
+def check(model: ModelDir) -> None:
+    """Prove on a model that batching, packing, caching, freezing and saving change nothing, and that media matter."""
+    from avlm.convert.weights import load_model
+    from avlm.eval.check import Checks
+
+    _quiet()
+    checks = Checks(*load_model(model))
+    width = max(map(len, checks.all()))
+    failed = 0
+    for result in checks.run():
+        failed += not result.ok
+        print(f"{'ok' if result.ok else 'FAILED':6}  {result.name:{width}}  {result.seconds:5.1f} s  {result.found}")
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
 def chat(
     model: ModelDir,
     text: Annotated[
@@ -302,10 +326,9 @@ def _say(loaded: Any, parts: list[Any], sampling: Any) -> None:
 
 
 def _resolve(name: str, overrides: list[str] | None) -> RunConfig:
-    from avlm.config.io import override
-    from avlm.recipes import recipe
+    from avlm.recipes import resolve
 
-    return override(recipe(name), overrides or [])
+    return resolve(name, overrides or [])
 
 
 def _check_files(config: RunConfig) -> None:

@@ -207,6 +207,8 @@ def _fitting(kind: Any, text: str) -> Any:
     value = parse_value(text)
     if isinstance(value, str) and value in (tags := _tags(kind)):
         return {"kind": tags[value]}
+    if isinstance(value, str) and value in (presets := _presets(kind)):
+        return copy.deepcopy(presets[value])
     arms = _arms(kind)
     wants_text = [arm for arm in arms if arm is str or _choices(arm)]
     if isinstance(value, (bool, int, float)) and wants_text and not {int, float, bool, Any} & set(arms):
@@ -240,6 +242,11 @@ def _tags(kind: Any) -> dict[str, str]:
     """Names of the variants at a place that has several."""
     models = _models(kind)
     return {tag: tag for tag in map(_tag, models) if tag is not None} if len(models) > 1 else {}
+
+
+def _presets(kind: Any) -> dict[str, dict[str, Any]]:
+    """Settings that have a short name at a place (``model.audio=ast``)."""
+    return {name: data for model in _models(kind) for name, data in getattr(model, "PRESETS", {}).items()}
 
 
 def _choices(kind: Any) -> list[str]:
@@ -293,6 +300,8 @@ def _explain(kind: type[BaseModel], data: Any, error: ValidationError) -> str:
         return f"{dotted}.kind={value['kind']!r} is none of its kinds.{_did_you_mean(str(value['kind']), tags)}"
     if what == "model_attributes_type" and tags:
         return f"{dotted}={_shown(value)} is none of its kinds.{_did_you_mean(str(value), tags)}"
+    if what == "model_type" and isinstance(value, str) and (presets := list(_presets(found))):
+        return f"{dotted}={_shown(value)} is the name of no known part.{_did_you_mean(value, presets)}"
     if what == "literal_error" and (choices := _choices(next(iter(_arms(found))))):
         return f"{dotted}={_shown(value)} is not one of its values.{_named(value, choices)}"
     advice = {"tuple_type": f" Write a list, such as [{value}].", "string_type": f' Write it in quotes: "{value}".'}

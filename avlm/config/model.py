@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from avlm.config.base import Settings
 from avlm.config.connectors import Connector, MlpConnector
 from avlm.config.media import NO_GRID, PATCHES_OR_TILES, AnyresTiling, Tiling, VideoSpec, Wrap
+from avlm.config.released import PRESETS, RELEASED
+from avlm.errors import ConfigError
 
 
 class Source(Settings):
@@ -34,12 +36,29 @@ class Source(Settings):
             )
         return self
 
+    def transformers_config(self, part: str) -> dict[str, Any]:
+        """The part's transformers configuration as far as avlm knows it without a download.
+
+        Raises:
+            ConfigError: It is not among the released ones that avlm knows.
+        """
+        if self.random is not None:
+            return dict(self.random)
+        if self.path not in RELEASED:
+            raise ConfigError(
+                f"model.{part}.path={self.path}: its configuration is not known without a download, so it can be "
+                f"neither counted nor made small. Set model.{part}.random to one, or use one of {', '.join(RELEASED)}"
+            )
+        return dict(RELEASED[self.path])
+
 
 Token = Annotated[str, Field(min_length=1)]
 
 
 class LanguagePart(Source):
     """The causal language model, with its tokenizer and its chat template."""
+
+    PRESETS: ClassVar = PRESETS["language"]
 
     tokenizer: str | None = None
     """Folder or hub name of the tokenizer; default: beside the language model. Another one than the language model's
@@ -63,6 +82,8 @@ class LanguagePart(Source):
 
 class VisionPart(Settings):
     """A vision encoder and the connector behind it."""
+
+    PRESETS: ClassVar = PRESETS["vision"]
 
     encoder: Source
     connector: Connector = MlpConnector()
@@ -95,6 +116,8 @@ class VisionPart(Settings):
 
 class AudioPart(Settings):
     """An audio encoder and the connector behind it."""
+
+    PRESETS: ClassVar = PRESETS["audio"]
 
     encoder: Source
     connector: Connector = MlpConnector()

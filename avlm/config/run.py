@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
@@ -183,6 +184,12 @@ class Stage(Settings):
     tasks: tuple[str, ...] = ()
     """Only rows of these tasks; empty: all."""
 
+    take: dict[str, Annotated[float, Field(gt=0, le=1)]] = {}
+    """Share of a task's rows that the stage reads, the same ones in every epoch; of other tasks it reads all."""
+
+    template: str | None = None
+    """A chat template for this stage alone (LLaVA's first stage writes nothing but the picture and its caption)."""
+
     data: str | None = None
     """A file of the stage's own instead of `data.train`."""
 
@@ -201,7 +208,9 @@ class Stage(Settings):
     """Written before every answer that does not begin with one."""
     state_head: StateHead | None = None
 
-    steps: int = Field(ge=1)
+    steps: int | None = Field(None, ge=1)
+    epochs: float | None = Field(None, gt=0)
+    """Length of the stage, in optimizer steps or in readings of all its rows: one of the two."""
     batch_samples: int = Field(32, ge=1)
     """Samples in one optimizer step, over all rows and processes."""
     row_tokens: int = Field(4096, ge=8)
@@ -221,6 +230,16 @@ class Stage(Settings):
     schedule: Schedule = Schedule()
     optimizer: Optimizer = Optimizer()
     augment: Augment = Augment()
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Stage:
+        if (self.steps is None) == (self.epochs is None):
+            given = "both are" if self.steps is not None else "neither is"
+            raise ValueError(
+                f"a stage is as long as its `steps` or its `epochs` say, and {given} given. "
+                "Set one of the two, the other to null"
+            )
+        return self
 
 
 class DataSet(Settings):
@@ -320,9 +339,18 @@ class RunConfig(Settings):
         _check_order(self.stages)
         return self
 
-    def stage_steps(self, stage: Stage) -> int:
-        """Steps the stage really takes."""
-        return stage.steps if self.max_steps is None else min(stage.steps, self.max_steps)
+    def stage_steps(self, stage: Stage, rows: int | None = None) -> int:
+        """Steps the stage really takes.
+
+        Args:
+            rows: How many the stage reads; needed where its length is given in epochs.
+        """
+        if stage.steps is not None:
+            steps = stage.steps
+        else:
+            assert stage.epochs is not None and rows is not None, "rows are to be counted first"
+            steps = math.ceil(stage.epochs * rows / stage.batch_samples - 1e-9)
+        return steps if self.max_steps is None else min(steps, self.max_steps)
 
 
 REACHED: dict[Rows, tuple[Part, ...]] = {

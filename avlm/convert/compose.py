@@ -61,6 +61,16 @@ def compose(config: ModelConfig, *, seed: int = 0, texts: Iterable[str] | None =
     add_wraps(tokenizer, [token for part in (config.vision, config.audio) for token in (part and part.wrap) or ()])
     chat_template(tokenizer, config.language.chat_template)  # a missing one is said before anything heavy is loaded
     text_config = _language_config(config.language, tokenizer)
+    ids = {f"{kind}_token_id": tokenizer.convert_tokens_to_ids(token) for kind, token in PLACEHOLDERS.items()}
+    model_config = _model_config(config, text_config, ids)
+    model = _assemble(model_config, config, own, tokenizer, seed)
+    model.generation_config = _generation_config(model.language_model, tokenizer)
+    processor = AvlmProcessor(tokenizer, media=model_config.media, chat_template=config.language.chat_template)
+    return Composed(model.eval(), processor)
+
+
+def _model_config(config: ModelConfig, text_config: PreTrainedConfig, ids: dict[str, int]) -> AvlmConfig:
+    """The model's configuration, from its parts' own and from what they were released with."""
     vision_config = None if config.vision is None else _encoder_config(config.vision.encoder, "vision.encoder")
     audio_config = None if config.audio is None else _encoder_config(config.audio.encoder, "audio.encoder")
     beside = None if config.audio is None else config.audio.beside
@@ -72,8 +82,7 @@ def compose(config: ModelConfig, *, seed: int = 0, texts: Iterable[str] | None =
         audio=None if config.audio is None else _audio_spec(config.audio, audio_config, beside_config),
         video=config.video,
     )
-    ids = {f"{kind}_token_id": tokenizer.convert_tokens_to_ids(token) for kind, token in PLACEHOLDERS.items()}
-    model_config = AvlmConfig(
+    return AvlmConfig(
         text_config,
         vision_config,
         audio_config,
@@ -85,10 +94,30 @@ def compose(config: ModelConfig, *, seed: int = 0, texts: Iterable[str] | None =
         audio_beside_config=beside_config,
         **ids,
     )
-    model = _assemble(model_config, config, own, tokenizer, seed)
-    model.generation_config = _generation_config(model.language_model, tokenizer)
-    processor = AvlmProcessor(tokenizer, media=model_config.media, chat_template=config.language.chat_template)
-    return Composed(model.eval(), processor)
+
+
+def skeleton(config: ModelConfig) -> AvlmForConditionalGeneration:
+    """A model of any size without memory behind its weights, and without a download: to be counted.
+
+    Raises:
+        ConfigError: Parts do not fit, or the configuration of one is not known without a download.
+    """
+
+    def known(source: Source, part: str) -> dict[str, Any]:
+        return {"path": None, "random": source.transformers_config(part)}
+
+    update: dict[str, Any] = {"language": config.language.model_copy(update=known(config.language, "language"))}
+    for sense in ("vision", "audio"):
+        part: VisionPart | AudioPart | None = getattr(config, sense)
+        if part is not None:
+            changed: dict[str, Any] = {"encoder": Source(**known(part.encoder, f"{sense}.encoder"))}
+            if isinstance(part, AudioPart) and part.beside is not None:
+                changed["beside"] = Source(**known(part.beside, "audio.beside"))
+            update[sense] = part.model_copy(update=changed)
+    config = config.model_copy(update=update)
+    text_config = _random_config(config.language.random or {}, "language")
+    with torch.device("meta"):
+        return AvlmForConditionalGeneration(_model_config(config, text_config, {}))
 
 
 def _assemble(

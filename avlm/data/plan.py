@@ -46,7 +46,7 @@ def stage_rows(facts: Sequence[RowFacts], stage: Stage) -> list[int]:
     Raises:
         ConfigError: There is none.
     """
-    found = usable(facts, stage.rows, stage.tasks)
+    found = [i for i in usable(facts, stage.rows, stage.tasks) if _taken(i, facts[i].task, stage)]
     if stage.loss == "distill":
         found = [i for i in found if facts[i].kinds]  # read in words, a row of words alone is already what it shall be
     if not found:
@@ -61,6 +61,11 @@ def stage_rows(facts: Sequence[RowFacts], stage: Stage) -> list[int]:
             f"Add such rows, or give the stage its own with stages.{stage.name}.data"
         )
     return found
+
+
+def _taken(row: int, task: str, stage: Stage) -> bool:
+    """Whether a row is among the share of its task that the stage reads; larger shares hold the smaller ones."""
+    return key(f"{task} {row}") < 2**32 * stage.take.get(task, 1.0)
 
 
 def key(text: str) -> int:

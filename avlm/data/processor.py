@@ -115,6 +115,12 @@ class AvlmProcessor(ProcessorMixin):
         """Read media through another reader, one with a cache, say."""
         self._tools.reader = reader
 
+    def with_template(self, template: str) -> AvlmProcessor:
+        """The same processor with another chat template, and the same reader."""
+        other = AvlmProcessor(self.tokenizer, self.media, template, self.system)
+        other.use_reader(self.reader())
+        return other
+
     def tokens(self) -> Tokens:
         """Tokenizer and template together.
 
@@ -200,8 +206,7 @@ class AvlmProcessor(ProcessorMixin):
             if kwargs.get(name):
                 raise ConfigError(f"{name} is not something that avlm's templates can do. Leave it out")
         if chat_template is not None:
-            other = AvlmProcessor(self.tokenizer, self.media, chat_template, self.system)
-            return other.apply_chat_template(conversation, **kwargs)
+            return self.with_template(chat_template).apply_chat_template(conversation, **kwargs)
         single = bool(conversation) and isinstance(conversation[0], dict)
         samples = [self.addressed(conversation_sample(c)) for c in ([conversation] if single else conversation)]
         asked = bool(kwargs.get("add_generation_prompt", False))

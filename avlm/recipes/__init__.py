@@ -3,20 +3,37 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
-from avlm.config.io import build, read_mapping
+from avlm.config.io import build, override, parse_value, read_mapping
 from avlm.config.run import RunConfig
 from avlm.errors import ConfigError
+from avlm.recipes.audio import mistral_7b, qwen_audio, salmonn, ultravox
+from avlm.recipes.avlm import avlm_8b
+from avlm.recipes.neva import classic, llava15_7b, llava15_13b
 from avlm.recipes.sft import sft
 from avlm.recipes.tiny import tiny
+from avlm.recipes.twin import twin
+from avlm.recipes.vita import vita15_7b, vita_8x7b
 
 RECIPES: dict[str, Callable[..., RunConfig]] = {
     "tiny": tiny,
     "sft": sft,
+    "avlm.8b": avlm_8b,
+    "neva.llava15_7b": llava15_7b,
+    "neva.llava15_13b": llava15_13b,
+    "neva.classic": classic,
+    "audio.mistral_7b": mistral_7b,
+    "audio.salmonn": salmonn,
+    "audio.qwen_audio": qwen_audio,
+    "audio.ultravox": ultravox,
+    "vita.8x7b": vita_8x7b,
+    "vita15.7b": vita15_7b,
 }
+
+SIZES = ("full", "twin")
 
 
 def recipe(name: str, **arguments: Any) -> RunConfig:
@@ -24,18 +41,49 @@ def recipe(name: str, **arguments: Any) -> RunConfig:
 
     Args:
         name: A recipe's name, or a YAML or JSON file of settings (one that a run recorded, say).
-        arguments: The recipe function's own, such as ``peft="lora"``.
+        arguments: The recipe function's own, such as ``peft="lora"``; and for all of them ``size="twin"``: tiny random
+            parts of the same families, to try everything on a laptop.
 
     Raises:
         ConfigError: There is no such recipe, or it does not take such an argument.
     """
-    if name not in RECIPES:
-        return _from_file(name, arguments)
+    size = arguments.pop("size", "full")
+    if size not in SIZES:
+        raise ConfigError(f"size={size} is not a size of a recipe. Use one of {', '.join(SIZES)}")
+    run = _from_file(name, arguments) if name not in RECIPES else _call(name, arguments)
+    return twin(run) if size == "twin" else run
+
+
+def resolve(name: str, assignments: Sequence[str]) -> RunConfig:
+    """A recipe with what a command line says after its name: its own arguments, and overrides of settings.
+
+    Raises:
+        ConfigError: As `recipe` and `avlm.config.io.override`.
+    """
+    known = {"size"} | (set(inspect.signature(RECIPES[name]).parameters) if name in RECIPES else set())
+    own = {key: text for key, equals, text in (a.partition("=") for a in assignments) if equals and key in known}
+    size = own.pop("size", "full")
+    arguments = {key: parse_value(text) for key, text in own.items()}
+    rest = [a for a in assignments if a.partition("=")[0] not in {*own, "size"}]
+    run = override(recipe(name, **arguments), rest)
+    if size not in SIZES:
+        raise ConfigError(f"size={size} is not a size of a recipe. Use one of {', '.join(SIZES)}")
+    return twin(run) if size == "twin" else run
+
+
+def _call(name: str, arguments: dict[str, Any]) -> RunConfig:
     function = RECIPES[name]
-    known = inspect.signature(function).parameters
-    for argument in arguments:
-        if argument not in known:
-            raise ConfigError(f"the recipe {name} takes no {argument}. It takes {', '.join(known) or 'nothing'}")
+    parameters = inspect.signature(function).parameters
+    hints = get_type_hints(function)
+    for argument, value in arguments.items():
+        if argument not in parameters:
+            takes = ", ".join([*parameters, "size"])
+            raise ConfigError(f"the recipe {name} takes no {argument}. It takes {takes}")
+        choices = get_args(hints[argument])
+        if choices and value not in choices:
+            raise ConfigError(
+                f"{argument}={value} is nothing that the recipe {name} knows. Use one of {', '.join(map(str, choices))}"
+            )
     return function(**arguments)
 
 

@@ -73,7 +73,7 @@ def tiny(pace: float = 1.0) -> RunConfig:
         out="runs/tiny",
         model=_model(),
         data=DataConfig(too_long="drop"),
-        stages=tuple(s.model_copy(update={"steps": max(1, round(s.steps * pace))}) for s in stages),
+        stages=tuple(s.model_copy(update={"steps": max(1, round((s.steps or 1) * pace))}) for s in stages),
         save=SaveConfig(every_s=30),
         samples=SampleConfig(prompts=2),
         side_by_side=3,

@@ -87,11 +87,23 @@ class Run:
         self.out = Path(config.out)
         self.stages = _stages(config)
         self._sources: dict[str, JsonLines] = {}
-        for stage in self.stages:
-            stage_rows(self.source(stage).facts, stage)
+        self._count_steps()
         self._fingerprint = self._fingerprint_data()
         self._check_directory()
         self.prompts = self._prompts()
+
+    def _count_steps(self) -> None:
+        """Look for every stage's rows, and turn lengths in epochs into steps."""
+        rows = {stage.name: len(stage_rows(self.source(stage).facts, stage)) for stage in self.stages}
+
+        def counted(stage: Stage) -> Stage:
+            if stage.epochs is None or stage.name not in rows:
+                return stage
+            steps = self.config.model_copy(update={"max_steps": None}).stage_steps(stage, rows[stage.name])
+            return stage.model_copy(update={"steps": steps, "epochs": None})
+
+        self.config = self.config.model_copy(update={"stages": tuple(counted(s) for s in self.config.stages)})
+        self.stages = tuple(counted(stage) for stage in self.stages)
 
     def train(self, only: str | None = None) -> Path:
         """Train all stages that are not done, or all up to and with one.
@@ -272,7 +284,8 @@ class Run:
         processor.use_reader(MediaReader(processor.media_spec(), self.config.data.cache_mb))
         if self.config.data.system is not None:
             processor.use_system(self.config.data.system)
-        loader = StepLoader(self.source(stage), stage, processor, self.config.data, self.config.seed)
+        writer = processor if stage.template is None else processor.with_template(stage.template)
+        loader = StepLoader(self.source(stage), stage, writer, self.config.data, self.config.seed)
         trainer = Trainer(
             self.config, stage, model, processor, loader, self._prompts_for(stage, processor), self.out,
             self._steps_before(stage), self.console, self.on_step, stop,
