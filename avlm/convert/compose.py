@@ -64,8 +64,8 @@ def compose(config: ModelConfig, *, seed: int = 0, texts: Iterable[str] | None =
     ids = {f"{kind}_token_id": tokenizer.convert_tokens_to_ids(token) for kind, token in PLACEHOLDERS.items()}
     model_config = _model_config(config, text_config, ids)
     model = _assemble(model_config, config, own, tokenizer, seed)
-    model.generation_config = _generation_config(model.language_model, tokenizer)
     processor = AvlmProcessor(tokenizer, media=model_config.media, chat_template=config.language.chat_template)
+    model.generation_config = _generation_config(model.language_model, processor)
     return Composed(model.eval(), processor)
 
 
@@ -171,11 +171,15 @@ def _cast(module: nn.Module, dtype: torch.dtype) -> None:
             tensor.data = tensor.data.to(dtype)
 
 
-def _generation_config(language: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Any:
-    """The released language model's settings for `generate`, which also ends an answer where the template does."""
+def _generation_config(language: PreTrainedModel, processor: AvlmProcessor) -> Any:
+    """The released language model's settings for `generate`, which also ends an answer where the template does.
+
+    A base model's tokenizer ends texts with one token and a chat template turns with another: without the second an
+    answer would never end by itself.
+    """
     settings = copy.deepcopy(language.generation_config)
-    known = settings.eos_token_id
-    ends = [*(known if isinstance(known, list) else [known]), tokenizer.eos_token_id]
+    tokenizer, known = processor.tokenizer, settings.eos_token_id
+    ends = [*(known if isinstance(known, list) else [known]), tokenizer.eos_token_id, processor.tokens().answer_end()]
     ends = list(dict.fromkeys(int(end) for end in ends if end is not None))
     settings.eos_token_id = ends[0] if len(ends) == 1 else ends or None
     if settings.pad_token_id is None:

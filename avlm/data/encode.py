@@ -25,9 +25,9 @@ from avlm.data.media import Prepared, PreparedAudio, PreparedVideo
 from avlm.data.pictures import PreparedImage, changed, in_patches, in_tiles, normalise
 from avlm.data.text import CUT, PLACEHOLDERS, Piece, pieces, wrap_tokens
 from avlm.data.turns import state_classes
-from avlm.errors import ConfigError, LayoutError, MediaError
+from avlm.errors import ConfigError, DataError, LayoutError, MediaError
 from avlm.layout import Segment, audio_segments, image_segments, video_segments
-from avlm.samples import IGNORE, Encoded, Heard, Place, Row, Sample
+from avlm.samples import IGNORE, Encoded, Heard, Place, Row, Sample, Text, Turn
 
 Supervise = Literal["answers", "everything", "words"]
 
@@ -61,6 +61,15 @@ class Tokens:
     def ids(self, text: str) -> tuple[int, ...]:
         """Ids of a text. What stands on both sides of a cut is turned into tokens apart."""
         return self._short(text) if len(text) <= REMEMBERED else self._read(text)
+
+    def answer_end(self) -> int | None:
+        """The token that ends an answer; None where the template ends it with no special token."""
+        sample = Sample("", (Turn("user", (Text("x"),)), Turn("assistant", (Text("x"),))))
+        try:
+            last = pieces(sample, self.tokenizer, self.template)[-1]
+        except (ConfigError, DataError):
+            return None
+        return self.ids(last.text)[-1] if last.answer else None
 
     def after(self, before: str, text: str) -> tuple[int, ...]:
         """Ids of a text behind another: as both are written together where the border is kept, else by itself."""
