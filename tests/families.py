@@ -13,7 +13,7 @@ VIT: dict[str, Any] = {
     "patch_size": 7,
 }
 SQUARE = {"image_size": [28, 28], "patch_size": [7, 7]}
-MAPS: dict[str, Any] = {"hidden_sizes": [16, 32], "depths": [1, 1]}
+MAPS: dict[str, Any] = {"hidden_sizes": [16, 16, 32, 32], "depths": [1, 1, 1, 1]}
 SPEECH: dict[str, Any] = {
     "d_model": 32,
     "encoder_layers": 2,

@@ -94,7 +94,7 @@ def config(case: Case, data: Path, out: Path) -> RunConfig:
     if vision is not None:
         part: dict[str, Any] = {"encoder": {"random": VISION[vision]}}
         if VISION[vision]["model_type"] in ("bit", "convnext"):
-            part["image_size_px"] = 32
+            part["image_size_px"] = 64
         model["vision"] = part
         train |= {"vision": {"lr": 1e-3}, "vision_connector": {"lr": 1e-3}}
     if audio is not None:

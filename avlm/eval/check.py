@@ -96,8 +96,9 @@ class Checks:
         }
 
     def weights(self) -> Found:
-        """No tensor holds a NaN or an infinity; matrices of nothing but zeros are told, as some are drawn so."""
-        bad = [n for n, p in self.model.state_dict().items() if p.is_floating_point() and not bool(p.isfinite().all())]
+        """No weight is a NaN or an infinity, and no buffer a NaN (limits may be infinite); all-zero tensors are told."""
+        bad = [n for n, p in self.model.named_parameters() if not bool(p.isfinite().all())]
+        bad += [n for n, b in self.model.named_buffers() if b.is_floating_point() and bool(b.isnan().any())]
         zero = [n for n, p in self.model.named_parameters() if p.ndim > 1 and not bool(p.any())]
         if bad:
             return False, f"{len(bad)} tensors hold values that are no numbers: {bad[0]}"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -47,6 +49,7 @@ from transformers import (
     WhisperConfig,
     WhisperModel,
 )
+from transformers.modeling_outputs import BaseModelOutput
 
 from avlm.config.media import AudioSpec, Convolution
 from avlm.config.model import AudioPart, Source
@@ -61,7 +64,6 @@ from avlm.layout import (
 )
 from avlm.models.audio_encoders import (
     AUDIO_FAMILIES,
-    AudioFamily,
     add_family,
     audio_spec,
     encode_sounds,
@@ -769,50 +771,67 @@ def table() -> Iterator[None]:
     AUDIO_FAMILIES[:] = kept
 
 
-class MyConfig(PreTrainedConfig):
-    model_type = "my_listener"
+DOCS = (Path(__file__).parents[2] / "docs" / "encoders.md").read_text()
 
-    def __init__(self, hidden_size: int = 24, num_mel_bins: int = 40, **kwargs: Any) -> None:
-        self.hidden_size, self.num_mel_bins = hidden_size, num_mel_bins
-        self.num_hidden_layers = 1
+
+class ListenerConfig(PreTrainedConfig):
+    """Of an encoder that nobody else has."""
+
+    model_type = "listener"
+
+    def __init__(self, hidden_size: int = 24, bins: int = 40, **kwargs: Any) -> None:
+        self.hidden_size, self.bins = hidden_size, bins
         super().__init__(**kwargs)
 
 
-class MyListener(PreTrainedModel):
-    config_class = MyConfig
+class ListenerModel(PreTrainedModel):
+    """One convolution."""
 
-    def __init__(self, config: MyConfig) -> None:
+    config_class = ListenerConfig
+
+    def __init__(self, config: ListenerConfig) -> None:
         super().__init__(config)
-        self.conv = nn.Conv1d(config.num_mel_bins, config.hidden_size, 5, stride=3)
+        self.conv = nn.Conv1d(config.bins, config.hidden_size, 5, stride=3)
         self.post_init()
 
     def forward(self, input_features: Tensor) -> Any:
-        from transformers.modeling_outputs import BaseModelOutput
-
-        return BaseModelOutput(last_hidden_state=self.conv(input_features).transpose(1, 2))
+        return BaseModelOutput(last_hidden_state=self.conv(input_features.transpose(1, 2)).transpose(1, 2))
 
 
 @torch.no_grad()
-def test_a_family_of_ones_own_is_one_record(table: None) -> None:
-    with pytest.raises(ConfigError, match="my_listener is not an audio encoder that avlm has a record of"):
-        audio_spec(MyConfig(), AudioPart(encoder=Source(path="x")))
-    add_family(
-        AudioFamily(
-            model_type="my_listener",
-            hears=lambda config, released: {"features": "parakeet", "mel_bins": 40, "n_fft": 512, "frame": 400},
-            build=MyListener,
-            convolutions=lambda config: (Convolution(kernel=5, stride=3, padding=0),),
-            frames_first=False,
-            mask_name=None,
-        )
-    )
+def test_the_documents_ten_lines_add_a_family_from_ones_own_file(table: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="listener is not an audio encoder that avlm has a record of"):
+        audio_spec(ListenerConfig(), AudioPart(encoder=Source(path="x")))
+    monkeypatch.setitem(sys.modules, "listener", sys.modules[__name__])
+    (lines,) = re.findall(r"```python\n(.*?)```", DOCS, re.S)
+    exec(lines, {})
     torch.manual_seed(0)
-    model = build_encoder(MyConfig()).eval()
+    model = build_encoder(AutoConfig.for_model("listener")).eval()
+    assert isinstance(model, ListenerModel)
     spec = audio_spec(model.config, AudioPart(encoder=Source(path="x"), chunk_s=1))
     waves = sounds(spec, [1, 700, 8000, 16_000, 40_000])
     found = hear(model, spec, waves)
     assert [len(one) for one in found] == [audio_embedding_count(len(one), spec) for one in waves]
     assert encoder_width(model.config) == 24
+
+
+def test_the_documents_table_is_the_table() -> None:
+    rows = []
+    for family in AUDIO_FAMILIES:
+        kinds = [CASES[name].make().config for name in CASES if name.partition(",")[0] == family.model_type]
+        takes = {family.hears(config, {}).get("features", "whisper") for config in kinds}
+        plain = {family.neighbours(config) for config in kinds if not getattr(config, "add_adapter", False)}
+        padded = {
+            ("masked",): "together, under a mask",
+            ("equal",): "one length at a time",
+            ("equal", "masked"): "one length at a time, or together where it has layer norms",
+        }[tuple(sorted(plain))]
+        if family.lengths == ("window",):
+            padded = "never padded"
+        layer = "any" if family.layers else "output"
+        cells = [family.model_type, *takes, ", ".join(family.lengths), layer, padded]
+        rows.append(f"| {' | '.join(cells)} |")
+    assert "\n".join(rows) in DOCS
 
 
 @torch.no_grad()
