@@ -19,11 +19,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from avlm.config.io import read_mapping
 from avlm.config.media import MediaSpec
 from avlm.config.model import AudioPart, LanguagePart, ModelConfig, Source, VisionPart
+from avlm.convert.folder import preprocessor_of
 from avlm.data.processor import AvlmProcessor
-from avlm.data.text import PLACEHOLDERS, chat_template
+from avlm.data.text import PLACEHOLDERS, chat_template, placeholder_ids
 from avlm.data.vocabulary import add_placeholders, make_tokenizer
 from avlm.errors import AvlmError, ConfigError, WeightsError
 from avlm.models import attention
@@ -62,29 +62,53 @@ def compose(config: ModelConfig, *, seed: int = 0, texts: Iterable[str] | None =
     text_config = _language_config(config.language, tokenizer)
     vision_config = None if config.vision is None else _encoder_config(config.vision.encoder, "vision")
     audio_config = None if config.audio is None else _encoder_config(config.audio.encoder, "audio")
-    media = MediaSpec(
-        vision=None
-        if config.vision is None
-        else vision_spec(vision_config, config.vision, _preprocessor(config.vision)),
-        audio=None if config.audio is None else audio_spec(audio_config, config.audio),
-        video=config.video,
-    )
-    ids = {f"{kind}_token_id": tokenizer.convert_tokens_to_ids(token) for kind, token in PLACEHOLDERS.items()}
-    model_config = AvlmConfig(
-        text_config,
-        vision_config,
-        audio_config,
-        vision_connector=None if config.vision is None else config.vision.connector.model_dump(),
-        audio_connector=None if config.audio is None else config.audio.connector.model_dump(),
-        vision_layer=None if config.vision is None else config.vision.layer,
-        audio_layer=None if config.audio is None else config.audio.layer,
-        media=media.model_dump(mode="json"),
-        **ids,
+    preprocessor = {} if config.vision is None else _preprocessor(config.vision.encoder)
+    model_config = describe(
+        config, text_config, vision_config, audio_config, preprocessor=preprocessor, ids=placeholder_ids(tokenizer)
     )
     model = _assemble(model_config, config, max(tokenizer.get_vocab().values()) + 1, seed)
     model.generation_config = _generation_config(model.language_model, tokenizer)
     processor = AvlmProcessor(tokenizer, media=model_config.media, chat_template=config.language.chat_template)
     return Composed(model.eval(), processor)
+
+
+def describe(
+    parts: ModelConfig,
+    text_config: PreTrainedConfig,
+    vision_config: PreTrainedConfig | None,
+    audio_config: PreTrainedConfig | None,
+    *,
+    preprocessor: dict[str, Any],
+    ids: dict[str, int],
+) -> AvlmConfig:
+    """The configuration of a model of these parts.
+
+    Args:
+        parts: How they are joined.
+        text_config, vision_config, audio_config: The parts' own configurations; None for a sense that is not there.
+        preprocessor: The vision encoder's released preprocessing, as in ``preprocessor_config.json``.
+        ids: Of the placeholders, by kind.
+
+    Raises:
+        ConfigError: Parts do not fit.
+    """
+    vision, audio = parts.vision, parts.audio
+    media = MediaSpec(
+        vision=None if vision is None else vision_spec(vision_config, vision, preprocessor),
+        audio=None if audio is None else audio_spec(audio_config, audio),
+        video=parts.video,
+    )
+    return AvlmConfig(
+        text_config,
+        vision_config,
+        audio_config,
+        vision_connector=None if vision is None else vision.connector.model_dump(),
+        audio_connector=None if audio is None else audio.connector.model_dump(),
+        vision_layer=None if vision is None else vision.layer,
+        audio_layer=None if audio is None else audio.layer,
+        media=media.model_dump(mode="json"),
+        **{f"{kind}_token_id": ids.get(kind) for kind in PLACEHOLDERS},
+    )
 
 
 def _assemble(
@@ -246,26 +270,5 @@ def _tokenizer(part: LanguagePart, texts: Iterable[str] | None) -> PreTrainedTok
     return tokenizer
 
 
-def _preprocessor(part: VisionPart) -> dict[str, Any]:
-    """The released preprocessing of a local encoder folder; hub names are asked for theirs by transformers' cache."""
-    if part.encoder.path is None:
-        return {}
-    for name in ("preprocessor_config.json", "processor_config.json"):
-        found = _file(part.encoder.path, name)
-        if found is not None:
-            settings = read_mapping(found)
-            return dict(settings.get("image_processor") or settings)
-    return {}
-
-
-def _file(path: str, name: str) -> Path | None:
-    """A file of a local folder, or of a hub name."""
-    if Path(path).is_dir():
-        return Path(path) / name if (Path(path) / name).is_file() else None
-    from transformers.utils import cached_file
-
-    try:
-        found = cached_file(path, name)
-    except OSError:
-        return None
-    return None if found is None else Path(found)
+def _preprocessor(source: Source) -> dict[str, Any]:
+    return {} if source.path is None else preprocessor_of(source.path)

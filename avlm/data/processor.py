@@ -25,6 +25,7 @@ from avlm.data.text import (
     PLACEHOLDERS,
     chat_template,
     control_tokens,
+    placeholders,
     read_back,
     without_media,
     written,
@@ -48,7 +49,8 @@ class AvlmProcessor(ProcessorMixin):
     """Tokenizer, template and media settings of one model.
 
     Args:
-        tokenizer: With the placeholder tokens <image>, <audio> and <video>.
+        tokenizer: With placeholder tokens for what the model sees and hears: <image>, <audio> and <video>, or what it
+            names as its own `image_token`, `audio_token`, `video_token`.
         media: A `MediaSpec` as plain data, the same as in the model's configuration.
         chat_template: A Jinja template; default: the tokenizer's own.
 
@@ -73,13 +75,15 @@ class AvlmProcessor(ProcessorMixin):
         chat_template: str | None = None,
         **kwargs: Any,
     ) -> None:
-        missing = [t for t in PLACEHOLDERS.values() if t not in tokenizer.get_vocab()]
+        self.media = build(MediaSpec, media or {}, where="the processor's media").model_dump(mode="json")
+        needed = {"image": self.media["vision"], "audio": self.media["audio"]}
+        known = placeholders(tokenizer)
+        missing = [PLACEHOLDERS[kind] for kind, sense in needed.items() if sense and kind not in known]
         if missing:
             raise ConfigError(
                 f"the tokenizer has no token {', '.join(missing)}, so media have no place in the text. "
                 "Add them with `avlm compose`, which also gives them embeddings"
             )
-        self.media = build(MediaSpec, media or {}, where="the processor's media").model_dump(mode="json")
         super().__init__(tokenizer, chat_template=chat_template)
         self._tools = _Tools()
 
@@ -215,7 +219,7 @@ class AvlmProcessor(ProcessorMixin):
         """
         texts = list(text) if isinstance(text, (list, tuple)) else [text or ""]
         media = {"image": images, "audio": audio, "video": videos}
-        marks = (*PLACEHOLDERS.values(), *control_tokens(self.tokenizer, self.tokens().template))
+        marks = (*placeholders(self.tokenizer).values(), *control_tokens(self.tokenizer, self.tokens().template))
         if any(mark in t for t in texts for mark in marks):
             encoded = self._encode_written(texts, media, kwargs.get("sampling_rate"))
         else:
@@ -229,7 +233,7 @@ class AvlmProcessor(ProcessorMixin):
         queues = {kind: [media_item(kind, v, rate_hz) for v in _flat(given)] for kind, given in media.items()}
         found = []
         for number, text in enumerate(texts):
-            written_pieces, kinds = read_back(text)
+            written_pieces, kinds = read_back(text, self.tokenizer)
             if any(kinds.count(kind) > len(queue) for kind, queue in queues.items()):
                 raise ConfigError(
                     f"text {number} has the placeholders {kinds}, and not so many media are left. Add media"

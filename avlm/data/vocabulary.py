@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from avlm.data.text import PLACEHOLDERS, without_media
+from avlm.data.text import PLACEHOLDERS, placeholders, without_media
 from avlm.samples import Sample
 
 PAD, END = "<|pad|>", "<|end|>"
@@ -53,6 +53,7 @@ def make_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerBase:
 
 def add_placeholders(tokenizer: PreTrainedTokenizerBase) -> None:
     """Give a released tokenizer the placeholder tokens that it lacks."""
-    missing = [t for t in PLACEHOLDERS.values() if t not in tokenizer.get_added_vocab()]
+    known = placeholders(tokenizer)
+    missing = [token for kind, token in PLACEHOLDERS.items() if kind not in known]
     if missing:
         tokenizer.add_tokens(missing, special_tokens=True)
