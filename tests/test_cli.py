@@ -218,7 +218,7 @@ def test_usage_errors_have_status_2(avlm: Callable[..., Said]) -> None:
         (["eval", "nowhere", "ROWS"], ["nowhere: is not a model directory"]),
         (["eval", "MODEL", "ROWS", "--out", "/proc/no/report.json"], ["cannot be written"]),
         (["eval", "MODEL", "ROWS", "--out", "/"], ["cannot be written"]),
-        (["compose", "MODEL", "--language", "MODEL"], ["exists, and composing would overwrite it"]),
+        (["compose", "MODEL", "--language", "MODEL"], ["exists, and would be overwritten"]),
         (["compose", "OUT"], ["language"]),
         (["compose", "OUT", "--language", "./nowhere"], ["there is no folder ./nowhere"]),
         (["compose", "OUT", "--language", "MODEL", "--vision", "random:nothing"], ["nothing"]),

@@ -118,7 +118,7 @@ def load_model(path: Path | str, *, device: str | torch.device = "cpu") -> Compo
         WeightsError: Weights are missing, or too many.
     """
     folder = Path(path)
-    _check_kind(folder)
+    check_kind(folder)
     try:
         config = AvlmConfig.from_pretrained(folder)
         model, info = AvlmForConditionalGeneration.from_pretrained(
@@ -156,7 +156,7 @@ def load_model(path: Path | str, *, device: str | torch.device = "cpu") -> Compo
     return Composed(model.to(device).eval(), processor)
 
 
-def _check_kind(folder: Path) -> None:
+def check_kind(folder: Path) -> None:
     """Refuse another model's folder before anything of it is built."""
     path = folder / "config.json"
     if not path.is_file():

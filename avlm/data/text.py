@@ -318,7 +318,7 @@ def _render(
     tokenizer: PreTrainedTokenizerBase, template: str, messages: Sequence[dict[str, Any]], prompt: bool, sample: Sample
 ) -> str:
     """The template's text with a mark for each medium, whether the template writes the placeholders or we do."""
-    kinds = _kinds_written(tokenizer, template)
+    kinds = kinds_written(tokenizer, template)
     media = [item.kind for item in sample.media()]
     rendered = _applied(tokenizer, template, [_message(m, media, kinds) for m in messages], prompt, sample)
     numbers = [int(n) for m in messages for n in _MARKS.findall(m["content"]) if media[int(n)] in kinds]
@@ -341,7 +341,7 @@ def _message(message: dict[str, Any], media: Sequence[str], kinds: frozenset[str
     return {"role": message["role"], "content": parts}
 
 
-def _kinds_written(tokenizer: PreTrainedTokenizerBase, template: str) -> frozenset[str]:
+def kinds_written(tokenizer: PreTrainedTokenizerBase, template: str) -> frozenset[str]:
     """Kinds of media that a template writes placeholders for, given messages of typed parts as multimodal ones are.
 
     A template that takes only texts has none; then the placeholder is written into the text.
