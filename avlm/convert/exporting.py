@@ -32,7 +32,7 @@ from avlm.convert.streaming import Progress, Stored, stored, write_files
 from avlm.convert.weights import aside, check_kind, load_model
 from avlm.data.processor import AvlmProcessor
 from avlm.data.text import chat_template, kinds_written, placeholders
-from avlm.errors import ConfigError, WeightsError
+from avlm.errors import AvlmError, ConfigError, WeightsError
 from avlm.models.configuration import AvlmConfig
 from avlm.models.encoders import encoder_width
 
@@ -109,9 +109,17 @@ def export_model(
 
 
 def _open(path: str, adapters: str | None) -> _Model:
-    config = AvlmConfig.from_pretrained(path)
-    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    processor = AvlmProcessor.from_pretrained(path, tokenizer=tokenizer)
+    try:
+        config = AvlmConfig.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        processor = AvlmProcessor.from_pretrained(path, tokenizer=tokenizer)
+    except AvlmError:
+        raise
+    except Exception as error:  # transformers, tokenizers and pydantic each have their own kinds
+        detail = " ".join(str(error).split())[:300]
+        raise WeightsError(
+            f"{path}: cannot be read ({detail}). Publish the model again, or copy the directory again"
+        ) from error
     tensors = weights_of(path) if adapters is None else _merged(path, adapters)
     return _Model(path, config, tensors, tokenizer, chat_template(tokenizer, processor.chat_template))
 

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import torch
 from transformers import PreTrainedConfig
 
+from avlm.config.io import build
 from avlm.config.model import ModelConfig
 from avlm.convert.compose import describe
 from avlm.errors import ConfigError
@@ -94,7 +95,7 @@ class Family:
             ConfigError: Something about it has no counterpart in avlm.
         """
         check_head(config.text_config, source)
-        parts = ModelConfig.model_validate(self.settings(config, preprocessor, source))
+        parts = build(ModelConfig, self.settings(config, preprocessor, source), where=source)
         config.text_config.tie_word_embeddings = self.ties(config)
         return describe(
             parts,
