@@ -6,8 +6,8 @@
     Row      several Encoded end to end; what goes through the model in one piece
 
 Shapes in this file:
-    T  tokens in a row     N  pictures     F  frames of video     A  clips of sound
-    B  mel bins            M  mel frames   S  samples of sound
+    T  tokens in a row     N  pictures, or tiles of them     F  frames of video     A  clips of sound
+    B  mel bins            M  mel frames   S  samples of sound   P  patches of a picture, of side p
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from avlm.layout import Kind, Segment
+from avlm.layout import Kind, Segment, Size
 
 if TYPE_CHECKING:
     import numpy as np
@@ -133,9 +133,11 @@ class Encoded:
     """Same length as ``ids``; -100 where nothing is to be learned."""
     places: list[Place] = field(default_factory=list)
     images: list[Tensor] = field(default_factory=list)
-    """Each float [3, height, width]."""
+    """Tiles of its pictures end to end, each float [3, height, width], or patches [P, p * p * 3]."""
+    image_sizes: list[Size] = field(default_factory=list)
+    """Height and width of each picture as decoded, where its layout depends on them."""
     frames: list[Tensor] = field(default_factory=list)
-    """Frames of its videos, each float [3, height, width]."""
+    """Frames of its videos, as `images`."""
     mels: list[Tensor] = field(default_factory=list)
     """Each float [B, M]."""
     words: list[list[int]] = field(default_factory=list)
@@ -167,9 +169,12 @@ class Row:
     ids: list[str]
     places: list[Place]
     pixel_values: Tensor | None = None
-    """float [N, 3, height, width]."""
+    """float [N, 3, height, width], the tiles of all pictures end to end; or [N, P, p * p * 3], zero beyond each
+    picture's patches."""
+    image_sizes: Tensor | None = None
+    """int64 [pictures, 2], height and width of each as decoded, where the layout depends on them."""
     pixel_values_videos: Tensor | None = None
-    """float [F, 3, height, width]."""
+    """float [F, 3, height, width], or [F, P, p * p * 3]."""
     input_features: Tensor | None = None
     """float [A, B, longest M], zero beyond each clip's end."""
     input_features_mask: Tensor | None = None

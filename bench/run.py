@@ -16,7 +16,8 @@ import torch
 from transformers import CLIPImageProcessor, LlamaConfig, LlamaForCausalLM, WhisperFeatureExtractor
 
 from avlm.config.media import AudioSpec, VisionSpec
-from avlm.data.media import log_mel, normalise, prepare_image
+from avlm.data.media import log_mel
+from avlm.data.pictures import normalise, prepare_image
 from avlm.models import attention
 from avlm.samples import Picture
 

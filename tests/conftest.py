@@ -210,7 +210,8 @@ def make_model() -> Callable[..., Any]:
     """Compose a tiny model out of nothing, in eval mode, with weights large enough that every mistake shows.
 
     ``make_model()`` sees and hears; ``make_model("vision")`` only sees; ``make_model(language={...})`` changes a part's
-    configuration; ``chat_template=None`` and other keywords go to the language part.
+    configuration, ``seeing={...}`` and ``hearing={...}`` the other settings of its part; ``chat_template=None`` and
+    other keywords go to the language part.
     """
     from avlm.config.model import AudioPart, LanguagePart, MlpConnector, ModelConfig, Source, VisionPart
     from avlm.convert.compose import compose
@@ -220,16 +221,20 @@ def make_model() -> Callable[..., Any]:
         language: dict[str, Any] | None = None,
         vision: dict[str, Any] | None = None,
         audio: dict[str, Any] | None = None,
+        seeing: dict[str, Any] | None = None,
+        hearing: dict[str, Any] | None = None,
         seed: int = 0,
         **settings: Any,
     ) -> Any:
         wanted = senses or ("vision", "audio")
         parts: dict[str, Any] = {}
         if "vision" in wanted:
-            parts["vision"] = VisionPart(encoder=Source(random={**SIGLIP, **(vision or {})}))
+            encoder = Source(random={**SIGLIP, **(vision or {})})
+            parts["vision"] = VisionPart.model_validate({"encoder": encoder, **(seeing or {})})
         if "audio" in wanted:
             random = {**WHISPER, "max_source_positions": 60, **(audio or {})}
-            parts["audio"] = AudioPart(encoder=Source(random=random), connector=MlpConnector(stack=4))
+            settings_of = {"encoder": Source(random=random), "connector": MlpConnector(stack=4), **(hearing or {})}
+            parts["audio"] = AudioPart.model_validate(settings_of)
         random = {**LLAMA, **(language or {})}
         settings = {"chat_template": TEMPLATE, "vocabulary": 400, **settings}
         texts = [f"What is number {i} and what do you hear? red blue green" for i in range(30)]

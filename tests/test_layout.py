@@ -8,10 +8,25 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from torch import nn
+from transformers.image_processing_utils import select_best_resolution
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
+from transformers.models.llava_next.modeling_llava_next import unpad_image
+from transformers.models.siglip2.image_processing_pil_siglip2 import get_image_size_for_max_num_patches
 
-from avlm.config.media import AudioSpec, Convolution, MediaSpec, Reduction, VideoOrder, VideoSpec, VisionSpec
-from avlm.config.model import PrefixConnector
+from avlm.config.media import (
+    AnyresTiling,
+    AudioSpec,
+    Convolution,
+    InternvlTiling,
+    MediaSpec,
+    Reduction,
+    VideoOrder,
+    VideoSpec,
+    VisionSpec,
+)
+from avlm.config.model import MlpConnector, PoolConnector, PrefixConnector, Source, VisionPart
 from avlm.errors import LayoutError
 from avlm.layout import (
     Segment,
@@ -21,12 +36,17 @@ from avlm.layout import (
     audio_token_count,
     frame_times_s,
     image_embedding_count,
+    image_grids,
     image_segments,
     image_token_count,
     mel_frame_count,
+    patch_grid,
     reduced_count,
+    reduced_grid,
     resampled_count,
     split_evenly,
+    tile_grid,
+    unpadded,
     video_segments,
 )
 
@@ -60,6 +80,114 @@ def test_a_picture_has_as_many_embeddings_as_a_patch_convolution_makes(cell: int
     size = cell + more
     made = nn.Conv2d(1, 1, cell, cell, device="meta")(torch.empty(1, 1, size, size, device="meta"))
     assert image_embedding_count(VisionSpec(image_size_px=size, cell_px=cell)) == made[0, 0].numel()
+
+
+# ---------------------------------------------------------------- pictures of other shapes
+
+NEXT = VisionSpec(image_size_px=336, cell_px=14, tiling=AnyresTiling())
+INTERN = VisionSpec(image_size_px=448, cell_px=14, tiling=InternvlTiling())
+SIZES = st.tuples(st.integers(1, 3000), st.integers(1, 3000))
+"""(height, width)."""
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "tokens"),
+    [
+        (336, 336, 1176),
+        (224, 224, 1176),
+        (480, 640, 2340),
+        (640, 480, 2352),
+        (448, 448, 2928),
+        (672, 672, 2928),
+        (1080, 1920, 1948),
+    ],
+)
+def test_any_resolution_takes_as_many_tokens_as_llava_next(height: int, width: int, tokens: int) -> None:
+    assert image_token_count(NEXT, (height, width)) == tokens
+
+
+def slow_anyres(size: tuple[int, int], spec: VisionSpec) -> int:
+    """The whole picture's cells, and of a grid of all tiles' cells what transformers leaves, one more in each row."""
+    assert isinstance(spec.tiling, AnyresTiling)
+    best = select_best_resolution(size, list(spec.tiling.pinpoints))
+    cells = [side // spec.image_size_px * (spec.image_size_px // spec.cell_px) for side in best]
+    left = unpad_image(torch.empty(1, *cells, device="meta"), size)
+    return (spec.image_size_px // spec.cell_px) ** 2 + left.shape[1] * (left.shape[2] + 1)
+
+
+@settings(deadline=None, max_examples=300)
+@given(SIZES, st.sampled_from([(336, 14), (28, 7), (384, 14)]), st.integers(0, 3))
+def test_any_resolution_counts_what_transformers_leaves_of_the_grid(
+    size: tuple[int, int], eye: tuple[int, int], more: int
+) -> None:
+    side, cell = eye
+    pinpoints = [(1, 2), (2, 1), (2, 2), (3, 1), (1, 3), (4, 1), (2, 3), (1, 1)][: 5 + more]
+    tiling = AnyresTiling(pinpoints=tuple((side * a, side * b) for a, b in pinpoints))
+    spec = VisionSpec(image_size_px=side, cell_px=cell, tiling=tiling)
+    assert image_token_count(spec, size) == slow_anyres(size, spec)
+    height, width = select_best_resolution(size, list(tiling.pinpoints))
+    assert tile_grid(size, spec) == (height // side, width // side)
+    assert image_grids(spec, size) == [(side // cell, side // cell)] * (1 + height // side * width // side)
+
+
+@settings(deadline=None, max_examples=300)
+@given(SIZES, st.integers(1, 12), st.booleans(), st.sampled_from([28, 448]))
+def test_tiles_lie_in_the_grid_that_transformers_would_cut(
+    size: tuple[int, int], most: int, thumbnail: bool, side: int
+) -> None:
+    tiling = InternvlTiling(max_tiles=most, thumbnail=thumbnail)
+    spec = VisionSpec(image_size_px=side, cell_px=14, tiling=tiling, reduction=Reduction(stack=4))
+    columns, rows = get_optimal_tiled_canvas(size, (side, side), 1, most)
+    assert tile_grid(size, spec) == (rows, columns)
+    tiles = rows * columns + (thumbnail and rows * columns > 1)
+    assert len(image_grids(spec, size)) == tiles
+    assert image_token_count(spec, size) == tiles * -(-((side // 14) ** 2) // 4)
+
+
+def test_a_tie_between_grids_is_decided_by_the_pictures_area() -> None:
+    """1 x 1, 2 x 2 and 3 x 3 have one aspect ratio: a square picture is cut when it has half of their pixels."""
+    assert [tile_grid((side, side), INTERN) for side in (448, 634, 950, 951)] == [(1, 1), (2, 2), (2, 2), (3, 3)]
+    assert len(image_grids(INTERN, (448, 448))) == 1  # no thumbnail of what is whole
+    assert len(image_grids(INTERN, (951, 951))) == 10
+    assert image_token_count(INTERN, (951, 951)) == 10 * 1024
+
+
+@settings(deadline=None, max_examples=300)
+@given(SIZES, st.sampled_from([7, 14, 16]), st.integers(1, 1024))
+def test_patches_are_as_many_as_transformers_would_make(size: tuple[int, int], cell: int, most: int) -> None:
+    height, width = get_image_size_for_max_num_patches(*size, cell, most)
+    rows, columns = patch_grid(size, cell, most)
+    assert (rows * cell, columns * cell) == (height, width)
+    spec = VisionSpec(image_size_px=cell, cell_px=cell, max_patches=most)
+    assert image_grids(spec, size) == [(rows, columns)]
+    assert image_token_count(spec, size) == rows * columns
+
+
+def test_a_frame_of_a_video_is_one_square_whatever_pictures_are() -> None:
+    for spec in (NEXT, INTERN, VisionSpec(image_size_px=64, cell_px=16, max_patches=20)):
+        side = spec.image_size_px // spec.cell_px
+        assert image_grids(spec) == [(side, side)]
+        assert image_token_count(spec) == image_embedding_count(spec) == side**2
+
+
+def test_a_strip_so_thin_that_all_of_its_grid_is_padding_is_seen_whole_alone() -> None:
+    assert unpadded((1, 3000), (24, 48)) == (0, 48)
+    assert image_token_count(NEXT, (1, 3000)) == slow_anyres((1, 3000), NEXT) == 576
+
+
+def test_tokens_in_no_grid_cannot_be_put_together_as_one() -> None:
+    with pytest.raises(LayoutError, match="lie in no grid"):
+        reduced_grid((4, 4), Reduction(stack=2))
+    with pytest.raises(ValidationError, match=r"lie in no grid\. Use a connector that keeps rows and columns"):
+        VisionSpec(image_size_px=336, cell_px=14, tiling=AnyresTiling(), reduction=Reduction(pool=4))
+    for connector in (PoolConnector(), MlpConnector(stack=2), PrefixConnector(stack=1, tokens=2)):
+        with pytest.raises(ValidationError, match="lie in no grid"):
+            VisionPart(encoder=Source(path="x"), connector=connector, tiling=AnyresTiling())
+    with pytest.raises(ValidationError, match="Set one of them, the other to null"):
+        VisionPart(encoder=Source(path="x"), tiling=InternvlTiling(), max_patches=4)
+
+
+# ---------------------------------------------------------------- sound
 
 
 @pytest.mark.parametrize(

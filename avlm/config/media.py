@@ -29,6 +29,54 @@ class Reduction(Settings):
     pool: int | None = Field(None, ge=1)
     """Average-pool to exactly this many embeddings, whatever came in."""
 
+    @property
+    def keeps_grid(self) -> bool:
+        """Whether the tokens of a picture lie in rows and columns, as its embeddings do."""
+        return self.stack == 1 and self.spread == 1 and self.pool is None
+
+
+class InternvlTiling(Settings):
+    """A picture is cut into the grid of tiles whose aspect ratio is nearest to its own (InternVL, arXiv:2404.16821)."""
+
+    kind: Literal["internvl"] = "internvl"
+
+    max_tiles: int = Field(12, ge=1)
+    """Grids of 1 to so many tiles are compared; the thumbnail is not counted."""
+
+    thumbnail: bool = True
+    """Behind the tiles of a picture that is cut, the whole picture as one more."""
+
+
+class AnyresTiling(Settings):
+    """A picture is seen whole, and again in the resolution that wastes least (LLaVA-NeXT's any-resolution).
+
+    Its tokens are those of the whole picture, then those of the tiles row by row as one grid, without the padding and
+    with one learned vector behind each row.
+    """
+
+    kind: Literal["anyres"] = "anyres"
+
+    pinpoints: tuple[tuple[Count, Count], ...] = Field(
+        ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008)), min_length=1
+    )
+    """Resolutions to choose from, (height, width) in pixels; multiples of the encoder's own size."""
+
+
+Tiling = Annotated[InternvlTiling | AnyresTiling, Field(discriminator="kind")]
+
+Wrap = tuple[Annotated[str, Field(min_length=1)], Annotated[str, Field(min_length=1)]]
+"""Tokens of text that open and close each picture, sound or video."""
+
+
+NO_GRID = (
+    "any-resolution tiling puts the tokens of all tiles together as one grid of rows, and the tokens of this connector "
+    "lie in no grid. Use a connector that keeps rows and columns (linear or mlp without stack), or tiling.kind=internvl"
+)
+PATCHES_OR_TILES = (
+    "max_patches keeps a picture whole at its own aspect ratio, and tiling cuts it up. Set one of them, the other to "
+    "null"
+)
+
 
 class VisionSpec(Settings):
     """How a picture becomes the pixels and tokens of one vision encoder."""
@@ -46,7 +94,46 @@ class VisionSpec(Settings):
     fit: Literal["stretch", "pad", "crop"] = "stretch"
     """How another aspect ratio becomes a square: stretched (LLaVA in transformers: crop), padded, or centre-cropped."""
 
+    resample: Literal["bicubic", "bilinear"] = "bicubic"
+    """How pixels are interpolated, antialiased either way."""
+
+    tiling: Tiling | None = None
+    """How a picture becomes several squares; None is one. A frame of a video always is one."""
+
+    max_patches: int | None = Field(None, ge=1)
+    """The encoder takes patches: a picture keeps its aspect ratio and has at most so many (NaFlex, arXiv:2502.14786).
+    A frame of a video is a square of `image_size_px`."""
+
+    wrap: Wrap | None = None
+    """Tokens around each picture, and around each video as a whole."""
+
     reduction: Reduction = Reduction()
+
+    @property
+    def sized(self) -> bool:
+        """Whether the layout of a picture depends on its height and width."""
+        return self.tiling is not None or self.max_patches is not None
+
+    @property
+    def newline(self) -> bool:
+        """Whether a learned vector ends each row of a picture's grid."""
+        return isinstance(self.tiling, AnyresTiling)
+
+    @model_validator(mode="after")
+    def _tiles_fit(self) -> VisionSpec:
+        if self.tiling is not None and self.max_patches is not None:
+            raise ValueError(PATCHES_OR_TILES)
+        if isinstance(self.tiling, AnyresTiling):
+            side = self.image_size_px
+            wrong = [p for p in self.tiling.pinpoints if p[0] % side or p[1] % side]
+            if wrong:
+                raise ValueError(
+                    f"tiling.pinpoints: {wrong[0][0]} x {wrong[0][1]} pixels cannot be cut into tiles of {side} x "
+                    f"{side}, the size that the encoder sees. Use multiples of {side}"
+                )
+            if not self.reduction.keeps_grid:
+                raise ValueError(NO_GRID)
+        return self
 
     @model_validator(mode="after")
     def _at_least_one_cell(self) -> VisionSpec:
@@ -92,6 +179,9 @@ class AudioSpec(Settings):
     """The encoder's position table ends here; longer sound is refused."""
 
     convolutions: tuple[Convolution, ...] = (Convolution(stride=1), Convolution(stride=2))
+
+    wrap: Wrap | None = None
+    """Tokens around each sound."""
 
     reduction: Reduction = Reduction()
 

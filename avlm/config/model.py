@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from avlm.config.base import Settings
-from avlm.config.media import Reduction, VideoSpec
+from avlm.config.media import NO_GRID, PATCHES_OR_TILES, AnyresTiling, Reduction, Tiling, VideoSpec, Wrap
 
 
 class Source(Settings):
@@ -118,6 +118,23 @@ class VisionPart(Settings):
 
     fit: Literal["stretch", "pad", "crop"] = "stretch"
 
+    tiling: Tiling | None = None
+    """How pictures of other shapes become several squares: `internvl` or `anyres`; default: each is one square."""
+
+    max_patches: int | None = Field(None, ge=1)
+    """For an encoder that keeps a picture's aspect ratio (NaFlex): most patches of a picture; default: its own."""
+
+    wrap: Wrap | None = None
+    """Start and end token around each picture, and around each video; added to the tokenizer where it lacks them."""
+
+    @model_validator(mode="after")
+    def _tiles_fit(self) -> VisionPart:
+        if self.tiling is not None and self.max_patches is not None:
+            raise ValueError(PATCHES_OR_TILES)
+        if isinstance(self.tiling, AnyresTiling) and not self.connector.reduction().keeps_grid:
+            raise ValueError(NO_GRID)
+        return self
+
 
 class AudioPart(Settings):
     """An audio encoder and the connector behind it."""
@@ -132,6 +149,9 @@ class AudioPart(Settings):
 
     level: Literal["whisper", "clip"] = "whisper"
     """`clip` gives every clip the same mean and spread; only for an encoder that is trained from scratch."""
+
+    wrap: Wrap | None = None
+    """Start and end token around each sound; added to the tokenizer where it lacks them."""
 
 
 class ModelConfig(Settings):

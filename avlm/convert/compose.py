@@ -24,7 +24,7 @@ from avlm.config.model import AudioPart, LanguagePart, ModelConfig, Source, Visi
 from avlm.convert.folder import preprocessor_of
 from avlm.data.processor import AvlmProcessor
 from avlm.data.text import PLACEHOLDERS, chat_template, placeholder_ids
-from avlm.data.vocabulary import add_placeholders, make_tokenizer
+from avlm.data.vocabulary import add_placeholders, add_wraps, make_tokenizer
 from avlm.errors import AvlmError, ConfigError, WeightsError
 from avlm.models import attention
 from avlm.models.audio_encoders import audio_spec
@@ -58,6 +58,7 @@ def compose(config: ModelConfig, *, seed: int = 0, texts: Iterable[str] | None =
         WeightsError: A part cannot be loaded.
     """
     tokenizer = _tokenizer(config.language, texts)
+    add_wraps(tokenizer, [token for part in (config.vision, config.audio) for token in (part and part.wrap) or ()])
     chat_template(tokenizer, config.language.chat_template)  # a missing one is said before anything heavy is loaded
     text_config = _language_config(config.language, tokenizer)
     vision_config = None if config.vision is None else _encoder_config(config.vision.encoder, "vision")
@@ -129,7 +130,12 @@ def _assemble(
                 continue
             encoder_config = getattr(model_config, f"{sense}_config")
             setattr(inner, f"{sense}_tower", _encoder(part.encoder, encoder_config, sense))
-            connector = build_connector(part.connector.model_dump(), encoder_width(encoder_config), width)
+            connector = build_connector(
+                part.connector.model_dump(),
+                encoder_width(encoder_config),
+                width,
+                newline=sense == "vision" and model_config.newline(),
+            )
             setattr(inner, f"{sense}_connector", connector)
             for module in (getattr(inner, f"{sense}_tower"), connector):
                 _cast(module, inner.language_model.dtype)

@@ -17,11 +17,12 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from avlm.config.media import MediaSpec
+from avlm.config.media import MediaSpec, VisionSpec, Wrap
 from avlm.config.run import Augment
 from avlm.data.augment import augment_image, augment_mel
-from avlm.data.media import Prepared, PreparedAudio, PreparedImage, PreparedVideo, levelled, normalise
-from avlm.data.text import CUT, Piece, pieces, placeholder_ids, placeholders
+from avlm.data.media import Prepared, PreparedAudio, PreparedVideo, levelled
+from avlm.data.pictures import PreparedImage, changed, in_patches, in_tiles, normalise
+from avlm.data.text import CUT, Piece, pieces, placeholder_ids, placeholders, wrap_tokens
 from avlm.errors import ConfigError, LayoutError, MediaError
 from avlm.layout import Segment, audio_segments, image_segments, video_segments
 from avlm.samples import IGNORE, Encoded, Place, Row, Sample
@@ -44,7 +45,12 @@ class Tokens:
         """The token that holds the place of a medium, whatever its kind, while a text is turned into tokens."""
         self.stand_in_id = self.placeholders.get(kind, -1)
         self._short = lru_cache(maxsize=65_536)(self._read)
+        self.token_id = lru_cache(maxsize=64)(self._token_id)
         self._read("x")  # drops what the tokenizer's file says of padding now, not in two threads at once
+
+    def _token_id(self, token: str) -> int:
+        """Id of one token."""
+        return int(self.tokenizer.convert_tokens_to_ids(token))
 
     def _read(self, text: str) -> tuple[int, ...]:
         return tuple(i for part in text.split(CUT) if part for i in self._tokens_of(part))
@@ -93,7 +99,8 @@ def encode(
     """
     if supervise == "words":
         return _encode_words(sample, tokens, media, prepared, augment)
-    written = pieces(sample, tokens.tokenizer, tokens.template, prompt_only=prompt_only)
+    reserved = wrap_tokens(media)
+    written = pieces(sample, tokens.tokenizer, tokens.template, prompt_only=prompt_only, reserved=reserved)
     learned: Supervise | Literal["nothing"] = "nothing" if prompt_only else supervise
     return encode_pieces(sample, written, tokens, media, prepared, supervise=learned, augment=augment)
 
@@ -120,7 +127,7 @@ def encode_pieces(
             out.ids += ids
             out.labels += [IGNORE] * len(ids) if supervise == "nothing" else ids
             before = piece.text
-    _add_tensors(out, prepared, media, augment)
+    add_tensors(out, prepared, media, augment)
     return out
 
 
@@ -139,7 +146,7 @@ def _encode_words(
         out.places.append(Place(sample.id, number, segments))
         out.ids += [tokens.placeholders[s.kind] for s in segments for _ in range(s.count)]
     out.labels = [IGNORE] * len(out.ids)
-    _add_tensors(out, prepared, media, augment)
+    add_tensors(out, prepared, media, augment)
     return out
 
 
@@ -155,14 +162,14 @@ def _write_prompt(
 ) -> str:
     """Append a stretch of prompt, each medium's placeholder written out as often as `layout` says; returns its text."""
     text = ""
-    waiting: list[tuple[Segment, ...]] = []
+    waiting: list[tuple[Wrap | None, tuple[Segment, ...]]] = []
     for piece in prompt:
         if piece.media is None:
             text += piece.text
             continue
         segments = _segments(prepared[piece.media], media, sample, tokens)
         out.places.append(Place(sample.id, piece.media, segments))
-        waiting.append(segments)
+        waiting.append((_wrap(segments, media), segments))
         text += tokens.stand_in
     place = tokens.stand_in_id
     ids = tokens.after(before, text)
@@ -171,21 +178,36 @@ def _write_prompt(
             f"the tokenizer reads {ids.count(place)} tokens {tokens.stand_in} in a prompt with {len(waiting)} "
             f"media. Make {tokens.stand_in} a special token of the tokenizer, with no place in the template"
         )
+
+    def write(token: int) -> None:
+        out.ids.append(token)
+        out.labels.append(token if supervise == "everything" else IGNORE)
+
     for token in ids:
         if token != place:
-            out.ids.append(token)
-            out.labels.append(token if supervise == "everything" else IGNORE)
+            write(token)
             continue
-        for segment in waiting.pop(0):
+        wrap, segments = waiting.pop(0)
+        if wrap is not None:
+            write(tokens.token_id(wrap[0]))
+        for segment in segments:
             out.ids += [tokens.placeholders[segment.kind]] * segment.count
             out.labels += [IGNORE] * segment.count
+        if wrap is not None:
+            write(tokens.token_id(wrap[1]))
     return text
+
+
+def _wrap(segments: Sequence[Segment], media: MediaSpec) -> Wrap | None:
+    """Tokens around one medium: those of pictures around whatever is seen, a video's sound included."""
+    part = media.audio if all(s.kind == "audio" for s in segments) else media.vision
+    return None if part is None else part.wrap
 
 
 def _segments(prepared: Prepared, media: MediaSpec, sample: Sample, tokens: Tokens) -> tuple[Segment, ...]:
     try:
         if isinstance(prepared, PreparedImage):
-            segments = tuple(image_segments(media))
+            segments = tuple(image_segments(media, prepared.size_px))
         elif isinstance(prepared, PreparedAudio):
             segments = tuple(audio_segments(prepared.num_samples, media))
         else:
@@ -203,27 +225,42 @@ def _segments(prepared: Prepared, media: MediaSpec, sample: Sample, tokens: Toke
     return segments
 
 
-def _add_tensors(
+def add_tensors(
     out: Encoded, prepared: Sequence[Prepared], media: MediaSpec, augment: tuple[Augment, np.random.Generator] | None
 ) -> None:
     """Normalised pixels and mels in the order in which their places are read."""
     for place in out.places:
         item = prepared[place.item]
-        pictures: tuple[Tensor, ...] = ()
         if isinstance(item, PreparedImage):
-            pictures = (item.pixels,)
+            _add_image(out, item, media.vision, augment)
         elif isinstance(item, PreparedVideo) and place.count("video"):
-            pictures = item.frames
-        for pixels in pictures:
-            if augment is not None:
-                pixels = augment_image(pixels, *augment)
-            assert media.vision is not None
-            where = out.images if isinstance(item, PreparedImage) else out.frames
-            where.append(normalise(pixels, media.vision))
+            for pixels in item.frames:
+                pixels = pixels if augment is None else augment_image(pixels, *augment)
+                out.frames += _as_input(pixels[None], media.vision)
         mel = None if isinstance(item, PreparedImage) or not place.count("audio") else item.mel
         if mel is not None:
             assert media.audio is not None
             out.mels.append(levelled(mel if augment is None else augment_mel(mel, *augment), media.audio))
+
+
+def _add_image(
+    out: Encoded, item: PreparedImage, spec: VisionSpec | None, augment: tuple[Augment, np.random.Generator] | None
+) -> None:
+    """A picture's tiles or patches, and its size where the layout depends on that."""
+    assert spec is not None
+    if augment is not None:
+        item = changed(item, spec, lambda pixels: augment_image(pixels, *augment))
+    out.images += _as_input(in_tiles(item, spec), spec)
+    if spec.sized:
+        out.image_sizes.append(item.size_px)
+
+
+def _as_input(tiles: Tensor, spec: VisionSpec | None) -> list[Tensor]:
+    """Normalised squares, or their patches."""
+    assert spec is not None
+    if spec.max_patches is None:
+        return list(normalise(tiles, spec))
+    return [in_patches(tile, spec.cell_px) for tile in normalise(tiles, spec)]
 
 
 def pack(samples: Sequence[Encoded]) -> Row:
@@ -257,9 +294,11 @@ def _stacked(samples: Sequence[Encoded]) -> dict[str, Any]:
     images = [t for s in samples for t in s.images]
     frames = [t for s in samples for t in s.frames]
     mels = [t for s in samples for t in s.mels]
+    sizes = [size for s in samples for size in s.image_sizes]
     found: dict[str, Any] = {
-        "pixel_values": torch.stack(images) if images else None,
-        "pixel_values_videos": torch.stack(frames) if frames else None,
+        "pixel_values": _side_by_side(images),
+        "image_sizes": torch.tensor(sizes) if sizes else None,
+        "pixel_values_videos": _side_by_side(frames),
         "input_features": None,
         "input_features_mask": None,
     }
@@ -268,3 +307,10 @@ def _stacked(samples: Sequence[Encoded]) -> dict[str, Any]:
         found["input_features"] = pad_sequence([m.T for m in mels], batch_first=True).transpose(1, 2).contiguous()
         found["input_features_mask"] = torch.arange(int(lengths.max())) < lengths[:, None]
     return found
+
+
+def _side_by_side(pictures: Sequence[Tensor]) -> Tensor | None:
+    """Squares of one size, or lists of patches padded with zeros to the longest."""
+    if not pictures:
+        return None
+    return pad_sequence(list(pictures), batch_first=True) if pictures[0].ndim == 2 else torch.stack(list(pictures))

@@ -1,6 +1,6 @@
 """Prepare decoded media as encoders take them, and keep what is prepared.
 
-`prepare_*` apply an encoder's spec: resize in torch, Whisper's log-mel in torch. What is
+An encoder's spec is applied: pictures in `pictures`, Whisper's log-mel in torch here. What is
 prepared is small, the same every time, and kept in memory by `MediaReader` while there
 is room. Decoding itself is in `decode`.
 
@@ -23,18 +23,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.audio_utils import mel_filter_bank
 
-from avlm.config.media import AudioSpec, MediaSpec, VisionSpec
+from avlm.config.media import AudioSpec, MediaSpec
 from avlm.data.decode import LIMITS, Limits, article, decode_audio, decode_image, decode_video, resample
+from avlm.data.pictures import PreparedImage, prepare_image, prepare_picture
 from avlm.errors import MediaError
 from avlm.layout import VideoFacts
-from avlm.samples import MediaItem, Picture
-
-
-@dataclass(frozen=True, slots=True)
-class PreparedImage:
-    """uint8 [3, side, side]."""
-
-    pixels: Tensor
+from avlm.samples import MediaItem
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,57 +49,6 @@ class PreparedVideo:
 
 
 Prepared = PreparedImage | PreparedAudio | PreparedVideo
-
-
-def prepare_image(picture: Picture, spec: VisionSpec) -> Tensor:
-    """Resize a picture to the encoder's square: uint8 [3, side, side].
-
-    Source:
-        Antialiased bicubic, as Pillow's within one grey level.
-    """
-    pixels = torch.from_numpy(np.ascontiguousarray(picture.pixels)).permute(2, 0, 1)
-    side = spec.image_size_px
-    if spec.fit == "crop":
-        pixels = _centre_square(pixels)
-    elif spec.fit == "pad":
-        pixels = _padded_square(pixels, spec)
-    if pixels.shape[1:] == (side, side):
-        return pixels.contiguous()
-    return F.interpolate(pixels[None], (side, side), mode="bicubic", antialias=True)[0]
-
-
-def _centre_square(pixels: Tensor) -> Tensor:
-    height, width = pixels.shape[1:]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    return pixels[:, top : top + side, left : left + side]
-
-
-def _padded_square(pixels: Tensor, spec: VisionSpec) -> Tensor:
-    """Pad with the mean colour, which is zero after normalising (LLaVA-1.5)."""
-    height, width = pixels.shape[1:]
-    if max(height, width) > WIDEST:  # a thin strip must not become a square of its length
-        share = WIDEST / max(height, width)
-        size = max(1, round(height * share)), max(1, round(width * share))
-        pixels = F.interpolate(pixels[None], size, mode="bicubic", antialias=True)[0]
-        height, width = size
-    side = max(height, width)
-    colour = torch.tensor([round(255 * m) for m in spec.mean], dtype=torch.uint8)
-    square = colour[:, None, None].expand(3, side, side).clone()
-    top, left = (side - height) // 2, (side - width) // 2
-    square[:, top : top + height, left : left + width] = pixels
-    return square
-
-
-WIDEST = 8192
-"""Longest side, in pixels, that is padded to a square as it is; longer ones are made smaller first."""
-
-
-def normalise(pixels: Tensor, spec: VisionSpec) -> Tensor:
-    """uint8 [..., 3, h, w] to float32, (x / 255 - mean) / std per channel."""
-    mean = torch.tensor(spec.mean)[:, None, None]
-    std = torch.tensor(spec.std)[:, None, None]
-    return (pixels.float() / 255 - mean) / std
 
 
 def log_mel(waveform: np.ndarray, spec: AudioSpec) -> Tensor:
@@ -218,7 +161,7 @@ class MediaReader:
                 f"{item.name()}: is {article(item.kind)}, and this model does not see. Use a model with a vision part"
             )
         if item.kind == "image":
-            return PreparedImage(prepare_image(decode_image(item, self.limits), vision))
+            return prepare_picture(decode_image(item, self.limits), vision)
         clip = decode_video(item, self.media, self.limits)
         frames = tuple(prepare_image(frame, vision) for frame in clip.frames)
         mel, count = None, 0
@@ -241,7 +184,7 @@ class MediaReader:
 
 def _size(prepared: Prepared) -> int:
     tensors = {
-        PreparedImage: lambda p: [p.pixels],
+        PreparedImage: lambda p: [p.pixels, *([] if p.detail is None else [p.detail])],
         PreparedAudio: lambda p: [p.mel],
         PreparedVideo: lambda p: [*p.frames, *([] if p.mel is None else [p.mel])],
     }[type(prepared)](prepared)

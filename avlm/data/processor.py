@@ -28,6 +28,7 @@ from avlm.data.text import (
     placeholders,
     read_back,
     without_media,
+    wrap_tokens,
     written,
 )
 from avlm.errors import ConfigError, DataError, MediaError
@@ -63,6 +64,7 @@ class AvlmProcessor(ProcessorMixin):
         "input_ids",
         "attention_mask",
         "pixel_values",
+        "image_sizes",
         "pixel_values_videos",
         "input_features",
         "input_features_mask",
@@ -75,15 +77,17 @@ class AvlmProcessor(ProcessorMixin):
         chat_template: str | None = None,
         **kwargs: Any,
     ) -> None:
-        self.media = build(MediaSpec, media or {}, where="the processor's media").model_dump(mode="json")
-        needed = {"image": self.media["vision"], "audio": self.media["audio"]}
-        known = placeholders(tokenizer)
-        missing = [PLACEHOLDERS[kind] for kind, sense in needed.items() if sense and kind not in known]
+        spec = build(MediaSpec, media or {}, where="the processor's media")
+        known, vocabulary = placeholders(tokenizer), tokenizer.get_vocab()
+        needed = [kind for kind, sense in (("image", spec.vision), ("audio", spec.audio)) if sense is not None]
+        missing = [PLACEHOLDERS[kind] for kind in needed if kind not in known]
+        missing += [token for token in wrap_tokens(spec) if token not in vocabulary]
         if missing:
             raise ConfigError(
                 f"the tokenizer has no token {', '.join(missing)}, so media have no place in the text. "
                 "Add them with `avlm compose`, which also gives them embeddings"
             )
+        self.media = spec.model_dump(mode="json")
         super().__init__(tokenizer, chat_template=chat_template)
         self._tools = _Tools()
 

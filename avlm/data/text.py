@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary
 from jinja2 import TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
+from avlm.config.media import MediaSpec
 from avlm.errors import ConfigError, DataError
 from avlm.samples import MediaItem, MediaKind, Sample, Text, Turn
 
@@ -73,6 +74,12 @@ def placeholder_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     return {kind: int(tokenizer.convert_tokens_to_ids(token)) for kind, token in placeholders(tokenizer).items()}
 
 
+def wrap_tokens(media: MediaSpec) -> tuple[str, ...]:
+    """The tokens that open and close media, of both senses."""
+    wraps = [part.wrap for part in (media.vision, media.audio) if part is not None and part.wrap is not None]
+    return tuple(dict.fromkeys(token for wrap in wraps for token in wrap))
+
+
 def chat_template(tokenizer: PreTrainedTokenizerBase, own: str | None) -> str:
     """The template to use: the run's own, else the tokenizer's.
 
@@ -91,7 +98,12 @@ def chat_template(tokenizer: PreTrainedTokenizerBase, own: str | None) -> str:
 
 
 def pieces(
-    sample: Sample, tokenizer: PreTrainedTokenizerBase, template: str, *, prompt_only: bool = False
+    sample: Sample,
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+    *,
+    prompt_only: bool = False,
+    reserved: Sequence[str] = (),
 ) -> list[Piece]:
     """Render a conversation.
 
@@ -100,6 +112,7 @@ def pieces(
         tokenizer: Its special tokens are known to the template.
         template: A Jinja chat template.
         prompt_only: Leave the last answer out (if there is one) and end where the model is to speak.
+        reserved: More tokens that a message never becomes, such as those around media.
 
     Returns:
         Pieces in reading order.
@@ -108,7 +121,8 @@ def pieces(
         DataError: A text holds a placeholder that belongs to media, a medium finds no place, or nothing is to be said.
         ConfigError: The template rewrites what was said before, or closes an answer without an end token.
     """
-    messages = _messages(sample, control_tokens(tokenizer, template), placeholders(tokenizer))
+    control = (*control_tokens(tokenizer, template), *reserved)
+    messages = _messages(sample, control, placeholders(tokenizer))
     while prompt_only and messages and messages[-1]["role"] == "assistant":
         messages.pop()
     if not prompt_only:

@@ -8,6 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from avlm.data.text import PLACEHOLDERS, placeholders, without_media
+from avlm.errors import ConfigError
 from avlm.samples import Sample
 
 PAD, END = "<|pad|>", "<|end|>"
@@ -55,5 +56,23 @@ def add_placeholders(tokenizer: PreTrainedTokenizerBase) -> None:
     """Give a released tokenizer the placeholder tokens that it lacks."""
     known = placeholders(tokenizer)
     missing = [token for kind, token in PLACEHOLDERS.items() if kind not in known]
+    if missing:
+        tokenizer.add_tokens(missing, special_tokens=True)
+
+
+def add_wraps(tokenizer: PreTrainedTokenizerBase, tokens: Iterable[str]) -> None:
+    """Give a tokenizer special tokens around media, where its vocabulary lacks them.
+
+    Raises:
+        ConfigError: One of them is a placeholder.
+    """
+    tokens = list(tokens)
+    for token in PLACEHOLDERS.values():
+        if token in tokens:
+            raise ConfigError(
+                f"the token {token} stands for media itself, so it cannot stand around them. "
+                f"Use another, such as {token[:-1]}_start>"
+            )
+    missing = [t for t in dict.fromkeys(tokens) if t not in tokenizer.get_vocab()]
     if missing:
         tokenizer.add_tokens(missing, special_tokens=True)

@@ -16,7 +16,8 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
-from avlm.data.media import Prepared, PreparedAudio, PreparedImage, PreparedVideo
+from avlm.data.media import Prepared, PreparedAudio, PreparedVideo
+from avlm.data.pictures import PreparedImage
 from avlm.data.processor import AvlmProcessor
 from avlm.errors import DataError
 from avlm.eval.metrics import METRICS, metrics_for, normalise

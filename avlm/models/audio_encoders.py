@@ -80,6 +80,7 @@ def audio_spec(config: PreTrainedConfig, part: AudioPart) -> AudioSpec:
         window_frames=longest if part.length == "window" else None,
         max_frames=longest,
         convolutions=family.convolutions,
+        wrap=part.wrap,
         reduction=part.connector.reduction(),
     )
 

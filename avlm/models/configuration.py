@@ -61,6 +61,11 @@ class AvlmConfig(PreTrainedConfig):
         """What the encoders see and hear, typed."""
         return MediaSpec.model_validate(self.media)
 
+    def newline(self) -> bool:
+        """Whether the vision connector has a learned vector that ends each row of a picture's grid."""
+        vision = self.media_spec().vision
+        return vision is not None and vision.newline
+
 
 def _sub_config(config: dict[str, Any] | PreTrainedConfig | None) -> PreTrainedConfig | None:
     if isinstance(config, dict):

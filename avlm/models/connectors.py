@@ -16,21 +16,30 @@ from torch.nn import functional as F
 
 from avlm.config.model import Connector as ConnectorConfig
 from avlm.config.model import LinearConnector, MlpConnector, PoolConnector, PrefixConnector
+from avlm.layout import Size
 
 _CONFIG: TypeAdapter[LinearConnector | MlpConnector | PrefixConnector | PoolConnector] = TypeAdapter(ConnectorConfig)
 
 
-def build_connector(config: dict[str, Any], width: int, out_width: int) -> nn.Module:
+def build_connector(config: dict[str, Any], width: int, out_width: int, *, newline: bool = False) -> nn.Module:
     """Build a connector.
 
     Args:
         config: Its settings as they stand in a model's `config.json`.
         width: C.
         out_width: D.
+        newline: With a learned vector `image_newline` (D), which ends each row of a picture's grid.
 
     Returns:
         A module that turns a list of (n_i, C) into one tensor (sum of k_i, D); k_i is `layout.reduced_count`.
     """
+    connector = _connector(config, width, out_width)
+    if newline:
+        connector.register_parameter("image_newline", nn.Parameter(torch.randn(out_width) / out_width**0.5))
+    return connector
+
+
+def _connector(config: dict[str, Any], width: int, out_width: int) -> nn.Module:
     settings = _CONFIG.validate_python(config)
     if isinstance(settings, PoolConnector):
         return Pool(settings, width, out_width)
@@ -58,7 +67,7 @@ class Stack(nn.Module):
             )
         self.layers = nn.Sequential(*layers)
 
-    def forward(self, items: list[Tensor]) -> Tensor:
+    def forward(self, items: list[Tensor], grids: list[Size] | None = None) -> Tensor:
         joined = torch.cat([stack_frames(item, self.stack) for item in items])
         output: Tensor = self.layers(joined)
         return output
@@ -72,7 +81,7 @@ class Prefix(nn.Module):
         self.stack, self.out_width = settings.stack, out_width
         self.linear = nn.Linear(width * settings.stack, out_width * settings.tokens, bias=settings.bias)
 
-    def forward(self, items: list[Tensor]) -> Tensor:
+    def forward(self, items: list[Tensor], grids: list[Size] | None = None) -> Tensor:
         joined = torch.cat([stack_frames(item, self.stack) for item in items])
         output: Tensor = self.linear(joined)
         return output.reshape(-1, self.out_width)
@@ -96,7 +105,7 @@ class Pool(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.linear = nn.Linear(width, out_width, bias=settings.bias)
 
-    def forward(self, items: list[Tensor]) -> Tensor:
+    def forward(self, items: list[Tensor], grids: list[Size] | None = None) -> Tensor:
         if self.norm_first:
             items = [self.norm(item) for item in items]
         pooled = torch.cat([F.adaptive_avg_pool1d(item.T[None], self.tokens)[0].T for item in items])

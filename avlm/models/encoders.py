@@ -13,8 +13,8 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from avlm.errors import WeightsError
-from avlm.models.audio_encoders import AUDIO_FAMILIES
-from avlm.models.vision_encoders import VISION_FAMILIES
+from avlm.models.audio_encoders import AUDIO_FAMILIES, AudioFamily
+from avlm.models.vision_encoders import VISION_FAMILIES, VisionFamily
 
 
 def inner_config(config: PreTrainedConfig, sense: Literal["vision", "audio"]) -> PreTrainedConfig:
@@ -46,7 +46,7 @@ def load_encoder(path: str, config: PreTrainedConfig) -> PreTrainedModel:
         WeightsError: The checkpoint lacks weights of the encoder.
     """
     kind = type(build_on_meta(config))
-    families = (*VISION_FAMILIES, *AUDIO_FAMILIES)
+    families: list[VisionFamily | AudioFamily] = [*VISION_FAMILIES, *AUDIO_FAMILIES]
     held = [name for family in families if family.model_type == config.model_type for name in family.held_as]
     model, info = kind.from_pretrained(
         path,

@@ -7,7 +7,7 @@ is done by that family's own code.
 
 Shapes in this file:
     B  rows or prompts    T  token positions    D  language-model width    V  vocabulary
-    N  pictures           F  frames of video    A  clips of sound
+    N  pictures, or tiles of them    F  frames of video    A  clips of sound    P  patches, of side p
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutpu
 from transformers.utils import logging
 
 from avlm.errors import ConfigError, LayoutError
-from avlm.layout import reduced_count
+from avlm.layout import Size, reduced_count
 from avlm.models import attention
 from avlm.models.audio_encoders import encode_sounds
 from avlm.models.configuration import AvlmConfig
@@ -39,12 +39,13 @@ from avlm.models.connectors import build_connector
 from avlm.models.encoders import build_encoder, encoder_width
 from avlm.models.fusion import check_counts, place_embeddings
 from avlm.models.reading import borders, checked_lengths, read_once, read_padded
+from avlm.models.tiles import check_grids, join_tiles, picture_grids
 from avlm.models.vision_encoders import encode_images
 from avlm.samples import IGNORE, Place
 
 logger = logging.get_logger(__name__)
 
-MEDIA = ("pixel_values", "pixel_values_videos", "input_features", "input_features_mask")
+MEDIA = ("pixel_values", "image_sizes", "pixel_values_videos", "input_features", "input_features_mask")
 """What the forward pass takes beside text."""
 
 KINDS = ("image", "video", "audio")
@@ -108,7 +109,12 @@ class AvlmModel(AvlmPreTrainedModel):
             tower = connector = None
             if encoder_config is not None:
                 tower = build_encoder(encoder_config)
-                connector = build_connector(getattr(config, f"{sense}_connector"), encoder_width(encoder_config), width)
+                connector = build_connector(
+                    getattr(config, f"{sense}_connector"),
+                    encoder_width(encoder_config),
+                    width,
+                    newline=sense == "vision" and config.newline(),
+                )
             setattr(self, f"{sense}_tower", tower)
             setattr(self, f"{sense}_connector", connector)
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
@@ -131,27 +137,52 @@ class AvlmModel(AvlmPreTrainedModel):
     def get_decoder(self) -> nn.Module:
         return self.language_model.get_decoder()
 
-    def get_image_features(self, pixel_values: Tensor) -> BaseModelOutputWithPooling:
-        """Look at pictures (N, 3, height, width).
+    def get_image_features(self, pixel_values: Tensor, image_sizes: Tensor | None = None) -> BaseModelOutputWithPooling:
+        """Look at pictures.
+
+        Args:
+            pixel_values: (N, 3, height, width), the tiles of all pictures end to end; or patches (N, P, p * p * 3).
+            image_sizes: (pictures, 2), height and width of each as decoded, where the layout depends on them.
 
         Returns:
-            ``pooler_output``: for each picture its tokens (tokens, D); ``last_hidden_state``: the encoder's embeddings.
+            ``pooler_output``: for each picture its tokens (tokens, D); ``last_hidden_state``: the encoder's embeddings
+            of each tile, padded with zeros to the longest.
         """
-        states, tokens = self._see(pixel_values)
-        return BaseModelOutputWithPooling(states, list(tokens.chunk(len(states))))
+        states, tokens, counts = self._see(pixel_values, image_sizes)
+        return BaseModelOutputWithPooling(pad_sequence(states, batch_first=True), list(tokens.split(counts)))
 
-    def _see(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-        """The encoder's embeddings (N, n, C), and the tokens of all pictures end to end."""
-        if self.vision_tower is None or self.vision_connector is None:
+    def _see(
+        self, pixel_values: Tensor, image_sizes: Tensor | None = None, *, frames: bool = False
+    ) -> tuple[list[Tensor], Tensor, list[int]]:
+        """The encoder's embeddings of each tile, the tokens of all pictures end to end, and how many each has.
+
+        Args:
+            frames: Of videos: each is one square.
+        """
+        spec = self.config.media_spec().vision
+        if self.vision_tower is None or self.vision_connector is None or spec is None:
             raise LayoutError(
                 "pixels were given to a model without a vision part. Leave them out, or use a model that sees"
             )
-        states = encode_images(self.vision_tower, pixel_values, self.config.vision_layer)
-        return states, self.vision_connector(list(states))
+        sizes: list[Size] | None = None
+        if spec.sized and not frames:
+            if image_sizes is None:
+                raise LayoutError(
+                    "pixel_values were given without image_sizes, and this model's layout depends on the height and "
+                    "width of each picture. Prepare the data with the model's own processor"
+                )
+            sizes = [(int(height), int(width)) for height, width in image_sizes.tolist()]
+        pictures = picture_grids(spec, len(pixel_values), sizes)
+        grids = [grid for tiles in pictures for grid in tiles]
+        states = encode_images(self.vision_tower, pixel_values, self.config.vision_layer, grids)
+        check_grids(states, grids)
+        newline = self.vision_connector.image_newline if spec.newline else None
+        return states, *join_tiles(self.vision_connector(states, grids), pictures, sizes, spec, newline)
 
     def get_video_features(self, pixel_values_videos: Tensor) -> BaseModelOutputWithPooling:
-        """Look at frames (F, 3, height, width); as `get_image_features`, for each frame."""
-        return self.get_image_features(pixel_values_videos)
+        """Look at frames (F, 3, height, width), or their patches; as `get_image_features`, for each frame."""
+        states, tokens, counts = self._see(pixel_values_videos, frames=True)
+        return BaseModelOutputWithPooling(pad_sequence(states, batch_first=True), list(tokens.split(counts)))
 
     def get_audio_features(
         self, input_features: Tensor, input_features_mask: Tensor | None = None
@@ -225,6 +256,7 @@ class AvlmModel(AvlmPreTrainedModel):
         self,
         input_ids: Tensor | None,
         pixel_values: Tensor | None = None,
+        image_sizes: Tensor | None = None,
         pixel_values_videos: Tensor | None = None,
         input_features: Tensor | None = None,
         input_features_mask: Tensor | None = None,
@@ -245,10 +277,10 @@ class AvlmModel(AvlmPreTrainedModel):
         """
         features: dict[str, Tensor] = {}
         counts: dict[str, list[int]] = {}
-        for kind, pixels in (("image", pixel_values), ("video", pixel_values_videos)):
-            if pixels is not None and len(pixels):
-                _, features[kind] = self._see(pixels)
-                counts[kind] = [len(features[kind]) // len(pixels)] * len(pixels)
+        if pixel_values is not None and len(pixel_values):
+            _, features["image"], counts["image"] = self._see(pixel_values, image_sizes)
+        if pixel_values_videos is not None and len(pixel_values_videos):
+            _, features["video"], counts["video"] = self._see(pixel_values_videos, frames=True)
         if input_features is not None and len(input_features):
             _, features["audio"], counts["audio"] = self._hear(input_features, input_features_mask)
         if places is not None:
@@ -331,6 +363,7 @@ class AvlmModel(AvlmPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         pixel_values: Tensor | None = None,
+        image_sizes: Tensor | None = None,
         pixel_values_videos: Tensor | None = None,
         input_features: Tensor | None = None,
         input_features_mask: Tensor | None = None,
@@ -342,7 +375,14 @@ class AvlmModel(AvlmPreTrainedModel):
         """Hidden states of the language model over text and media; see `AvlmForConditionalGeneration.forward`."""
         _one_of(input_ids, inputs_embeds)
         embeds, features = self.embed(
-            input_ids, pixel_values, pixel_values_videos, input_features, input_features_mask, places, inputs_embeds
+            input_ids,
+            pixel_values,
+            image_sizes,
+            pixel_values_videos,
+            input_features,
+            input_features_mask,
+            places,
+            inputs_embeds,
         )
         kwargs.pop("logits_to_keep", None)
         outputs = self.read(
@@ -393,9 +433,9 @@ class AvlmForConditionalGeneration(AvlmPreTrainedModel, GenerationMixin):
     def get_decoder(self) -> nn.Module:
         return self.model.get_decoder()
 
-    def get_image_features(self, pixel_values: Tensor) -> BaseModelOutputWithPooling:
+    def get_image_features(self, pixel_values: Tensor, image_sizes: Tensor | None = None) -> BaseModelOutputWithPooling:
         """See `AvlmModel.get_image_features`."""
-        return self.model.get_image_features(pixel_values)
+        return self.model.get_image_features(pixel_values, image_sizes)
 
     def get_video_features(self, pixel_values_videos: Tensor) -> BaseModelOutputWithPooling:
         """See `AvlmModel.get_video_features`."""
@@ -424,6 +464,7 @@ class AvlmForConditionalGeneration(AvlmPreTrainedModel, GenerationMixin):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         pixel_values: Tensor | None = None,
+        image_sizes: Tensor | None = None,
         pixel_values_videos: Tensor | None = None,
         input_features: Tensor | None = None,
         input_features_mask: Tensor | None = None,
@@ -441,7 +482,7 @@ class AvlmForConditionalGeneration(AvlmPreTrainedModel, GenerationMixin):
             input_ids: (B, T), placeholders written out, one id for each media token.
             attention_mask: (B, T) for padded prompts; leave out for a packed row.
             inputs_embeds: (B, T, D) instead of tokens; media fill the placeholders' embeddings.
-            pixel_values: (N, 3, height, width), all pictures in reading order.
+            pixel_values, image_sizes: All pictures in reading order, as in `get_image_features`.
             pixel_values_videos: (F, 3, height, width), all frames in reading order.
             input_features, input_features_mask: (A, bins, frames) and (A, frames), all clips in reading order.
             labels: (B, T), -100 where nothing is learned; shifted here, not by the caller. In a packed row the first
@@ -464,7 +505,14 @@ class AvlmForConditionalGeneration(AvlmPreTrainedModel, GenerationMixin):
             embeds = self._behind_prompt(prompt_embeds, input_ids, past_key_values)
         else:
             embeds, features = self.model.embed(
-                input_ids, pixel_values, pixel_values_videos, input_features, input_features_mask, places, inputs_embeds
+                input_ids,
+                pixel_values,
+                image_sizes,
+                pixel_values_videos,
+                input_features,
+                input_features_mask,
+                places,
+                inputs_embeds,
             )
         loss_kwargs = {k: kwargs.pop(k) for k in ("num_items_in_batch",) if k in kwargs}
         outputs = self.model.read(

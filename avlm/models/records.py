@@ -9,7 +9,7 @@ def unknown_family(sense: str, model_type: str, known: list[str]) -> str:
     article = {"vision": "a vision", "audio": "an audio"}[sense]
     return (
         f"{model_type} is not {article} encoder that avlm has a record of, so its tokens cannot be counted. "
-        f"Use one of {', '.join(known)}, or add a record to avlm/models/{sense}_encoders.py"
+        f"Use one of {', '.join(known)}, or give avlm a record of it with avlm.models.{sense}_encoders.add_family"
     )
 
 

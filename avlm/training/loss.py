@@ -23,6 +23,7 @@ def row_loss(model: AvlmForConditionalGeneration, row: Row, label_smoothing: flo
         row_lengths=row.lengths,
         places=row.places,
         pixel_values=row.pixel_values,
+        image_sizes=row.image_sizes,
         pixel_values_videos=row.pixel_values_videos,
         input_features=row.input_features,
         input_features_mask=row.input_features_mask,

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avlm.config.run import Stage
+from avlm.errors import ConfigError
 from avlm.layout import image_embedding_count
 from avlm.models.audio_encoders import encode_sounds
 from avlm.models.encoders import encoder_width
@@ -108,6 +109,12 @@ def make_head(model: AvlmForConditionalGeneration, stage: Stage, seed: int) -> P
         if stage.builds == "vision":
             spec = model.config.media_spec().vision
             assert spec is not None
+            if spec.sized:
+                raise ConfigError(
+                    f"stage {stage.name} teaches the vision encoder the words of whole pictures, one grid each, and "
+                    "here pictures are cut into tiles or keep their own shape. Leave model.vision.tiling out, and use "
+                    "an encoder that sees squares; or supervise answers"
+                )
             head: PictureWords | SoundWords
             head = PictureWords(image_embedding_count(spec), encoder_width(model.config.vision_config), vocabulary)
         else:
@@ -122,9 +129,8 @@ def words_loss(
     inner, config = model.model, model.config
     if isinstance(head, PictureWords):
         assert row.pixel_values is not None and inner.vision_tower is not None
-        return head.loss(
-            encode_images(inner.vision_tower, row.pixel_values, config.vision_layer), row.words, label_smoothing
-        )
+        seen = encode_images(inner.vision_tower, row.pixel_values, config.vision_layer)
+        return head.loss(torch.stack(seen), row.words, label_smoothing)
     spec = config.media_spec().audio
     assert row.input_features is not None and row.input_features_mask is not None
     assert spec is not None and inner.audio_tower is not None

@@ -23,7 +23,8 @@ from transformers import WhisperFeatureExtractor
 
 from avlm.config.media import AudioSpec, MediaSpec, VideoSpec, VisionSpec
 from avlm.data.decode import Limits, decode_audio, decode_image, resample
-from avlm.data.media import MediaReader, PreparedAudio, PreparedImage, levelled, log_mel, normalise, prepare_image
+from avlm.data.media import MediaReader, PreparedAudio, levelled, log_mel
+from avlm.data.pictures import PreparedImage, normalise, prepare_image
 from avlm.errors import MediaError
 from avlm.layout import mel_frame_count, resampled_count
 from avlm.samples import MediaItem, Picture, Sound
