@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from avlm.convert.families import (
     FAMILIES,
     RELEASED_INSIDE,
+    RESAMPLE,
     Family,
     check_fit,
     names_of,
@@ -240,8 +241,9 @@ def _write_encoder(sense: str, model: _Model, folder: Path, progress: Progress |
     spec = model.config.media_spec().vision
     if sense == "vision" and spec is not None:
         side = {"height": spec.image_size_px, "width": spec.image_size_px}
-        seen = {"size": side, "image_mean": list(spec.mean), "image_std": list(spec.std), "resample": 3}
-        _write_json(folder / "preprocessor_config.json", {"do_resize": True, "do_normalize": True, **seen}, None)
+        seen: dict[str, Any] = {"do_resize": True, "size": side, "resample": RESAMPLE[spec.resample]}
+        seen |= {"do_normalize": True, "image_mean": list(spec.mean), "image_std": list(spec.std)}
+        _write_json(folder / "preprocessor_config.json", seen, None)
     return tensors
 
 

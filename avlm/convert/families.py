@@ -21,6 +21,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from avlm.config.io import build
+from avlm.config.media import AnyresTiling
 from avlm.config.model import ModelConfig
 from avlm.convert.compose import describe
 from avlm.errors import ConfigError
@@ -200,11 +201,15 @@ def preprocessing_notes(config: AvlmConfig, preprocessor: dict[str, Any]) -> lis
         sides = {value for name, value in given.items() if name in ("shortest_edge", "height", "width")}
         if isinstance(given, dict) and sides - {side}:
             notes.append(f"preprocessing has {key}={given}; avlm makes squares of {side} at once")
-    if preprocessor.get("resample", 3) != 3:
-        notes.append(f"preprocessing has resample={preprocessor['resample']}; avlm interpolates bicubically (3)")
+    if preprocessor.get("resample", 3) not in RESAMPLE.values():
+        notes.append(f"preprocessing has resample={preprocessor['resample']}; avlm interpolates {vision.resample}")
     if abs(preprocessor.get("rescale_factor", 1 / 255) - 1 / 255) > 1e-6:
         notes.append(f"preprocessing has rescale_factor={preprocessor['rescale_factor']}; avlm divides by 255")
     return notes
+
+
+RESAMPLE = {"bilinear": 2, "bicubic": 3}
+"""Pillow's numbers, which stand in ``preprocessor_config.json``."""
 
 
 def _llava_fields(config: AvlmConfig) -> dict[str, Any]:
@@ -224,8 +229,9 @@ def _llava_fields(config: AvlmConfig) -> dict[str, Any]:
 
 
 def _llava_next_fields(config: AvlmConfig) -> dict[str, Any]:
-    tiling = (config.media["vision"].get("tiling") or {}).get("pinpoints")
-    return {**_llava_fields(config), "image_grid_pinpoints": [list(size) for size in tiling or []]}
+    spec = config.media_spec().vision
+    sizes = spec.tiling.pinpoints if spec is not None and isinstance(spec.tiling, AnyresTiling) else ()
+    return {**_llava_fields(config), "image_grid_pinpoints": [list(size) for size in sizes]}
 
 
 def _pictures(config: AvlmConfig) -> dict[str, Any]:
@@ -236,7 +242,7 @@ def _pictures(config: AvlmConfig) -> dict[str, Any]:
         "do_convert_rgb": True,
         "do_resize": True,
         "size": side if spec.fit == "stretch" else {"shortest_edge": spec.image_size_px},
-        "resample": 3,
+        "resample": RESAMPLE[spec.resample],
         "do_center_crop": spec.fit == "crop",
         "crop_size": side,
         "do_rescale": True,
