@@ -63,9 +63,9 @@ def compose(config: ModelConfig, *, seed: int = 0, texts: Iterable[str] | None =
     text_config = _language_config(config.language, tokenizer)
     vision_config = None if config.vision is None else _encoder_config(config.vision.encoder, "vision")
     audio_config = None if config.audio is None else _encoder_config(config.audio.encoder, "audio")
-    preprocessor = {} if config.vision is None else _preprocessor(config.vision.encoder)
+    prepared = {} if config.vision is None else {"vision": _preprocessor(config.vision.encoder, "vision")}
     model_config = describe(
-        config, text_config, vision_config, audio_config, preprocessor=preprocessor, ids=placeholder_ids(tokenizer)
+        config, text_config, vision_config, audio_config, prepared=prepared, ids=placeholder_ids(tokenizer)
     )
     model = _assemble(model_config, config, max(tokenizer.get_vocab().values()) + 1, seed)
     model.generation_config = _generation_config(model.language_model, tokenizer)
@@ -79,7 +79,7 @@ def describe(
     vision_config: PreTrainedConfig | None,
     audio_config: PreTrainedConfig | None,
     *,
-    preprocessor: dict[str, Any],
+    prepared: dict[str, dict[str, Any]],
     ids: dict[str, int],
 ) -> AvlmConfig:
     """The configuration of a model of these parts.
@@ -87,7 +87,7 @@ def describe(
     Args:
         parts: How they are joined.
         text_config, vision_config, audio_config: The parts' own configurations; None for a sense that is not there.
-        preprocessor: The vision encoder's released preprocessing, as in ``preprocessor_config.json``.
+        prepared: The encoders' released preprocessing, as in ``preprocessor_config.json``, by sense where it is known.
         ids: Of the placeholders, by kind.
 
     Raises:
@@ -95,7 +95,7 @@ def describe(
     """
     vision, audio = parts.vision, parts.audio
     media = MediaSpec(
-        vision=None if vision is None else vision_spec(vision_config, vision, preprocessor),
+        vision=None if vision is None else vision_spec(vision_config, vision, prepared.get("vision", {})),
         audio=None if audio is None else audio_spec(audio_config, audio),
         video=parts.video,
     )
@@ -276,5 +276,5 @@ def _tokenizer(part: LanguagePart, texts: Iterable[str] | None) -> PreTrainedTok
     return tokenizer
 
 
-def _preprocessor(source: Source) -> dict[str, Any]:
-    return {} if source.path is None else preprocessor_of(source.path)
+def _preprocessor(source: Source, sense: str) -> dict[str, Any]:
+    return {} if source.path is None else preprocessor_of(source.path, sense)

@@ -103,7 +103,7 @@ class Family:
             config.text_config,
             config.vision_config if self.sense == "vision" else None,
             config.audio_config if self.sense == "audio" else None,
-            preprocessor=normalisation(preprocessor) if self.sense == "vision" else {},
+            prepared={self.sense: normalisation(preprocessor)},
             ids=ids,
         )
 
@@ -184,8 +184,8 @@ def _square(config: Any, preprocessor: dict[str, Any]) -> dict[str, Any]:
 
 
 def normalisation(preprocessor: dict[str, Any]) -> dict[str, Any]:
-    """Mean and deviation as they are applied."""
-    if preprocessor.get("do_normalize", True):
+    """Preprocessing with the mean and deviation of pictures as they are applied."""
+    if preprocessor.get("do_normalize", True) or "feature_size" in preprocessor:
         return preprocessor
     return {**preprocessor, "image_mean": (0.0, 0.0, 0.0), "image_std": (1.0, 1.0, 1.0)}
 

@@ -26,13 +26,14 @@ def file_of(path: str, name: str) -> Path | None:
     return None if found is None else Path(found)
 
 
-def preprocessor_of(path: str) -> dict[str, Any]:
-    """The released preprocessing of pictures: contents of ``preprocessor_config.json``, or nothing."""
+def preprocessor_of(path: str, sense: str) -> dict[str, Any]:
+    """The released preprocessing of pictures or of sounds: contents of ``preprocessor_config.json``, or nothing."""
+    within = {"vision": "image_processor", "audio": "feature_extractor"}[sense]
     for name in ("preprocessor_config.json", "processor_config.json"):
         found = file_of(path, name)
         if found is not None:
             settings = read_mapping(found)
-            return dict(settings.get("image_processor") or settings)
+            return dict(settings.get(within) or settings)
     return {}
 
 

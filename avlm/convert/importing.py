@@ -64,7 +64,7 @@ def import_model(
     check_absent(out)
     family, theirs = _read_config(source)
     tokenizer = _tokenizer(source, family, theirs)
-    preprocessor = preprocessor_of(source)
+    preprocessor = preprocessor_of(source, family.sense)
     rows = theirs.text_config.vocab_size
     ids = {kind: i for kind, i in placeholder_ids(tokenizer).items() if i < rows}
     config = family.describe(theirs, preprocessor, source, ids)
