@@ -200,7 +200,7 @@ def _write_prompt(
 
 def _wrap(segments: Sequence[Segment], media: MediaSpec) -> Wrap | None:
     """Tokens around one medium: those of pictures around whatever is seen, a video's sound included."""
-    part = media.audio if all(s.kind == "audio" for s in segments) else media.vision
+    part = media.vision if any(s.kind in ("image", "video") for s in segments) else media.audio
     return None if part is None else part.wrap
 
 

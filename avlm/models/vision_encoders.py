@@ -102,7 +102,8 @@ VISION_FAMILIES = [
         mean=CLIP_MEAN,
         std=CLIP_STD,
     ),
-    VisionFamily("siglip_vision_model", inside=("siglip", *LLAVAS), held_as=TOWER),
+    # SigLIP 2's checkpoints of one size are of this family too.
+    VisionFamily("siglip_vision_model", inside=("siglip", "paligemma", "gemma3", *LLAVAS), held_as=TOWER),
     VisionFamily("siglip2_vision_model", inside=("siglip2",), patches=True, resample="bilinear"),
     VisionFamily(
         "internvl_vision",
@@ -235,8 +236,10 @@ def _square(size: Any) -> int:
 
 
 def _check_layer(family: VisionFamily, config: Any, part: VisionPart) -> None:
+    if part.layer is None:
+        return
     check_layer("vision", part.layer, len(config.hidden_sizes) if family.feature_map else config.num_hidden_layers)
-    if family.feature_map and part.layer not in (None, -1):
+    if family.feature_map and part.layer != -1:
         raise ConfigError(
             f"model.vision.layer={part.layer}: the layers of {config.model_type} differ in size, and only the last one "
             "fits the count of its tokens. Use -1, or leave it out"

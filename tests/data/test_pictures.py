@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2Im
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 
+from avlm.config.io import override
 from avlm.config.media import AnyresTiling, InternvlTiling, MediaSpec, VisionSpec
 from avlm.config.run import Augment
 from avlm.data.encode import add_tensors
@@ -23,6 +25,7 @@ from avlm.data.media import MediaReader
 from avlm.data.pictures import PreparedImage, in_patches, in_tiles, prepare_picture
 from avlm.data.vocabulary import make_tokenizer
 from avlm.layout import image_grids, image_token_count
+from avlm.recipes import recipe
 from avlm.samples import Encoded, MediaItem, Picture, Place
 
 SIDE, CELL = 56, 14
@@ -143,3 +146,18 @@ def test_what_is_cut_is_changed_as_the_whole_is(
         assert (shrunk - seen).abs().mean() < 0.5
         touched += bool((seen - prepared.pixels).abs().max() > 20)
     assert touched > 2 if strength else touched == 0
+
+
+def test_the_page_on_pictures_tells_settings_that_are_and_numbers_that_hold() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "pictures.md").read_text()
+    told = re.findall(r"`(model\.(?:vision|audio)\.\w+=[^`]+)`", page)
+    assert len(told) == 5
+    for assignment in told:
+        key, _, value = assignment.partition("=")
+        changed = override(recipe("tiny"), ["model.vision.connector=mlp", f"{key}={value.strip(chr(39))}"])
+        assert getattr(changed.model.vision, key.rpartition(".")[2])
+    spec = VisionSpec(image_size_px=336, cell_px=14, tiling=AnyresTiling())
+    rows = re.findall(r"^\| (\d+) x (\d+) \| (\d+) \|$", page, re.MULTILINE)
+    assert len(rows) == 5
+    for height, width, tokens in rows:
+        assert image_token_count(spec, (int(height), int(width))) == int(tokens)

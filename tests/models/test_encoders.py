@@ -33,6 +33,8 @@ from transformers import (
     Dinov2WithRegistersModel,
     DINOv3ViTConfig,
     DINOv3ViTModel,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
     InternVLConfig,
     InternVLForConditionalGeneration,
     InternVLVisionConfig,
@@ -40,6 +42,8 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaNextConfig,
     LlavaNextForConditionalGeneration,
+    PaliGemmaConfig,
+    PaliGemmaForConditionalGeneration,
     PreTrainedConfig,
     PreTrainedModel,
     Siglip2Config,
@@ -58,6 +62,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from avlm.config.media import AnyresTiling, AudioSpec, InternvlTiling, VisionSpec
 from avlm.config.model import AudioPart, PoolConnector, Source, VisionPart
+from avlm.convert.weights import load_model, save_model
 from avlm.data.pictures import in_patches
 from avlm.errors import ConfigError, LayoutError, WeightsError
 from avlm.layout import audio_embedding_count, image_embedding_count, image_grids
@@ -403,7 +408,6 @@ class EyesConfig(PreTrainedConfig):
 
     model_type = "my_eyes"
     hidden_size: int = 8
-    num_hidden_layers: int = 0
     image_size: int = 12
     patch_size: int = 4
 
@@ -421,7 +425,9 @@ class Eyes(PreTrainedModel):
         return BaseModelOutput(torch.cat([cells.mean(1, keepdim=True), cells], 1))
 
 
-def test_somebodys_own_encoder_needs_a_record_and_nothing_else(tmp_path: Path) -> None:
+def test_somebodys_own_encoder_needs_a_record_and_nothing_else(
+    make_model: Callable[..., Any], make_sample: Callable[..., Any], tmp_path: Path
+) -> None:
     AutoConfig.register("my_eyes", EyesConfig, exist_ok=True)
     AutoModel.register(EyesConfig, Eyes, exist_ok=True)
     known = list(VISION_FAMILIES)
@@ -434,6 +440,13 @@ def test_somebodys_own_encoder_needs_a_record_and_nothing_else(tmp_path: Path) -
         found = look(load_encoder(str(tmp_path), config), pixels(2, 12))
         spec = vision_spec(config, VisionPart(encoder=Source(path="x")), {})
         assert found.shape == (2, image_embedding_count(spec), encoder_width(config)) == (2, 9, 8)
+
+        made = make_model("vision", vision={"model_type": "my_eyes", "image_size": 12, "patch_size": 4})
+        save_model(*made, tmp_path / "whole")
+        batch = made.processor.collate([made.processor.encode(make_sample("image"))])
+        assert int((batch["input_ids"] == made.model.config.image_token_id).sum()) == 9
+        with torch.no_grad():
+            close(load_model(tmp_path / "whole").model(**batch).logits, made.model(**batch).logits)
     finally:
         VISION_FAMILIES[:] = known
 
@@ -587,8 +600,8 @@ def internvl() -> PreTrainedModel:
     return InternVLForConditionalGeneration(InternVLConfig(text_config=text, vision_config=vision, image_token_id=3))
 
 
-def llava(kind: Any, holder: Any, vision: dict[str, Any]) -> PreTrainedModel:
-    text = {"model_type": "llama", **TEXT, "num_key_value_heads": 2}
+def llava(kind: Any, holder: Any, vision: dict[str, Any], language: str = "llama") -> PreTrainedModel:
+    text = {"model_type": language, **TEXT, "num_key_value_heads": 2, "head_dim": 16}
     model: PreTrainedModel = holder(kind(text_config=text, vision_config=vision, image_token_index=3))
     return model
 
@@ -617,6 +630,21 @@ CHECKPOINTS: dict[str, tuple[Callable[[], PreTrainedModel], Callable[[Any], torc
     ),
     "SigLIP in LLaVA-NeXT": (
         lambda: llava(LlavaNextConfig, LlavaNextForConditionalGeneration, {"model_type": "siglip_vision_model", **VIT}),
+        lambda m: m.model.vision_tower,
+    ),
+    "SigLIP in PaliGemma": (
+        lambda: llava(
+            PaliGemmaConfig, PaliGemmaForConditionalGeneration, {"model_type": "siglip_vision_model", **VIT}, "gemma"
+        ),
+        lambda m: m.model.vision_tower,
+    ),
+    "SigLIP in Gemma 3": (
+        lambda: llava(
+            Gemma3Config,
+            Gemma3ForConditionalGeneration,
+            {"model_type": "siglip_vision_model", **VIT},
+            "gemma3_text",
+        ),
         lambda m: m.model.vision_tower,
     ),
     "BiT": (lambda: BitForImageClassification(BitConfig(**BIT)), lambda m: m.bit),
