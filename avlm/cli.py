@@ -18,6 +18,7 @@ from avlm.errors import AvlmError, ConfigError, DataError
 
 if TYPE_CHECKING:
     from avlm.config.run import DataConfig, RunConfig, Stage
+    from avlm.convert.importing import Moved
     from avlm.eval.benchmarks import Report
 
 app = typer.Typer(
@@ -28,6 +29,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+convert = typer.Typer(
+    help="Models of other makers in, and ours out.", no_args_is_help=True, rich_markup_mode=None, add_completion=False
+)
+app.add_typer(convert, name="convert")
 
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings to change, by dotted key.")]
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name, or a YAML file of settings.")]
@@ -121,8 +127,7 @@ def compose(
     from avlm.config.io import assemble
     from avlm.config.model import ModelConfig
 
-    if os.path.lexists(out):
-        raise ConfigError(f"{out} exists, and composing would overwrite it. Choose another name, or remove it")
+    _check_absent(out)
     data: dict[str, Any] = {"language": _source(language) if language else {}}
     for sense, given in (("vision", vision), ("audio", audio)):
         if given:
@@ -151,6 +156,54 @@ def _source(text: str) -> dict[str, Any]:
     if text.startswith("random:"):
         return {"random": {"model_type": text.removeprefix("random:")}}
     return {"path": text}
+
+
+@convert.command("import")
+def convert_import(
+    source: Annotated[
+        str, typer.Argument(metavar="SRC", help="Folder or hub name of a LLaVA, LLaVA-NeXT or Qwen2-Audio checkpoint.")
+    ],
+    out: Annotated[Path, typer.Argument(help="Where the model directory goes.")],
+    drop: Annotated[list[str] | None, typer.Option(help="Leave out tensors that have no place, by pattern.")] = None,
+    pickles: Annotated[bool, typer.Option("--pickles", help="Also read pytorch_model.bin (tensors alone).")] = False,
+) -> None:
+    """Make a model directory of another maker's checkpoint."""
+    if not os.path.isdir(source) and (source.startswith((".", "/", "~")) or source.count("/") != 1):
+        raise ConfigError(f"{source}: there is no such folder. Give an existing one, or a hub name such as OWNER/NAME")
+    _check_absent(out)
+    from avlm.convert.importing import import_model
+    from avlm.training.observe import make_console, world_progress
+
+    _quiet()
+    with _writing(out), world_progress(make_console()) as progress:
+        moved = import_model(source, out, drop=drop or [], pickles=pickles, progress=progress)
+    _tell_moved(moved)
+
+
+@convert.command("export")
+def convert_export(
+    model: ModelDir,
+    out: Annotated[Path, typer.Argument(help="Where the folder goes.")],
+    to: Annotated[str, typer.Option(help="llava, llava_next, qwen2_audio; or a part: language, vision, ...")],
+    adapters: Annotated[str | None, typer.Option(help="Adapters in PEFT's format, merged first.")] = None,
+) -> None:
+    """Write a model, or one part of it, in transformers' own format."""
+    _check_absent(out)
+    from avlm.convert.exporting import export_model
+    from avlm.training.observe import make_console, world_progress
+
+    _quiet()
+    with _writing(out), world_progress(make_console()) as progress:
+        moved = export_model(model, out, to, adapters=adapters, progress=progress)
+    _tell_moved(moved)
+
+
+def _tell_moved(moved: Moved) -> None:
+    print(f"{moved.out}: {moved.parameters:,} parameters in {moved.tensors} tensors, {moved.num_bytes:,} bytes")
+    for name in moved.dropped:
+        print(f"left out: {name}", file=sys.stderr)
+    for note in moved.notes:
+        print(f"note: {note}", file=sys.stderr)
 
 
 @app.command()
@@ -340,6 +393,11 @@ def _check_files(config: RunConfig) -> None:
             _check_file(key, path)
     if isinstance(config.model, str) and not os.path.isdir(config.model):
         raise ConfigError(f"model={config.model}: there is no such directory. Set model=DIR to a model directory")
+
+
+def _check_absent(out: Path) -> None:
+    if os.path.lexists(out):
+        raise ConfigError(f"{out} exists, and would be overwritten. Choose another name, or remove it")
 
 
 def _with_data(config: RunConfig) -> RunConfig:

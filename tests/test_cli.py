@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -90,7 +91,9 @@ def garbage(tmp_path: Path) -> Path:
 # ---------------------------------------------------------------- without torch
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["recipes"], ["show", "tiny"], ["show", "nonsense"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["convert", "--help"], ["recipes"], ["show", "tiny"], ["show", "nonsense"]]
+)
 def test_light_commands_import_nothing_heavy(arguments: list[str]) -> None:
     check = f"""
 import sys
@@ -226,11 +229,21 @@ def test_usage_errors_have_status_2(avlm: Callable[..., Said]) -> None:
         (["eval", "nowhere", "ROWS"], ["nowhere: is not a model directory"]),
         (["eval", "MODEL", "ROWS", "--out", "/proc/no/report.json"], ["cannot be written"]),
         (["eval", "MODEL", "ROWS", "--out", "/"], ["cannot be written"]),
-        (["compose", "MODEL", "--language", "MODEL"], ["exists, and composing would overwrite it"]),
+        (["compose", "MODEL", "--language", "MODEL"], ["exists, and would be overwritten"]),
         (["compose", "OUT"], ["language"]),
         (["compose", "OUT", "--language", "./nowhere"], ["there is no folder ./nowhere"]),
         (["compose", "OUT", "--language", "MODEL", "--vision", "random:nothing"], ["nothing"]),
         (["compose", "OUT", "--language", "random:llama"], ["no tokenizer"]),
+        (["convert", "import", "./nowhere", "OUT"], ["./nowhere: there is no such folder"]),
+        (["convert", "import", "GARBAGE", "OUT"], ["garbage.yaml: there is no such folder"]),
+        (["convert", "import", "MODEL", "OUT"], ["is of type avlm", "llava, llava_next, qwen2_audio"]),
+        (["convert", "import", "MODEL", "MODEL"], ["exists, and would be overwritten"]),
+        (["convert", "export", "MODEL", "MODEL", "--to", "llava"], ["exists, and would be overwritten"]),
+        (["convert", "export", "nowhere", "OUT", "--to", "llava"], ["nowhere: is not a model directory"]),
+        (["convert", "export", "MODEL", "OUT", "--to", "nemo"], ["--to nemo: is not a format", "llava, llava_next"]),
+        (["convert", "export", "MODEL", "OUT", "--to", "llava"], ["does not fit", "audio_connector"]),
+        (["convert", "export", "MODEL", "OUT", "--to", "language", "--adapters", "."], ["has no adapter_config.json"]),
+        (["convert", "export", "MODEL", "/proc/no/out", "--to", "language"], ["cannot be written"]),
         (["demo", "--out", "."], ["has no name of its own"]),
         (["demo", "--out", "ROWS"], ["is a file, and a run needs a directory"]),
         (["demo", "--out", "NEW", "--samples", "-1"], ["train_samples=-1"]),
@@ -255,6 +268,13 @@ def test_wrong_inputs_get_one_message(
         arguments = [argument.replace(word, str(tmp_path / name)) for argument in arguments]
     one_message(avlm(*arguments), *words)
     assert not (tmp_path / "out").exists() and not (tmp_path / "new").exists()
+
+
+def test_a_part_goes_out_and_comes_back_by_composing(avlm: Callable[..., Said], model: Path, tmp_path: Path) -> None:
+    said = avlm("convert", "export", model, tmp_path / "language", "--to", "language")
+    assert (said.status, said.err) == (0, "")
+    assert re.fullmatch(rf"{tmp_path}/language: [\d,]+ parameters in \d+ tensors, [\d,]+ bytes\n", said.out)
+    assert avlm("compose", tmp_path / "again", "--language", tmp_path / "language").status == 0
 
 
 def test_a_run_directory_of_another_recipe_is_one_message(

@@ -19,12 +19,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from avlm.config.io import read_mapping
 from avlm.config.media import AudioSpec, MediaSpec
 from avlm.config.model import AudioPart, LanguagePart, ModelConfig, Source, VisionPart
+from avlm.convert.folder import file_of, preprocessor_of
 from avlm.convert.vocabulary import fit_vocabulary
 from avlm.data.processor import AvlmProcessor
-from avlm.data.text import PLACEHOLDERS, chat_template
+from avlm.data.text import PLACEHOLDERS, chat_template, placeholder_ids
 from avlm.data.vocabulary import add_tokens, add_wraps, make_tokenizer
 from avlm.errors import AvlmError, ConfigError, WeightsError
 from avlm.models import attention
@@ -61,8 +61,7 @@ def compose(config: ModelConfig, *, seed: int = 0, texts: Iterable[str] | None =
     add_wraps(tokenizer, [token for part in (config.vision, config.audio) for token in (part and part.wrap) or ()])
     chat_template(tokenizer, config.language.chat_template)  # a missing one is said before anything heavy is loaded
     text_config = _language_config(config.language, tokenizer)
-    ids = {f"{kind}_token_id": tokenizer.convert_tokens_to_ids(token) for kind, token in PLACEHOLDERS.items()}
-    model_config = _model_config(config, text_config, ids)
+    model_config = _model_config(config, text_config, placeholder_ids(tokenizer))
     model = _assemble(model_config, config, own, tokenizer, seed)
     processor = AvlmProcessor(tokenizer, media=model_config.media, chat_template=config.language.chat_template)
     model.generation_config = _generation_config(model.language_model, processor)
@@ -71,29 +70,73 @@ def compose(config: ModelConfig, *, seed: int = 0, texts: Iterable[str] | None =
 
 def _model_config(config: ModelConfig, text_config: PreTrainedConfig, ids: dict[str, int]) -> AvlmConfig:
     """The model's configuration, from its parts' own and from what they were released with."""
-    vision_config = None if config.vision is None else _encoder_config(config.vision.encoder, "vision.encoder")
-    audio_config = None if config.audio is None else _encoder_config(config.audio.encoder, "audio.encoder")
-    beside = None if config.audio is None else config.audio.beside
-    beside_config = None if beside is None else _encoder_config(beside, "audio.beside")
+    sources: dict[str, Source] = {}
+    if config.vision is not None:
+        sources["vision"] = config.vision.encoder
+    if config.audio is not None:
+        sources["audio"] = config.audio.encoder
+        if config.audio.beside is not None:
+            sources["beside"] = config.audio.beside
+    where = {"vision": "vision.encoder", "audio": "audio.encoder", "beside": "audio.beside"}
+    configs = {name: _encoder_config(source, where[name]) for name, source in sources.items()}
+    prepared = {
+        name: preprocessor_of(source.path, "vision" if name == "vision" else "audio")
+        for name, source in sources.items()
+        if source.path is not None
+    }
+    return describe(config, text_config, configs, prepared=prepared, ids=ids)
+
+
+def describe(
+    parts: ModelConfig,
+    text_config: PreTrainedConfig,
+    configs: dict[str, PreTrainedConfig],
+    *,
+    prepared: dict[str, dict[str, Any]],
+    ids: dict[str, int],
+) -> AvlmConfig:
+    """The configuration of a model of these parts.
+
+    Args:
+        parts: How they are joined.
+        text_config: The language model's own configuration.
+        configs: The encoders' own: ``vision``, ``audio``, and ``beside`` for a second one that hears.
+        prepared: The encoders' released preprocessing, as in ``preprocessor_config.json``, by the same names where it
+            is known.
+        ids: Of the placeholders, by kind.
+
+    Raises:
+        ConfigError: Parts do not fit.
+    """
+    vision, audio = parts.vision, parts.audio
     media = MediaSpec(
-        vision=None
-        if config.vision is None
-        else vision_spec(vision_config, config.vision, _preprocessor(config.vision.encoder, "image_processor")),
-        audio=None if config.audio is None else _audio_spec(config.audio, audio_config, beside_config),
-        video=config.video,
+        vision=None if vision is None else vision_spec(configs["vision"], vision, prepared.get("vision", {})),
+        audio=None if audio is None else _audio_spec(audio, configs, prepared),
+        video=parts.video,
     )
     return AvlmConfig(
         text_config,
-        vision_config,
-        audio_config,
-        vision_connector=None if config.vision is None else config.vision.connector.model_dump(),
-        audio_connector=None if config.audio is None else config.audio.connector.model_dump(),
-        vision_layer=None if config.vision is None else config.vision.layer,
-        audio_layer=None if config.audio is None else config.audio.layer,
+        configs.get("vision"),
+        configs.get("audio"),
+        vision_connector=None if vision is None else vision.connector.model_dump(),
+        audio_connector=None if audio is None else audio.connector.model_dump(),
+        vision_layer=None if vision is None else vision.layer,
+        audio_layer=None if audio is None else audio.layer,
         media=media.model_dump(mode="json"),
-        audio_beside_config=beside_config,
-        **ids,
+        audio_beside_config=configs.get("beside"),
+        **{f"{kind}_token_id": ids.get(kind) for kind in PLACEHOLDERS},
     )
+
+
+def _audio_spec(
+    part: AudioPart, configs: dict[str, PreTrainedConfig], prepared: dict[str, dict[str, Any]]
+) -> AudioSpec:
+    """What the audio encoder hears, and what a second one hears of it."""
+    spec = audio_spec(configs["audio"], part, prepared.get("audio", {}))
+    if part.beside is None:
+        return spec
+    other = audio_spec(configs["beside"], AudioPart(encoder=part.beside), prepared.get("beside", {}))
+    return spec.model_copy(update={"beside": other})
 
 
 def skeleton(config: ModelConfig) -> AvlmForConditionalGeneration:
@@ -299,7 +342,7 @@ def _tokenizers(
 
 
 def _has_tokenizer(path: str) -> bool:
-    return any(_file(path, name) is not None for name in ("tokenizer_config.json", "tokenizer.json"))
+    return any(file_of(path, name) is not None for name in ("tokenizer_config.json", "tokenizer.json"))
 
 
 def _read_tokenizer(path: str, part: str) -> PreTrainedTokenizerBase:
@@ -307,37 +350,3 @@ def _read_tokenizer(path: str, part: str) -> PreTrainedTokenizerBase:
     with _loading(part, path):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     return tokenizer
-
-
-def _audio_spec(part: AudioPart, config: PreTrainedConfig, beside: PreTrainedConfig | None) -> AudioSpec:
-    """What the audio encoder hears, and what a second one hears of it."""
-    spec = audio_spec(config, part, _preprocessor(part.encoder, "feature_extractor"))
-    if part.beside is None or beside is None:
-        return spec
-    other = audio_spec(beside, AudioPart(encoder=part.beside), _preprocessor(part.beside, "feature_extractor"))
-    return spec.model_copy(update={"beside": other})
-
-
-def _preprocessor(source: Source, name: Literal["image_processor", "feature_extractor"]) -> dict[str, Any]:
-    """The released preprocessing of a local encoder folder; hub names are asked for theirs by transformers' cache."""
-    if source.path is None:
-        return {}
-    for file in ("preprocessor_config.json", "processor_config.json"):
-        found = _file(source.path, file)
-        if found is not None:
-            settings = read_mapping(found)
-            return dict(settings.get(name) or settings)
-    return {}
-
-
-def _file(path: str, name: str) -> Path | None:
-    """A file of a local folder, or of a hub name."""
-    if Path(path).is_dir():
-        return Path(path) / name if (Path(path) / name).is_file() else None
-    from transformers.utils import cached_file
-
-    try:
-        found = cached_file(path, name)
-    except OSError:
-        return None
-    return None if found is None else Path(found)

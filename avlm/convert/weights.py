@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from avlm.convert.compose import Composed
 from avlm.data.processor import AvlmProcessor
-from avlm.data.text import PLACEHOLDERS
+from avlm.data.text import PLACEHOLDERS, placeholder_ids, placeholders
 from avlm.errors import AvlmError, ConfigError, WeightsError
 from avlm.models import attention
 from avlm.models.configuration import AvlmConfig
@@ -118,7 +118,7 @@ def load_model(path: Path | str, *, device: str | torch.device = "cpu") -> Compo
         WeightsError: Weights are missing, or too many.
     """
     folder = Path(path)
-    _check_kind(folder)
+    check_kind(folder)
     try:
         config = AvlmConfig.from_pretrained(folder)
         model, info = AvlmForConditionalGeneration.from_pretrained(
@@ -144,18 +144,19 @@ def load_model(path: Path | str, *, device: str | torch.device = "cpu") -> Compo
             f"{path}: config.json and processor_config.json disagree about the media settings, so tokens would be "
             "counted differently from what the encoders make. Copy `media` from config.json to processor_config.json"
         )
+    tokens, ids = placeholders(tokenizer), placeholder_ids(tokenizer)
     for kind, token in PLACEHOLDERS.items():
-        ours, theirs = getattr(config, f"{kind}_token_id"), tokenizer.convert_tokens_to_ids(token)
+        ours, theirs = getattr(config, f"{kind}_token_id"), ids.get(kind)
         if ours != theirs:
             raise ConfigError(
-                f"{path}: config.json has {kind}_token_id={ours}, and the tokenizer's {token} is {theirs}, so media "
-                "would have no place in the text. Copy the directory again"
+                f"{path}: config.json has {kind}_token_id={ours}, and the tokenizer's {tokens.get(kind, token)} is "
+                f"{theirs}, so media would have no place in the text. Copy the directory again"
             )
     attention.use(model.language_model)
     return Composed(model.to(device).eval(), processor)
 
 
-def _check_kind(folder: Path) -> None:
+def check_kind(folder: Path) -> None:
     """Refuse another model's folder before anything of it is built."""
     path = folder / "config.json"
     if not path.is_file():

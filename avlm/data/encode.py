@@ -23,7 +23,7 @@ from avlm.data.augment import augment_features, augment_image
 from avlm.data.features import levelled
 from avlm.data.media import Prepared, PreparedAudio, PreparedVideo
 from avlm.data.pictures import PreparedImage, changed, in_patches, in_tiles, normalise
-from avlm.data.text import CUT, PLACEHOLDERS, Piece, pieces, wrap_tokens
+from avlm.data.text import CUT, Piece, pieces, placeholder_ids, placeholders, wrap_tokens
 from avlm.data.turns import state_classes
 from avlm.errors import ConfigError, DataError, LayoutError, MediaError
 from avlm.layout import Segment, audio_segments, image_segments, video_segments
@@ -42,7 +42,10 @@ class Tokens:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str) -> None:
         self.tokenizer = tokenizer
         self.template = template
-        self.placeholders = {kind: int(tokenizer.convert_tokens_to_ids(token)) for kind, token in PLACEHOLDERS.items()}
+        self.placeholders = placeholder_ids(tokenizer)
+        kind, self.stand_in = next(iter(placeholders(tokenizer).items()), ("", ""))
+        """The token that holds the place of a medium, whatever its kind, while a text is turned into tokens."""
+        self.stand_in_id = self.placeholders.get(kind, -1)
         self._short = lru_cache(maxsize=65_536)(self._read)
         self.token_id = lru_cache(maxsize=64)(self._token_id)
         self._read("x")  # drops what the tokenizer's file says of padding now, not in two threads at once
@@ -152,7 +155,7 @@ def _encode_words(
     answer = next((turn.text() for turn in sample.turns if turn.role == "assistant"), "")
     out = Encoded(sample.id, [], [], words=[list(tokens.ids(item.alt or answer)) for item in sample.media()])
     for number, item in enumerate(prepared):
-        segments = _segments(item, media, sample)
+        segments = _segments(item, media, sample, tokens)
         out.places.append(Place(sample.id, number, segments))
         out.ids += [tokens.placeholders[s.kind] for s in segments if s.kind != "text" for _ in range(s.count)]
     out.labels = [IGNORE] * len(out.ids)
@@ -177,16 +180,16 @@ def _write_prompt(
         if piece.media is None:
             text += piece.text
             continue
-        segments = _segments(prepared[piece.media], media, sample)
+        segments = _segments(prepared[piece.media], media, sample, tokens)
         out.places.append(Place(sample.id, piece.media, segments))
         waiting.append((_wrap(segments, media), segments))
-        text += PLACEHOLDERS["image"]
-    place = tokens.placeholders["image"]
+        text += tokens.stand_in
+    place = tokens.stand_in_id
     ids = tokens.after(before, text)
     if ids.count(place) != len(waiting):
         raise ConfigError(
-            f"the tokenizer reads {ids.count(place)} tokens {PLACEHOLDERS['image']} in a prompt with {len(waiting)} "
-            f"media. Make {PLACEHOLDERS['image']} a special token of the tokenizer, with no place in the template"
+            f"the tokenizer reads {ids.count(place)} tokens {tokens.stand_in} in a prompt with {len(waiting)} "
+            f"media. Make {tokens.stand_in} a special token of the tokenizer, with no place in the template"
         )
 
     def write(token: int) -> None:
@@ -225,15 +228,25 @@ def _wrap(segments: Sequence[Segment], media: MediaSpec) -> Wrap | None:
     return None if part is None else part.wrap
 
 
-def _segments(prepared: Prepared, media: MediaSpec, sample: Sample) -> tuple[Segment, ...]:
+def _segments(prepared: Prepared, media: MediaSpec, sample: Sample, tokens: Tokens) -> tuple[Segment, ...]:
     try:
         if isinstance(prepared, PreparedImage):
-            return tuple(image_segments(media, prepared.size_px))
-        if isinstance(prepared, PreparedAudio):
-            return tuple(audio_segments(prepared.num_samples, media))
-        return tuple(video_segments(prepared.facts, media))
+            segments = tuple(image_segments(media, prepared.size_px))
+        elif isinstance(prepared, PreparedAudio):
+            segments = tuple(audio_segments(prepared.num_samples, media))
+        else:
+            segments = tuple(video_segments(prepared.facts, media))
     except LayoutError as error:
         raise MediaError(str(error), where=sample.where, sample_id=sample.id) from None
+    for segment in segments:
+        if segment.kind not in tokens.placeholders:
+            raise MediaError(
+                f"a {segment.kind} has no place in the text, because the model's tokenizer has no token that stands "
+                f"for it. Leave it out, or use a model that was composed for {segment.kind}",
+                where=sample.where,
+                sample_id=sample.id,
+            )
+    return segments
 
 
 def add_tensors(

@@ -26,6 +26,7 @@ from avlm.data.text import (
     PLACEHOLDERS,
     chat_template,
     control_tokens,
+    placeholders,
     read_back,
     wrap_tokens,
     written,
@@ -50,7 +51,8 @@ class AvlmProcessor(ProcessorMixin):
     """Tokenizer, template and media settings of one model.
 
     Args:
-        tokenizer: With the placeholder tokens <image>, <audio> and <video>.
+        tokenizer: With placeholder tokens for what the model sees and hears: <image>, <audio> and <video>, or what it
+            names as its own `image_token`, `audio_token`, `video_token`.
         media: A `MediaSpec` as plain data, the same as in the model's configuration.
         chat_template: A Jinja template; default: the tokenizer's own.
         system: `SystemPrompts` as plain data: what a conversation without a system turn begins with.
@@ -81,7 +83,10 @@ class AvlmProcessor(ProcessorMixin):
         **kwargs: Any,
     ) -> None:
         spec = build(MediaSpec, media or {}, where="the processor's media")
-        missing = [t for t in (*PLACEHOLDERS.values(), *wrap_tokens(spec)) if t not in tokenizer.get_vocab()]
+        known, vocabulary = placeholders(tokenizer), tokenizer.get_vocab()
+        needed = [kind for kind, sense in (("image", spec.vision), ("audio", spec.audio)) if sense is not None]
+        missing = [PLACEHOLDERS[kind] for kind in needed if kind not in known]
+        missing += [token for token in wrap_tokens(spec) if token not in vocabulary]
         if missing:
             raise ConfigError(
                 f"the tokenizer has no token {', '.join(missing)}, so media have no place in the text. "
@@ -235,7 +240,7 @@ class AvlmProcessor(ProcessorMixin):
         """
         texts = list(text) if isinstance(text, (list, tuple)) else [text or ""]
         media = {"image": images, "audio": audio, "video": videos}
-        marks = (*PLACEHOLDERS.values(), *control_tokens(self.tokenizer, self.tokens().template))
+        marks = (*placeholders(self.tokenizer).values(), *control_tokens(self.tokenizer, self.tokens().template))
         if any(mark in t for t in texts for mark in marks):
             encoded = self._encode_written(texts, media, kwargs.get("sampling_rate"))
         else:
@@ -249,7 +254,7 @@ class AvlmProcessor(ProcessorMixin):
         queues = {kind: [media_item(kind, v, rate_hz) for v in _flat(given)] for kind, given in media.items()}
         found = []
         for number, text in enumerate(texts):
-            written_pieces, kinds = read_back(text)
+            written_pieces, kinds = read_back(text, self.tokenizer)
             if any(kinds.count(kind) > len(queue) for kind, queue in queues.items()):
                 raise ConfigError(
                     f"text {number} has the placeholders {kinds}, and not so many media are left. Add media"

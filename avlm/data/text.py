@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 PLACEHOLDERS = {"image": "<image>", "audio": "<audio>", "video": "<video>"}
-"""Placeholder tokens in the tokenizer, by the field's usual names."""
+"""Placeholder tokens in the tokenizer, by the field's usual names; a tokenizer may have names of its own for them."""
 
 CUT = "\ufdd0"
 """Between characters that are to be turned into tokens apart from each other. Removed when that is done."""
@@ -49,6 +49,29 @@ class Piece:
     """Number of the media item in its sample."""
     answer: bool = False
     """Learned: the assistant's words with the end token."""
+
+
+_PLACEHOLDERS: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[int, dict[str, str]]] = WeakKeyDictionary()
+
+
+def placeholders(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """The tokens of a tokenizer that stand for media, by kind; a kind that it has none for is left out.
+
+    A tokenizer names its own as transformers' multimodal ones do (`image_token`, `audio_token`, `video_token`);
+    otherwise they go by the field's usual names.
+    """
+    size, found = _PLACEHOLDERS.get(tokenizer, (-1, {}))
+    if size != len(tokenizer):
+        own, added = tokenizer.special_tokens_map, tokenizer.get_added_vocab()
+        names = {kind: str(own.get(f"{kind}_token") or token) for kind, token in PLACEHOLDERS.items()}
+        found = {kind: token for kind, token in names.items() if token in added}
+        _PLACEHOLDERS[tokenizer] = len(tokenizer), found
+    return found
+
+
+def placeholder_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """Ids of the tokens that stand for media, by kind; a kind that the tokenizer has none for is left out."""
+    return {kind: int(tokenizer.convert_tokens_to_ids(token)) for kind, token in placeholders(tokenizer).items()}
 
 
 def wrap_tokens(media: MediaSpec) -> tuple[str, ...]:
@@ -98,7 +121,8 @@ def pieces(
         DataError: A text holds a placeholder that belongs to media, a medium finds no place, or nothing is to be said.
         ConfigError: The template rewrites what was said before, or closes an answer without an end token.
     """
-    messages = _messages(sample, (*control_tokens(tokenizer, template), *reserved))
+    control = (*control_tokens(tokenizer, template), *reserved)
+    messages = _messages(sample, control, placeholders(tokenizer))
     while prompt_only and messages and messages[-1]["role"] == "assistant":
         messages.pop()
     if not prompt_only:
@@ -123,7 +147,7 @@ def pieces(
 
 
 def _answered(
-    messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, template: str, sample: Sample
+    messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, template: str, sample: Sample
 ) -> tuple[list[Piece], str]:
     """Pieces up to the last answer, and the text that they make up."""
     found: list[Piece] = []
@@ -150,7 +174,7 @@ def _answered(
 
 
 def _prompt(
-    messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, template: str, sample: Sample
+    messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, template: str, sample: Sample
 ) -> list[Piece]:
     """The same pieces that training sees for the answers given so far, then the rest of the prompt."""
     whole = _render(tokenizer, template, messages, True, sample)
@@ -190,6 +214,7 @@ def _end_of_answer(after: str, marked: str, tokenizer: PreTrainedTokenizerBase, 
 
 _SPECIAL: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[int, tuple[str, ...]]] = WeakKeyDictionary()
 _CONTROL: WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[int, str], tuple[str, ...]]] = WeakKeyDictionary()
+_WRITTEN: WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[int, str], frozenset[str]]] = WeakKeyDictionary()
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
@@ -197,7 +222,8 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
     size, found = _SPECIAL.get(tokenizer, (-1, ()))
     if size != len(tokenizer):
         added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
-        tokens = {str(token) for token in [*tokenizer.all_special_tokens, *added]} - set(PLACEHOLDERS.values())
+        tokens = {str(token) for token in [*tokenizer.all_special_tokens, *added]}
+        tokens -= {*PLACEHOLDERS.values(), *placeholders(tokenizer).values()}
         found = tuple(sorted(tokens - {""}))
         _SPECIAL[tokenizer] = len(tokenizer), found
     return found
@@ -230,16 +256,17 @@ def written(sample: Sample, tokenizer: PreTrainedTokenizerBase, template: str, *
     Args:
         prompt: End where the model is to speak.
     """
-    kinds = [PLACEHOLDERS[item.kind] for item in sample.media()]
-    text = _render(tokenizer, template, _messages(sample, ()), prompt, sample)
+    names = placeholders(tokenizer)
+    kinds = [names.get(item.kind, PLACEHOLDERS[item.kind]) for item in sample.media()]
+    text = _render(tokenizer, template, _messages(sample, (), {}), prompt, sample)
     return _MARKS.sub(lambda mark: kinds[int(mark[1])], text)
 
 
-def read_back(text: str) -> tuple[list[Piece], list[str]]:
+def read_back(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Piece], list[str]]:
     """Pieces of a text that `written` made (or somebody else), and the kinds of its media in order."""
     found: list[Piece] = []
     kinds: list[str] = []
-    names = {token: kind for kind, token in PLACEHOLDERS.items()}
+    names = {token: kind for kind, token in placeholders(tokenizer).items()}
     for chunk in re.split("(" + "|".join(map(re.escape, names)) + ")", text.translate(_RESERVED)):
         if chunk in names:
             found.append(Piece(media=len(kinds)))
@@ -249,14 +276,15 @@ def read_back(text: str) -> tuple[list[Piece], list[str]]:
     return found, kinds
 
 
-def _messages(sample: Sample, control: Sequence[str]) -> list[dict[str, str]]:
+def _messages(sample: Sample, control: Sequence[str], markers: dict[str, str]) -> list[dict[str, Any]]:
+    """A conversation as templates take it, a mark for each medium; `parts` has the words and marks one by one."""
     number = 0
-    messages: list[dict[str, str]] = []
+    messages: list[dict[str, Any]] = []
     for turn in sample.turns:
         words = []
         for part in turn.parts:
             if isinstance(part, Text):
-                words.append(_checked(part.text, control, sample))
+                words.append(_checked(part.text, control, markers, sample))
                 continue
             if turn.role == "assistant":
                 raise DataError(
@@ -267,7 +295,7 @@ def _messages(sample: Sample, control: Sequence[str]) -> list[dict[str, str]]:
             words.append(_MARK.format(number))
             number += 1
         content = "".join(words) if turn.verbatim else "\n".join(_joined(words))
-        messages.append({"role": turn.role, "content": content})
+        messages.append({"role": turn.role, "content": content, "parts": words})
     return messages
 
 
@@ -282,10 +310,10 @@ def _joined(words: list[str]) -> list[str]:
     return lines
 
 
-def _checked(text: str, control: Sequence[str], sample: Sample) -> str:
+def _checked(text: str, control: Sequence[str], markers: dict[str, str], sample: Sample) -> str:
     """A text as it may stand in a conversation: without marks of ours, and without control tokens."""
     text = text.translate(_RESERVED)
-    for kind, token in PLACEHOLDERS.items():
+    for kind, token in markers.items():
         if token in text:
             raise DataError(
                 f"a text holds the marker {token}, which stands for {kind} data, and no {kind} belongs to it there. "
@@ -300,14 +328,62 @@ def _checked(text: str, control: Sequence[str], sample: Sample) -> str:
     return text
 
 
-def unmarked(text: str) -> str:
+def unmarked(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
     """An answer as it can be told again: a marker that a model spelled out stands for nothing, and gets a space."""
-    for token in PLACEHOLDERS.values():
+    for token in placeholders(tokenizer).values():
         text = text.replace(token, f"{token[:-1]} {token[-1]}")
     return text
 
 
 def _render(
+    tokenizer: PreTrainedTokenizerBase, template: str, messages: Sequence[dict[str, Any]], prompt: bool, sample: Sample
+) -> str:
+    """The template's text with a mark for each medium, whether the template writes the placeholders or we do."""
+    kinds = kinds_written(tokenizer, template)
+    media = [item.kind for item in sample.media()]
+    rendered = _applied(tokenizer, template, [_message(m, media, kinds) for m in messages], prompt, sample)
+    numbers = [int(n) for m in messages for n in _MARKS.findall(m["content"]) if media[int(n)] in kinds]
+    if not numbers:
+        return rendered
+    waiting = {token: [n for n in numbers if media[n] == kind] for kind, token in placeholders(tokenizer).items()}
+    places = "|".join(re.escape(token) for token, of_kind in waiting.items() if of_kind)
+    return re.sub(places, lambda at: _MARK.format(waiting[at[0]].pop(0)) if waiting[at[0]] else at[0], rendered)
+
+
+def _message(message: dict[str, Any], media: Sequence[str], kinds: frozenset[str]) -> dict[str, Any]:
+    """A message as the template wants it: one text, or typed parts with the media among them."""
+    if not kinds:
+        return {"role": message["role"], "content": message["content"]}
+    parts: list[dict[str, str]] = []
+    for word in message.get("parts", [message["content"]]):
+        mark = _MARKS.fullmatch(word)
+        kind = media[int(mark[1])] if mark else ""
+        parts.append({"type": kind} if kind in kinds else {"type": "text", "text": word})
+    return {"role": message["role"], "content": parts}
+
+
+def kinds_written(tokenizer: PreTrainedTokenizerBase, template: str) -> frozenset[str]:
+    """Kinds of media that a template writes placeholders for, given messages of typed parts as multimodal ones are.
+
+    A template that takes only texts has none; then the placeholder is written into the text.
+    """
+    known = _WRITTEN.setdefault(tokenizer, {})
+    key = (len(tokenizer), template)
+    if key not in known:
+        found = set()
+        for kind, token in placeholders(tokenizer).items():
+            asked = [{"role": "user", "content": [{"type": kind}, {"type": "text", "text": "x"}]}]
+            try:
+                text = _applied(tokenizer, template, asked, True, Sample("", ()))
+            except DataError:
+                continue
+            if text.count(token) == 1 and "'type'" not in text and '"type"' not in text:
+                found.add(kind)
+        known[key] = frozenset(found)
+    return known[key]
+
+
+def _applied(
     tokenizer: PreTrainedTokenizerBase, template: str, messages: Sequence[dict[str, Any]], prompt: bool, sample: Sample
 ) -> str:
     try:

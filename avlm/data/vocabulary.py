@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from avlm.data.text import PLACEHOLDERS, without_media
+from avlm.data.text import PLACEHOLDERS, placeholders, without_media
 from avlm.errors import ConfigError
 from avlm.samples import Sample
 
@@ -61,7 +61,9 @@ def add_tokens(tokenizer: PreTrainedTokenizerBase, ordinary: Sequence[str] = (),
     """
     known = tokenizer.get_added_vocab()
     tokenizer.add_tokens([t for t in ordinary if t not in known])
-    tokenizer.add_tokens([t for t in (*special, *PLACEHOLDERS.values()) if t not in known], special_tokens=True)
+    there = placeholders(tokenizer)
+    media = [token for kind, token in PLACEHOLDERS.items() if kind not in there]
+    tokenizer.add_tokens([t for t in (*special, *media) if t not in known], special_tokens=True)
 
 
 def add_wraps(tokenizer: PreTrainedTokenizerBase, tokens: Iterable[str]) -> None:

@@ -96,7 +96,7 @@ class Checks:
         }
 
     def weights(self) -> Found:
-        """No weight is a NaN or an infinity, and no buffer a NaN (limits may be infinite); all-zero tensors are told."""
+        """No weight is a NaN or an infinity, no buffer a NaN (limits may be infinite); all-zero tensors are told."""
         bad = [n for n, p in self.model.named_parameters() if not bool(p.isfinite().all())]
         bad += [n for n, b in self.model.named_buffers() if b.is_floating_point() and bool(b.isnan().any())]
         zero = [n for n, p in self.model.named_parameters() if p.ndim > 1 and not bool(p.any())]

@@ -84,7 +84,7 @@ class Chat:
         final = self.processor.tokenizer.decode(ids, skip_special_tokens=True)
         if final != shown:
             yield final[len(shown) :]
-        self.turns += [turn, Turn("assistant", (Text(unmarked(final)),))]
+        self.turns += [turn, Turn("assistant", (Text(unmarked(final, self.processor.tokenizer)),))]
 
     def chat(self, *parts: str | MediaItem, sampling: Sampling | None = None, use_cache: bool = True) -> str:
         """Ask once, apart from any conversation, and get the whole answer."""

@@ -93,9 +93,9 @@ def test_a_saved_processor_is_loaded_by_auto_processor_in_another_process(
 def test_a_tokenizer_without_placeholders_is_refused_and_what_it_lacks_is_named() -> None:
     bare = PreTrainedTokenizerFast(tokenizer_object=make_bare())
     with pytest.raises(ConfigError) as error:
-        AvlmProcessor(bare)
+        AvlmProcessor(bare, media=MEDIA.model_dump(mode="json"))
     assert str(error.value) == (
-        "the tokenizer has no token <image>, <audio>, <video>, so media have no place in the text. "
+        "the tokenizer has no token <image>, <audio>, so media have no place in the text. "
         "Add them with `avlm compose`, which also gives them embeddings"
     )
     add_tokens(bare)
