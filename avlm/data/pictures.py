@@ -66,10 +66,24 @@ def prepare_image(picture: Picture, spec: VisionSpec) -> Tensor:
 def _in_square(pixels: Tensor, spec: VisionSpec) -> Tensor:
     side = spec.image_size_px
     if spec.fit == "crop":
-        pixels = _centre_square(pixels)
+        pixels = _centre_square(_shorter_side(pixels, spec))
     elif spec.fit == "pad":
         pixels = _padded_square(pixels, spec)
     return _resized(pixels, (side, side), spec)
+
+
+def _shorter_side(pixels: Tensor, spec: VisionSpec) -> Tensor:
+    """The whole picture with its shorter side as long as the encoder's; the longer one is cut afterwards.
+
+    Source:
+        CLIP's processing (arXiv:2103.00020) in transformers' order, which LLaVA-1.5 takes over.
+    """
+    side = spec.image_size_px
+    height, width = pixels.shape[1:]
+    longest = int(side * max(height, width) / min(height, width))
+    if longest > WIDEST:  # a thin strip must not become large
+        return pixels
+    return _resized(pixels, (longest, side) if height > width else (side, longest), spec)
 
 
 def _resized(pixels: Tensor, size: Size, spec: VisionSpec) -> Tensor:

@@ -243,10 +243,11 @@ def test_resizing_is_pillows_within_one_grey_level(height: int, width: int, fit:
     )
     spec = VisionSpec(image_size_px=28, cell_px=14, fit=fit, mean=(0.5, 0.25, 1.0))
     side, long = min(height, width), max(height, width)
-    left, top = (width - side) // 2, (height - side) // 2
     square = smooth
-    if fit == "crop":
-        square = smooth.crop((left, top, left + side, top + side))
+    if fit == "crop":  # as CLIP's processor: the shorter side first, then the middle at whole pixels
+        wide, high = (int(28 * size / side) for size in (width, height))
+        left, top = (wide - 28) // 2, (high - 28) // 2
+        square = smooth.resize((wide, high), Image.Resampling.BICUBIC).crop((left, top, left + 28, top + 28))
     if fit == "pad":
         square = Image.new("RGB", (long, long), (128, 64, 255))
         square.paste(smooth, ((long - width) // 2, (long - height) // 2))
