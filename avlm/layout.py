@@ -156,7 +156,7 @@ def video_segments(facts: VideoFacts, media: MediaSpec) -> list[Segment]:
     """
     order = media.video.order
     _check_senses(facts, media)
-    frames = [] if order == "audio" else _frames(facts.duration_s, media)
+    frames = [] if order == "audio" else _frame_segments(facts.duration_s, media)
     spans: list[tuple[int, float]] = []
     if media.audio is not None and order != "video":
         spans = audio_token_spans(facts.num_samples, media.audio)
@@ -186,7 +186,7 @@ def _check_senses(facts: VideoFacts, media: MediaSpec) -> None:
         )
 
 
-def _frames(duration_s: float, media: MediaSpec) -> list[list[Segment]]:
+def _frame_segments(duration_s: float, media: MediaSpec) -> list[list[Segment]]:
     """Each frame, behind its time if there is a clock."""
     assert media.vision is not None
     frame = Segment("video", image_token_count(media.vision))
