@@ -239,7 +239,7 @@ def _segments(prepared: Prepared, media: MediaSpec, sample: Sample, tokens: Toke
     except LayoutError as error:
         raise MediaError(str(error), where=sample.where, sample_id=sample.id) from None
     for segment in segments:
-        if segment.kind not in tokens.placeholders:
+        if segment.kind != "text" and segment.kind not in tokens.placeholders:
             raise MediaError(
                 f"a {segment.kind} has no place in the text, because the model's tokenizer has no token that stands "
                 f"for it. Leave it out, or use a model that was composed for {segment.kind}",

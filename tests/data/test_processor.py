@@ -235,6 +235,9 @@ def test_media_in_messages_are_found_under_any_of_their_names(
         [{"role": "user", "content": [{"type": "audio", "audio": np.ones(9, np.float32), "sampling_rate": 8000}]}]
     ).media()
     assert part.decoded.sample_rate_hz == 8000
+    for given, expected in (({}, (0.0, None)), ({"start": 1, "end": 2.5}, (1.0, 2.5))):
+        (part,) = conversation_sample([{"role": "user", "content": [{"type": "video", "path": "a", **given}]}]).media()
+        assert (part.start_s, part.end_s) == expected
 
 
 @pytest.mark.parametrize(

@@ -135,6 +135,53 @@ def test_what_a_medium_shows_or_says_is_read_where_it_is_written(tmp_path: Path)
         assert all((item.kind, item.path) == (kind, tmp_path / "a") for item in items)
 
 
+def test_a_sound_or_a_video_may_be_cut(tmp_path: Path) -> None:
+    cuts: list[dict[str, Any]] = [
+        {},
+        {"start": None, "end": None},
+        {"start": 1},
+        {"end": 2.5},
+        {"start": 0.5, "end": 2},
+    ]
+    for kind in ("audio", "video"):
+        source = file_of(tmp_path / "rows.jsonl", said([{"type": kind, "path": "a", **cut} for cut in cuts]))
+        found = [(item.start_s, item.end_s) for item in source[0].media()]
+        assert found == [(0.0, None), (0.0, None), (1.0, None), (0.0, 2.5), (0.5, 2.0)]
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        (
+            {"type": "video", "path": "a", "start": "1:30"},
+            'a part of type video has a text as "start", which is a time in seconds. Give a number, or leave it out',
+        ),
+        (
+            {"type": "audio", "path": "a", "end": True},
+            'a part of type audio has a truth value as "end", which is a time in seconds. '
+            "Give a number, or leave it out",
+        ),
+        (
+            {"type": "audio", "path": "a", "start": 3, "end": 2},
+            "a: ends at 2 s and begins at 3 s, so there is nothing in it. Give an end behind its start",
+        ),
+        (
+            {"type": "audio", "path": "a", "start": 10**400},
+            "a: begins at inf s, which is no time in it. Give 0 or more seconds",
+        ),
+        (
+            {"type": "image", "path": "a", "end": 1},
+            "a: is a picture with a start or an end, and pictures have no time. Remove them",
+        ),
+    ],
+)
+def test_a_cut_that_is_none_is_refused(part: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError) as error:
+        parse_row(said([part]), Path(), "rows.jsonl line 1")
+    assert error.value.reason == message
+    assert str(error.value).startswith("rows.jsonl line 1")
+
+
 def test_an_id_and_a_task_are_optional_and_null_is_none(tmp_path: Path) -> None:
     rows = [{"messages": GOOD["messages"]}, {**GOOD, "id": None, "task": None}, {**GOOD, "id": 7, "task": 3}]
     source = file_of(tmp_path / "rows.jsonl", *rows)
@@ -170,7 +217,7 @@ def test_good_rows_are_found_among_bad_ones(tmp_path_factory: pytest.TempPathFac
 
 ANY = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["id", "task", "messages", "role", "content", "type", "text", "path", "alt"]), inner, max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["id", "task", "messages", "role", "content", "type", "text", "path", "alt", "start", "end"]), inner, max_size=4),
     max_leaves=12,
 )  # fmt: skip
 

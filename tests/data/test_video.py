@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 from fractions import Fraction
 from pathlib import Path
@@ -12,9 +13,13 @@ import numpy as np
 import pytest
 
 from avlm.config.media import AudioSpec, MediaSpec, VideoSpec, VisionSpec
+from avlm.config.model import ModelConfig
 from avlm.data.decode import Limits, decode_audio, decode_video
 from avlm.data.media import MediaReader, PreparedVideo
+from avlm.data.world.video import write_clip
 from avlm.errors import MediaError
+from avlm.layout import Segment, video_segments
+from avlm.recipes import recipe
 from avlm.samples import Clip, MediaItem
 
 FPS, RATE = 10, 48_000
@@ -266,3 +271,25 @@ def test_the_sound_of_a_video_can_be_heard_alone(tmp_path: Path) -> None:
         loud = np.nonzero(np.abs(sound.waveform) > 0.2)[0]
         assert loud[0] / 16_000 == pytest.approx(1.0, abs=0.08)
         assert len(sound.waveform) / 16_000 == pytest.approx(3.0, abs=0.1)
+
+
+@pytest.mark.parametrize("seconds", [2, 3, 4])
+def test_the_demos_own_videos_are_laid_out_as_ever(seconds: int, tmp_path: Path) -> None:
+    """Frame, its share of the sound, frame ...: the shares differ by at most one token, the later ones are larger."""
+    count = seconds * 8
+    rng = np.random.default_rng(seconds)
+    frames = rng.integers(0, 256, (count, 64, 64, 3), dtype=np.uint8)
+    write_clip(tmp_path / "a.mp4", frames, rng.normal(0, 0.1, seconds * 16_000))
+    model = recipe("tiny").model
+    assert isinstance(model, ModelConfig) and model.vision is not None and model.audio is not None
+    eyes = VisionSpec(image_size_px=64, cell_px=16, reduction=model.vision.connector.reduction())
+    spec = MediaSpec(vision=eyes, audio=AudioSpec(reduction=model.audio.connector.reduction()), video=model.video)
+    prepared = MediaReader(spec).prepare(MediaItem("video", path=tmp_path / "a.mp4"))
+    assert isinstance(prepared, PreparedVideo)
+    looked, total = 2 * seconds, -(-50 * seconds // 4)  # 20 ms an embedding, four of them a token
+    edges = [total * i // looked for i in range(looked + 1)]
+    shares = [b - a for a, b in itertools.pairwise(edges)]
+    picture = Segment("video", model.vision.connector.reduction().spread)
+    expected = [s for share in shares for s in (picture, Segment("audio", share))]
+    assert video_segments(prepared.facts, spec) == expected
+    assert len(prepared.frames) == looked

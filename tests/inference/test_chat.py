@@ -13,7 +13,7 @@ from avlm.convert.weights import save_model
 from avlm.errors import ConfigError, DataError, MediaError
 from avlm.inference.chat import Audio, Chat, Image, Video
 from avlm.inference.generate import Sampling, generate
-from avlm.samples import Sample, Text, Turn
+from avlm.samples import MediaItem, Sample, Text, Turn
 
 SHORT = Sampling(max_tokens=5)
 
@@ -169,6 +169,17 @@ def test_sounds_may_be_arrays_with_their_rate(chat: Chat, sound: Callable[..., P
     expected = chat.chat("What is it?", Audio(path), sampling=SHORT)
     assert chat.chat("What is it?", Audio(wave, rate), sampling=SHORT) == expected
     assert chat.chat("What is it?", Audio(wave), sampling=SHORT) == expected
+
+
+def test_sounds_and_videos_may_be_cut() -> None:
+    assert Video("a.mp4", start_s=1.0, end_s=2.5) == MediaItem("video", Path("a.mp4"), start_s=1.0, end_s=2.5)
+    assert Audio(b"abc", end_s=2.5) == MediaItem("audio", data=b"abc", end_s=2.5)
+    whole = Audio(np.ones(9, np.float32), 3)
+    assert Audio(whole) is whole
+    cut = Audio(whole, start_s=1.0)
+    assert (cut.decoded, cut.start_s, cut.end_s) == (whole.decoded, 1.0, None)
+    with pytest.raises(DataError, match="ends at 1 s and begins at 2 s, so there is nothing in it"):
+        Video("a.mp4", start_s=2.0, end_s=1.0)
 
 
 @pytest.mark.parametrize("maker", [Image, Audio, Video])
