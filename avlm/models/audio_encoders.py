@@ -510,8 +510,11 @@ def add_family(family: AudioFamily) -> None:
 
     Call it before a model with such an encoder is composed or loaded.
     """
-    AUDIO_FAMILIES[:] = [known for known in AUDIO_FAMILIES if known.model_type != family.model_type]
-    AUDIO_FAMILIES.append(family)
+    known = [other.model_type for other in AUDIO_FAMILIES]
+    if family.model_type in known:
+        AUDIO_FAMILIES[known.index(family.model_type)] = family
+    else:
+        AUDIO_FAMILIES.append(family)
 
 
 def audio_family(config: PreTrainedConfig) -> AudioFamily:

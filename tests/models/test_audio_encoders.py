@@ -192,6 +192,7 @@ CASES: dict[str, Case] = {
     "wavlm": Case(lambda: WavLMModel(WavLMConfig(**WAVES)), wave),
     "wavlm, layer norm": Case(lambda: WavLMModel(WavLMConfig(**WAVES, **LAYER_NORM)), wave),
     "wav2vec2": Case(lambda: Wav2Vec2Model(Wav2Vec2Config(**WAVES)), wave),
+    "wav2vec2, layer norm": Case(lambda: Wav2Vec2Model(Wav2Vec2Config(**WAVES, **LAYER_NORM)), wave),
     "wav2vec2, adapter": Case(lambda: Wav2Vec2Model(Wav2Vec2Config(**WAVES, **LAYER_NORM, **ADAPTER)), wave),
     "wav2vec2-bert": Case(
         lambda: Wav2Vec2BertModel(Wav2Vec2BertConfig(**SIZES, feature_projection_input_dim=32)), plain
