@@ -25,7 +25,7 @@ from avlm.training.checkpoint import Position
 from avlm.training.lora import merge_adapters, save_adapters
 from avlm.training.loss import RowLosses, row_losses
 from avlm.training.observe import Journal, StepMetrics, answer_prompts, bar, tell
-from avlm.training.stages import make_optimizer, prepare, rate, set_modes
+from avlm.training.stages import check_ahead, make_optimizer, prepare, rate, set_modes
 from avlm.training.stopping import StopWish
 from avlm.training.trade import make_head, words_loss
 
@@ -70,6 +70,7 @@ class Trainer:
         self.journal = Journal(out)
         self.steps = run.stage_steps(stage)
         fresh = _draw(run.seed, stage, -1)
+        check_ahead(model, run.stages)
         self.trained = prepare(model, stage, seed=fresh)
         self.optimizer = make_optimizer(self.trained, stage)
         self.learner: nn.Module = model
