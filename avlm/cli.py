@@ -85,7 +85,8 @@ def what_trains(config: RunConfig) -> str:
         how = stage.train.get(part)
         if how is None:
             return "-"
-        return f"{how.lr:g}" + (f" LoRA {how.lora.rank}" if how.lora else "") + (" if present" if how.optional else "")
+        adapters = "" if how.lora is None else f" {'DoRA' if how.lora.dora else 'LoRA'} {how.lora.rank}"
+        return f"{how.lr:g}{adapters}" + (" if present" if how.optional else "")
 
     def more(stage: Any) -> str:
         head = "" if stage.state_head is None else f"state head {stage.state_head.lr:g}"

@@ -37,6 +37,8 @@ LINEAR = (nn.Linear, Conv1D)
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
+FUSED = (".x_proj", ".dt_proj", ".out_proj")
+
 HEADS = {"head", "pooler"}
 """What families put behind an encoder's embeddings; it is never read here."""
 
@@ -159,15 +161,17 @@ def _hit(pattern: str, layers: Sequence[Layer], part: Part, where: str) -> list[
 def adaptable(model: AvlmForConditionalGeneration, part: Part, module: nn.Module) -> Iterator[Layer]:
     """Everything in a part that can have an adapter, in the order of its modules.
 
-    Not in it: an output head that is the embeddings under another name, and what stands inside torch's own
-    `MultiheadAttention`, which reads its matrices without calling them.
+    Not in it: an output head that is the embeddings under another name, and matrices that are read without calling
+    their layer, so that an adapter would be passed by: those of torch's own `MultiheadAttention`, and a state-space
+    mixer's, but for its first, which its fused kernels take as they are.
     """
     head = module.get_output_embeddings() if part == "language" else None  # type: ignore[operator]
     tied = head is not None and head.weight is module.get_input_embeddings().weight  # type: ignore[operator]
     closed = tuple(f"{name}." for name, m in module.named_modules() if isinstance(m, nn.MultiheadAttention))
+    fused = FUSED if part == "language" and model.language_model._is_stateful else ()
     unread = _unread(model, part, module)
     for name, inner in module.named_modules():
-        if not name or name.startswith(closed) or (inner is head and tied):
+        if not name or name.startswith(closed) or name.endswith(fused) or (inner is head and tied):
             continue
         if isinstance(inner, LINEAR):
             yield Layer(name, default=inner is not head and not unread.match(f"{name}."))

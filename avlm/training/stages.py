@@ -12,7 +12,7 @@ from torch import nn
 from avlm.config.run import PARTS, Part, Schedule, Stage, stage_problem
 from avlm.errors import ConfigError
 from avlm.models.modeling import AvlmForConditionalGeneration
-from avlm.training.lora import add_adapters, has_adapters
+from avlm.training.lora import add_adapters, find_layers, has_adapters
 from avlm.training.loss import check_balance
 
 
@@ -58,6 +58,20 @@ def prepare(model: AvlmForConditionalGeneration, stage: Stage, seed: int = 0) ->
             for parameter in modules[part].parameters():
                 parameter.requires_grad_(id(parameter) not in fixed)
     return {part: modules[part] for part in train}
+
+
+def check_ahead(model: AvlmForConditionalGeneration, stages: Sequence[Stage]) -> None:
+    """Refuse now what a later stage could not do with the parts that are here, before hours are spent on this one.
+
+    Raises:
+        ConfigError: A stage names layers that its part does not have, or balances experts where there are none.
+    """
+    modules = part_modules(model)
+    for stage in stages:
+        check_balance(model, stage)
+        for part, how in stage.train.items():
+            if how.lora is not None and part in modules:
+                find_layers(model, part, modules[part], how.lora, f"stages.{stage.name}.train.{part}")
 
 
 def check_parts(stage: Stage, parts: Sequence[str]) -> None:

@@ -25,7 +25,7 @@ from avlm.training.checkpoint import Position
 from avlm.training.lora import merge_adapters, save_adapters
 from avlm.training.loss import RowLosses, stage_losses
 from avlm.training.observe import Journal, StepMetrics, answer_prompts, bar, tell
-from avlm.training.stages import make_optimizer, prepare, rate, set_modes
+from avlm.training.stages import check_ahead, make_optimizer, prepare, rate, set_modes
 from avlm.training.states import state_weight, train_state_head
 from avlm.training.stopping import StopWish
 from avlm.training.trade import make_head, words_loss
@@ -71,6 +71,7 @@ class Trainer:
         self.journal = Journal(out)
         self.steps = run.stage_steps(stage)
         fresh = _draw(run.seed, stage, -1)
+        check_ahead(model, run.stages)
         self.trained = prepare(model, stage, seed=fresh)
         more = [] if stage.state_head is None else train_state_head(model, stage, fresh)
         self.optimizer = make_optimizer(self.trained, stage, more)

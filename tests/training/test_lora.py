@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ DORA: dict[str, Any] = {"rank": 4, "dora": True}
 GPT2 = {"model_type": "gpt2"}
 MIXTRAL = {"model_type": "mixtral", "num_local_experts": 4}
 CLIP = {"model_type": "clip_vision_model"}
+MAMBA = {"model_type": "mamba", "state_size": 4}
 
 Make = Callable[..., Composed]
 
@@ -87,11 +89,16 @@ def test_fresh_adapters_follow_from_the_seed_alone(small_model: Composed) -> Non
     assert not torch.equal(drawn(1, 1)[0], drawn(2, 1)[0])
 
 
-@pytest.mark.parametrize("lora", [LORA, {**LORA, "dora": True}], ids=["lora", "dora"])
+@pytest.mark.parametrize(
+    ("language", "lora"),
+    [({}, LORA), ({}, {**LORA, "dora": True}), (MIXTRAL, {"rank": 4})],
+    ids=["lora", "dora", "experts"],
+)
 def test_adapters_on_a_half_precision_model_are_single_precision(
-    small_model: Composed, row: Row, lora: dict[str, Any]
+    make_model: Make, rows_of: Callable[[Composed], Row], language: dict[str, Any], lora: dict[str, Any]
 ) -> None:
-    model = small_model.model.to(torch.bfloat16)
+    made = make_model(language=language)
+    model, row = made.model.to(torch.bfloat16), rows_of(made)
     how = stage({"language": {"lr": 1e-2, "lora": lora}})
     train_step(model, prepare(model, how), how, row)
     model.eval()
@@ -117,12 +124,20 @@ FAMILIES = [
         id="qwen2",
     ),
     pytest.param("language", {"language": MIXTRAL}, 2, ATTENTION | {"gate_up_proj", "down_proj"}, id="mixtral"),
+    pytest.param("language", {"language": MAMBA}, 2, {"in_proj"}, id="mamba: no fused matrix"),
     pytest.param("language", {"language": GPT2}, 2, {"c_attn", "c_proj", "c_fc"}, id="gpt2: fused, Conv1D"),
     pytest.param(
         "vision", {"vision": {}}, 2, {"q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"}, id="siglip: no head"
     ),
     pytest.param(
         "vision", {"vision": CLIP}, 1, {"q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"}, id="clip: layer -2"
+    ),
+    pytest.param(
+        "vision",
+        {"vision": {"model_type": "internvl_vision", "image_size": [28, 28], "patch_size": [14, 14]}},
+        2,
+        {"q_proj", "k_proj", "v_proj", "projection_layer", "fc1", "fc2"},
+        id="internvl",
     ),
     pytest.param("audio", {}, 2, {"q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"}, id="whisper"),
     pytest.param("vision_connector", {}, 0, {"0", "2"}, id="a connector"),
@@ -147,8 +162,7 @@ def test_the_default_goes_on_all_linear_layers_that_are_read_and_trains_them(
     config = model.peft_config["default"]
     paths = [*config.target_modules, *(config.target_parameters or [])]
     assert {path.rpartition(".")[2] for path in paths} == names
-    if layers:
-        assert len({path.split("layers.")[-1].split("h.")[-1].split(".")[0] for path in paths}) == layers
+    assert len({number for path in paths for number in re.findall(r"\.(\d+)\.", path)}) == layers
     B = adapters(model, ["lora_B"])
     assert len(B) == len(paths) and all(p.abs().max() > 0 for p in B.values())
     assert not changed(model, before)
@@ -349,3 +363,59 @@ def test_the_saved_settings_name_every_layer_in_full(make_model: Make, tmp_path:
         for name in (*(f"self_attn.{p}_proj" for p in ("q", "k", "v", "out")), "fc1", "fc2")
     }
     assert config["r"] == 2 and sorted(config["rank_pattern"].values()) == [3, 4]
+
+
+# ---------------------------------------------------------------- in a run
+
+
+def test_a_run_leaves_the_adapters_of_all_parts_of_a_stage_in_one_folder(
+    small_run: Callable[..., Any], tmp_path: Path
+) -> None:
+    from peft import PeftModel
+
+    from avlm.training.chain import train
+
+    lora = "{rank: 2, alpha: 64, dropout: 0.2, dora: true}"
+    both = [f"stages.joint.train.{part}.lora={lora}" for part in ("audio", "language")]
+    train(small_run("run", [*both, "stages.joint.train.audio.lora.rank=3", "data.workers=0"]))
+    stages = tmp_path / "run" / "stages"
+    base = load_model(stages / "align")
+    source = JsonLines(tmp_path / "rows.jsonl")
+    row = pack([base.processor.encode(source[i]) for i in range(4)])
+    merged, untouched = logits(load_model(stages / "joint").model, row), logits(base.model, row)
+    loaded = PeftModel.from_pretrained(base.model, tmp_path / "run" / "adapters" / "joint").eval()
+    torch.testing.assert_close(logits(loaded, row), merged, rtol=1e-5, atol=1e-5)
+    assert (merged - untouched).abs().max() > 1e-3
+    assert [path.name for path in (tmp_path / "run" / "adapters").iterdir()] == ["joint"]
+
+
+def test_beside_a_language_model_trained_whole_adapters_are_only_merged_and_that_is_said(
+    small_run: Callable[..., Any], tmp_path: Path
+) -> None:
+    import io
+
+    from rich.console import Console
+
+    from avlm.training.chain import Run
+
+    told = io.StringIO()
+    changes = ["stages.joint.train.language.lora=null", "stages.joint.train.audio.lora.rank=2", "data.workers=0"]
+    Run(small_run("run", changes), console=Console(file=told, width=200)).train()
+    assert "joint: its adapters stand merged in the stage's model only" in told.getvalue()
+    assert not (tmp_path / "run" / "adapters").exists()
+    before, after = (load_model(tmp_path / "run" / "stages" / name).model for name in ("align", "joint"))
+    assert any("audio_tower" in name for name in changed(after, snapshot(before)))
+
+
+def test_what_a_later_stage_could_not_do_is_said_before_the_first_step(small_run: Callable[..., Any]) -> None:
+    from avlm.training.chain import Run
+
+    for change, message in (
+        ("stages.joint.train.language.lora.targets=[query]", "targets: query is the name of no linear layer"),
+        ("stages.joint.balance=0.1", "the language model is a llama, which has no experts"),
+    ):
+        seen: list[Any] = []
+        run = small_run(f"run{len(message)}", [change, "data.workers=0"])
+        with pytest.raises(ConfigError, match=message):
+            Run(run, on_step=seen.append).train()
+        assert not seen
