@@ -236,6 +236,10 @@ def test_a_video_takes_its_places_in_the_order_asked_for(order: Any, kinds: str)
     assert encoded.images == []
 
 
+def tensors(encoded: Encoded) -> list[torch.Tensor]:
+    return [*encoded.frames, *(sound.features for sound in encoded.sounds)]
+
+
 @pytest.mark.parametrize("pieces", [False, True], ids=["bytes", "sentencepiece"])
 @pytest.mark.parametrize(("order", "kinds"), ORDERS)
 def test_a_clock_is_written_before_each_frame_and_never_learned(order: Any, kinds: str, pieces: bool) -> None:
@@ -268,7 +272,7 @@ def test_a_clock_is_written_before_each_frame_and_never_learned(order: Any, kind
     assert encoded.labels == learned_
     (place,) = encoded.places
     assert len(segment_ids(place.segments, made.tokens())) == len(encoded.ids) - len(without.ids) + len(kinds)
-    for ours, theirs in zip([*encoded.frames, *encoded.mels], [*without.frames, *without.mels], strict=True):
+    for ours, theirs in zip(tensors(encoded), tensors(without), strict=True):
         assert torch.equal(ours, theirs)
 
 
@@ -318,7 +322,7 @@ def test_several_videos_between_pictures_and_sounds_keep_their_order() -> None:
     assert spec is not None
     for found, levels in ((encoded.frames, (10, 20, 40, 60)), (encoded.images, (30, 70))):
         assert [round(255 * (float(t[0].mean()) * spec.std[0] + spec.mean[0])) for t in found] == list(levels)
-    assert [mel.shape[1] for mel in encoded.mels] == [200, 50, 25, 100]
+    assert [sound.frames for sound in encoded.sounds] == [200, 50, 25, 100]
     assert [place.item for place in encoded.places] == list(range(7))
 
 
