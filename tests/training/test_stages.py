@@ -96,12 +96,11 @@ def test_statistics_move_only_where_the_weights_around_them_do(small_model: Comp
         how = stage(train)
         train_step(model, prepare(model, how), how, row)
         statistics = {name for name in changed(model, before) if "running_" in name}
-        assert statistics == {f"{n}_{s}" for m in moves for n in [RUNNING[m]] for s in ("mean", "var")}
+        assert statistics == {f"{n}_{s}" for m in moves & set(RUNNING) for n in [RUNNING[m]] for s in ("mean", "var")}
 
 
-RUNNING = {
+RUNNING = {  # those of an audio encoder never move: a batch's own would let clips hear each other
     "vision": "model.vision_tower.post_layernorm.norm.running",
-    "audio": "model.audio_tower.layer_norm.norm.running",
     "language": "model.language_model.model.norm.norm.running",
 }
 
