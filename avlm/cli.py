@@ -98,7 +98,7 @@ def what_trains(config: RunConfig) -> str:
     lines = [
         [s.name, *(cell(s, p) for p in parts), s.rows, _length(config, s), more(s)]
         for s in config.stages
-        if s.builds is None or not isinstance(config.model, str)  # a given model brings its parts along
+        if s.builds is None or config.builds(s)  # a given model brings its parts along
     ]
     widths = [max(len(row[i]) for row in [header, *lines]) for i in range(len(header))]
     rows = [
@@ -411,7 +411,7 @@ def _with_data(config: RunConfig) -> RunConfig:
     out = Path(config.out)
     check_place(out)
     parts = parts_of(Path(config.model)) if isinstance(config.model, str) else config.model.parts()
-    tasks = tuple(dict.fromkeys(task for stage in config.stages for task in stage.tasks))
+    tasks = tuple(dict.fromkeys(task for stage in config.stages for task in (*stage.tasks, *stage.take)))
     with _writing(out):
         rows = make_mock(out / MOCK, sees="vision" in parts, hears="audio" in parts, tasks=tasks, seed=config.seed)
     print(

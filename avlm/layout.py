@@ -268,9 +268,6 @@ def patch_grid(size_px: Size, cell_px: int, max_patches: int) -> Size:
 
 
 # ---------------------------------------------------------------- sound
-
-
-# ---------------------------------------------------------------- sound
 #
 # A sound is heard in chunks, each by itself: a chunk has samples, its features have frames, the encoder makes
 # embeddings of them and the connector tokens.

@@ -147,6 +147,9 @@ def _assign(kind: Any, data: Any, dotted: str, text: str) -> None:
             value = _fitting(kind, text)
             if key == "kind" and len(_models(outer)) > 1 and data.get("kind") != value:
                 data.clear()  # another variant: what was set for the old one means nothing for it
+            if value is not None:
+                for other in _instead(outer, key):
+                    data[other] = None
             data[at] = value
             return
         inside = data[at] if isinstance(data, list) else data.get(at)
@@ -242,6 +245,12 @@ def _tags(kind: Any) -> dict[str, str]:
     """Names of the variants at a place that has several."""
     models = _models(kind)
     return {tag: tag for tag in map(_tag, models) if tag is not None} if len(models) > 1 else {}
+
+
+def _instead(kind: Any, key: str) -> list[str]:
+    """Settings that one setting takes the place of (``path`` and ``random``)."""
+    groups = [group for model in _models(kind) for group in getattr(model, "EITHER", ()) if key in group]
+    return [other for group in groups for other in group if other != key]
 
 
 def _presets(kind: Any) -> dict[str, dict[str, Any]]:

@@ -16,6 +16,8 @@ from avlm.errors import ConfigError
 class Source(Settings):
     """Where a part comes from: released weights, or fresh ones of a given configuration."""
 
+    EITHER: ClassVar = (("path", "random"),)
+
     path: str | None = None
     """Name on the Hugging Face hub, or a local folder in its format."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -168,6 +168,8 @@ Rows = Literal["text", "vision", "audio", "any"]
 class Stage(Settings):
     """One training phase: what is trained, on which rows, for how long."""
 
+    EITHER: ClassVar = (("steps", "epochs"),)
+
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
 
     train: dict[Part, TrainPart] = {}
@@ -185,7 +187,7 @@ class Stage(Settings):
     """Only rows of these tasks; empty: all."""
 
     take: dict[str, Annotated[float, Field(gt=0, le=1)]] = {}
-    """Share of a task's rows that the stage reads, the same ones in every epoch; of other tasks it reads all."""
+    """Share of the rows of a task (or of a `set`) that the stage reads, the same ones in every epoch; of others all."""
 
     template: str | None = None
     """A chat template for this stage alone (LLaVA's first stage writes nothing but the picture and its caption)."""
@@ -338,6 +340,13 @@ class RunConfig(Settings):
                 _check_stage(stage, self.model)
         _check_order(self.stages)
         return self
+
+    def builds(self, stage: Stage) -> bool:
+        """Whether a stage builds a part in this run, rather than one that a given model or released weights bring."""
+        if stage.builds is None or isinstance(self.model, str):
+            return False
+        source = self.model.language if stage.builds == "language" else getattr(self.model, stage.builds)
+        return getattr(source, "encoder", source).path is None
 
     def stage_steps(self, stage: Stage, rows: int | None = None) -> int:
         """Steps the stage really takes.
@@ -499,7 +508,9 @@ def _state_problem(stage: Stage) -> str | None:
 def _check_build(stage: Stage, model: ModelConfig) -> None:
     source = model.language if stage.builds == "language" else getattr(model, str(stage.builds))
     source = getattr(source, "encoder", source)
-    if source is None or source.random is None:
+    if source is not None and source.path is not None:
+        return  # released weights have learned this already: the stage is left out
+    if source is None:
         raise ValueError(
             f"stage {stage.name} builds the {stage.builds} part from scratch, and the model does not say of which "
             f"configuration. Set its `random` configuration, or remove the stage"

@@ -46,9 +46,15 @@ def stage_rows(facts: Sequence[RowFacts], stage: Stage) -> list[int]:
     Raises:
         ConfigError: There is none.
     """
-    found = [i for i in usable(facts, stage.rows, stage.tasks) if _taken(i, facts[i].task, stage)]
+    found = [i for i in usable(facts, stage.rows, stage.tasks) if _taken(i, facts[i], stage)]
     if stage.loss == "distill":
         found = [i for i in found if facts[i].kinds]  # read in words, a row of words alone is already what it shall be
+    missing = sorted(set(stage.take) - {row.task for row in facts} - {row.set for row in facts})
+    if missing:
+        raise ConfigError(
+            f"stages.{stage.name}.take names {', '.join(missing)}, and no row of the data is of such a task or set. "
+            f"Correct the name, or remove it with stages.{stage.name}.take={{}}"
+        )
     if not found:
         wanted = {"vision": " with a picture and no sound", "audio": " with a sound and no picture"}.get(stage.rows, "")
         if stage.loss == "distill" and not wanted:
@@ -63,9 +69,13 @@ def stage_rows(facts: Sequence[RowFacts], stage: Stage) -> list[int]:
     return found
 
 
-def _taken(row: int, task: str, stage: Stage) -> bool:
-    """Whether a row is among the share of its task that the stage reads; larger shares hold the smaller ones."""
-    return key(f"{task} {row}") < 2**32 * stage.take.get(task, 1.0)
+def _taken(row: int, facts: RowFacts, stage: Stage) -> bool:
+    """Whether a row is among the share of its task, or of its set, that the stage reads.
+
+    Larger shares hold the smaller ones.
+    """
+    name = facts.task if facts.task in stage.take else facts.set
+    return key(f"{name} {row}") < 2**32 * stage.take.get(name, 1.0)
 
 
 def key(text: str) -> int:

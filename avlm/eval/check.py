@@ -33,6 +33,7 @@ SIZES = ((64, 64), (48, 96), (120, 50))
 """Height and width of the pictures that are made."""
 SECONDS = (0.5, 1.3, 2.0)
 """Lengths of the sounds."""
+CHUNK = 2**22
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """Largest difference that counts as equal, relative to the largest value: what rounding does at each precision."""
 
@@ -77,8 +78,9 @@ class Checks:
             try:
                 with torch.random.fork_rng(devices=[]):
                     ok, found = check()
-            except AvlmError as error:
-                ok, found = False, str(error)
+            except Exception as error:  # whatever a broken model does is what was to be found out
+                name_of = "" if isinstance(error, AvlmError) else f"{type(error).__name__}: "
+                ok, found = False, f"{name_of}{error}"
             yield Result(name, ok, found, time.perf_counter() - began)
 
     def all(self) -> dict[str, Callable[[], Found]]:
@@ -131,7 +133,8 @@ class Checks:
         sampling = Sampling(max_tokens=8)
         with_cache = generate(self.model, self.processor, self.prompts, sampling)
         without = generate(self.model, self.processor, self.prompts, sampling, use_cache=False)
-        same = sum(a == b for a, b in zip(with_cache, without, strict=True))
+        alone = [generate(self.model, self.processor, [prompt], sampling)[0] for prompt in self.prompts]
+        same = sum(a == b == c for a, b, c in zip(with_cache, without, alone, strict=True))
         return same == len(without), f"{same} of {len(without)} answers"
 
     def media(self) -> Found:
@@ -151,14 +154,21 @@ class Checks:
     def targets(self) -> Found:
         """What is learned is the answer from its first token to its end token, and nothing else."""
         ends = end_tokens(self.model, self.processor)
-        for encoded, prompt in zip(self.encoded, self.prompts, strict=True):
+        for sample, encoded, prompt in zip(self.samples, self.encoded, self.prompts, strict=True):
             learned = [i for i, label in enumerate(encoded.labels) if label != IGNORE]
-            if not learned or learned[0] != len(prompt):
+            if learned[:1] != [len(prompt)]:
                 return False, f"the first learned token is at {learned[:1]}, and the answer begins at {len(prompt)}"
             if encoded.ids[: len(prompt)] != prompt.ids:
                 return False, "training and asking write the prompt down differently"
+            if learned != list(range(learned[0], learned[-1] + 1)):
+                return False, "some tokens of the answer are not learned"
+            if any(encoded.labels[i] != encoded.ids[i] for i in learned):
+                return False, "what is learned is not what is written"
             if encoded.ids[learned[-1]] not in ends:
                 return False, "the end of the answer is not learned"
+            answer = self.processor.tokenizer.decode([encoded.ids[i] for i in learned[:-1]]).strip()
+            if answer != sample.turns[-1].text():
+                return False, f"the learned tokens read {answer!r}, and the answer is {sample.turns[-1].text()!r}"
         return True, f"{sum(e.num_targets() for e in self.encoded)} target tokens"
 
     def frozen(self) -> Found:
@@ -240,9 +250,13 @@ def _same(a: Tensor | None, b: Tensor | None) -> bool:
 
 def _bits(tensor: Tensor) -> int:
     """A sum over the bytes of a tensor, each weighed by its place, so that exchanged values are seen."""
-    data = tensor.contiguous().view(-1).view(torch.uint8).long()
-    place = torch.arange(len(data), device=data.device) % 65_521 + 1
-    return int((data * place).sum())
+    data = tensor.contiguous().view(-1).view(torch.uint8)
+    total = 0
+    for start in range(0, len(data), CHUNK):  # a table of a large vocabulary at once would take eight times its memory
+        part = data[start : start + CHUNK].long()
+        place = torch.arange(start, start + len(part), device=data.device) % 65_521 + 1
+        total += int((part * place).sum())
+    return total
 
 
 def _samples(kinds: Sequence[str], rng: np.random.Generator, video: VideoSpec) -> Iterator[Sample]:
@@ -292,6 +306,7 @@ def _with_other_media(sample: Sample) -> Sample:
         if isinstance(decoded, Sound):
             return MediaItem(part.kind, decoded=Sound(decoded.waveform[::-1].copy(), decoded.sample_rate_hz))
         frames = tuple(Picture(255 - frame.pixels) for frame in decoded.frames)
-        return MediaItem(part.kind, decoded=Clip(frames, decoded.duration_s, decoded.sound))
+        sound = Sound(decoded.sound.waveform[::-1].copy(), decoded.sound.sample_rate_hz)
+        return MediaItem(part.kind, decoded=Clip(frames, decoded.duration_s, sound))
 
     return Sample(sample.id, tuple(Turn(t.role, tuple(map(other, t.parts))) for t in sample.turns))

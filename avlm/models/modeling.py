@@ -102,8 +102,9 @@ class AvlmPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, (ScaledNorm, Vectors)):
             module.reset_parameters()
-        if isinstance(module, Connector) and hasattr(module, "image_newline"):
-            nn.init.normal_(module.image_newline, std=module.out_width**-0.5)
+        newline = getattr(module, "image_newline", None) if isinstance(module, Connector) else None
+        if isinstance(newline, Tensor):
+            nn.init.normal_(newline, std=newline.shape[0] ** -0.5)
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
         """As transformers saves, with every tensor under its name in this model.

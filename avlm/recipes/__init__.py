@@ -5,7 +5,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
 
 from avlm.config.io import build, override, parse_value, read_mapping
 from avlm.config.run import RunConfig
@@ -15,7 +17,7 @@ from avlm.recipes.avlm import avlm_8b
 from avlm.recipes.neva import classic, llava15_7b, llava15_13b
 from avlm.recipes.sft import sft
 from avlm.recipes.tiny import tiny
-from avlm.recipes.twin import twin
+from avlm.recipes.twin import short, tiny_parts
 from avlm.recipes.vita import vita15_7b, vita_8x7b
 
 RECIPES: dict[str, Callable[..., RunConfig]] = {
@@ -47,11 +49,9 @@ def recipe(name: str, **arguments: Any) -> RunConfig:
     Raises:
         ConfigError: There is no such recipe, or it does not take such an argument.
     """
-    size = arguments.pop("size", "full")
-    if size not in SIZES:
-        raise ConfigError(f"size={size} is not a size of a recipe. Use one of {', '.join(SIZES)}")
-    run = _from_file(name, arguments) if name not in RECIPES else _call(name, arguments)
-    return twin(run) if size == "twin" else run
+    size = _size(arguments.pop("size", "full"))
+    run = _call(name, arguments)
+    return tiny_parts(short(run)) if size == "twin" else run
 
 
 def resolve(name: str, assignments: Sequence[str]) -> RunConfig:
@@ -60,30 +60,44 @@ def resolve(name: str, assignments: Sequence[str]) -> RunConfig:
     Raises:
         ConfigError: As `recipe` and `avlm.config.io.override`.
     """
-    known = {"size"} | (set(inspect.signature(RECIPES[name]).parameters) if name in RECIPES else set())
+    parameters = list(inspect.signature(RECIPES[name]).parameters) if name in RECIPES else []
+    known = {"size", *parameters} - set(RunConfig.model_fields)
     own = {key: text for key, equals, text in (a.partition("=") for a in assignments) if equals and key in known}
-    size = own.pop("size", "full")
-    arguments = {key: parse_value(text) for key, text in own.items()}
-    rest = [a for a in assignments if a.partition("=")[0] not in {*own, "size"}]
-    run = override(recipe(name, **arguments), rest)
+    rest = [a for a in assignments if a.partition("=")[0] not in own]
+    size = _size(own.pop("size", "full"))
+    run = _call(name, {key: parse_value(text) for key, text in own.items()})
+    for key in (a.partition("=")[0] for a in rest):
+        if "." not in key and key not in RunConfig.model_fields:
+            takes = ", ".join(sorted(known))
+            raise ConfigError(f"{key} is no setting of a run, and the recipe {name} takes {takes}. Correct the name")
+    # A twin is short before it is overridden, so that its steps can be, and tiny behind that, swapped parts and all.
+    run = override(short(run) if size == "twin" else run, rest)
+    return tiny_parts(run) if size == "twin" else run
+
+
+def _size(size: Any) -> str:
     if size not in SIZES:
         raise ConfigError(f"size={size} is not a size of a recipe. Use one of {', '.join(SIZES)}")
-    return twin(run) if size == "twin" else run
+    return str(size)
 
 
 def _call(name: str, arguments: dict[str, Any]) -> RunConfig:
+    if name not in RECIPES:
+        return _from_file(name, arguments)
     function = RECIPES[name]
-    parameters = inspect.signature(function).parameters
-    hints = get_type_hints(function)
+    hints = {key: hint for key, hint in get_type_hints(function).items() if key != "return"}
     for argument, value in arguments.items():
-        if argument not in parameters:
-            takes = ", ".join([*parameters, "size"])
+        if argument not in hints:
+            takes = ", ".join([*hints, "size"])
             raise ConfigError(f"the recipe {name} takes no {argument}. It takes {takes}")
-        choices = get_args(hints[argument])
-        if choices and value not in choices:
+        try:
+            TypeAdapter(hints[argument]).validate_python(value)
+        except ValidationError as error:
+            wanted = error.errors()[0]["msg"]
             raise ConfigError(
-                f"{argument}={value} is nothing that the recipe {name} knows. Use one of {', '.join(map(str, choices))}"
-            )
+                f"{argument}={value} is nothing that the recipe {name} can work with "
+                f"({wanted[0].lower()}{wanted[1:]}). Correct {argument}"
+            ) from None
     return function(**arguments)
 
 

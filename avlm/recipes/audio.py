@@ -62,7 +62,8 @@ def salmonn() -> RunConfig:
     arXiv:2310.13289 and its training code: one query for each third of a second (88 tokens for 30 s), LoRA of rank 8 on
     queries and values, 3e-5 to 1e-5 with 3000 steps of warm-up, batches of 8. Its three stages differ in their rows
     alone: give each its own with ``stages.NAME.data``. Better here: sound beyond 30 s is heard in chunks, stereo is
-    averaged rather than cut to its left channel, gradients are clipped. BEATs starts from drawn weights unless
+    averaged rather than cut to its left channel, gradients are clipped. Its last stage also lowers the adapters' scale,
+    which is left to ``stages.activate.train.language.lora.alpha``. BEATs starts from drawn weights unless
     ``model.audio.beside.path`` names a folder with released ones.
     """
     model = ModelConfig(
@@ -70,7 +71,7 @@ def salmonn() -> RunConfig:
         audio=AudioPart(
             encoder=Source(path=WHISPER_V2),
             beside=Source(random=BEATS),
-            connector=WindowQformerConnector(window=17, stride=17, queries=1),
+            connector=WindowQformerConnector(window=17, stride=17, queries=1, norm="none", rest="dropped"),
             length="window",
             wrap=("<Speech>", "</Speech>"),
         ),
@@ -102,7 +103,7 @@ def qwen_audio() -> RunConfig:
     questions. Parts are those of its successor, which transformers has: Qwen2-Audio's encoder and Qwen2 7B.
     """
     model = ModelConfig(
-        language=LanguagePart(path=QWEN2_7B, chat_template=CHATML, add_tokens=TASK_TAGS),
+        language=LanguagePart(path=QWEN2_7B, chat_template=CHATML, add_tokens=TASK_TAGS, init="pieces"),
         audio=AudioPart(
             encoder=Source(path=QWEN2_AUDIO),
             connector=LinearConnector(),

@@ -11,25 +11,29 @@ VICUNA_SYSTEM = (
 )
 
 PLAIN = (
-    "{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'].split('\\n')[0] }}"
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}"
+    "{% for part in m['content'].split('\ufdd2')[1:] %}\ufdd2{{ part.split('\ufdd3')[0] }}\ufdd3{% endfor %}"
     "{% elif m['role'] == 'assistant' %}{{ m['content'] }}{{ eos_token }}{% endif %}{% endfor %}"
 )
-"""The first line of the question, which holds its media, and the answer: LLaVA's alignment stage (arXiv:2304.08485)."""
+"""The question's media, wherever they stand in it, and the answer: LLaVA's alignment stage (arXiv:2304.08485).
+
+Media stand between two marks while a conversation is rendered (see `avlm.data.text`).
+"""
 
 VICUNA = (
-    "{% if not messages or messages[0]['role'] != 'system' %}" + VICUNA_SYSTEM + "{% endif %}"
-    "{% for m in messages %}{% if m['role'] == 'system' %}{{ m['content'] }}"
-    "{% elif m['role'] == 'user' %} USER: {{ m['content'] }}"
-    "{% else %} ASSISTANT: {{ m['content'] }}{{ eos_token }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %} ASSISTANT:{% endif %}"
+    "{{ bos_token }}{% if not messages or messages[0]['role'] != 'system' %}" + VICUNA_SYSTEM + " {% endif %}"
+    "{% for m in messages %}{% if m['role'] == 'system' %}{{ m['content'] }} "
+    "{% elif m['role'] == 'user' %}USER: {{ m['content'] }} "
+    "{% else %}ASSISTANT: {{ m['content'] }}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
 """Vicuna 1.5's, which LLaVA-1.5 was tuned with."""
 
 LLAMA2 = (
     "{% for m in messages %}"
-    "{% if m['role'] == 'system' %}[INST] <<SYS>>\n{{ m['content'] }}\n<</SYS>>\n\n"
+    "{% if m['role'] == 'system' %}{{ bos_token }}[INST] <<SYS>>\n{{ m['content'] }}\n<</SYS>>\n\n"
     "{% elif m['role'] == 'user' %}"
-    "{% if loop.index0 == 0 or messages[loop.index0 - 1]['role'] != 'system' %}[INST] {% endif %}"
+    "{% if loop.index0 == 0 or messages[loop.index0 - 1]['role'] != 'system' %}{{ bos_token }}[INST] {% endif %}"
     "{{ m['content'] }} [/INST]"
     "{% else %} {{ m['content'] }}{{ eos_token }}{% endif %}{% endfor %}"
 )
@@ -56,7 +60,7 @@ NVGPT = (
 """The older NeVA's for NVIDIA's own GPT models: turns begin with <extra_id_1>; an answer ends with <extra_id_2>."""
 
 VITA = (
-    "{% for m in messages %}{% if m['role'] == 'system' %}system:{{ m['content'] }}\n"
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'system' %}system:{{ m['content'] }}\n"
     "{% elif m['role'] == 'user' %}user:{{ m['content'] }}\n"
     "{% else %}bot:{{ m['content'] }}{{ eos_token }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}bot:{% endif %}"

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from avlm.config.model import AudioPart, LanguagePart, ModelConfig, Source, VisionPart
-from avlm.config.run import RunConfig, Stage
+from avlm.config.run import RunConfig
 from avlm.errors import ConfigError
 from avlm.recipes.templates import LLAMA3
 
@@ -52,8 +52,14 @@ CELLS = 4
 STEPS, BATCH = 4, 4
 
 
-def twin(run: RunConfig) -> RunConfig:
-    """The twin of a run: tiny random parts of the same families, a tokenizer made from the run's texts, short stages.
+def short(run: RunConfig) -> RunConfig:
+    """A run with short stages of few samples."""
+    update = {"steps": STEPS, "epochs": None, "batch_samples": BATCH}
+    return run.model_copy(update={"stages": tuple(stage.model_copy(update=update) for stage in run.stages)})
+
+
+def tiny_parts(run: RunConfig) -> RunConfig:
+    """A run on tiny random parts of the same families, with a tokenizer made from its texts.
 
     Raises:
         ConfigError: A part's configuration is not known without a download.
@@ -69,8 +75,7 @@ def twin(run: RunConfig) -> RunConfig:
         update["vision"] = _vision(model.vision)
     if model.audio is not None:
         update["audio"] = _audio(model.audio)
-    stages = tuple(_stage(stage) for stage in run.stages)
-    return run.model_copy(update={"model": model.model_copy(update=update), "stages": stages})
+    return run.model_copy(update={"model": model.model_copy(update=update)})
 
 
 def _tiny(source: Source, part: str) -> dict[str, Any]:
@@ -112,7 +117,3 @@ def _audio(part: AudioPart) -> AudioPart:
     if part.beside is not None:
         update["beside"] = Source(random=_tiny(part.beside, "audio.beside"))
     return part.model_copy(update=update)
-
-
-def _stage(stage: Stage) -> Stage:
-    return stage.model_copy(update={"steps": STEPS, "epochs": None, "batch_samples": BATCH})

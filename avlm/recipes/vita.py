@@ -31,7 +31,8 @@ def vita_8x7b() -> RunConfig:
 
     arXiv:2408.05211 and its scripts: rates 5e-4 for connectors, 2e-5 for the rest, cosine, an epoch each, 6,200 tokens
     (9,100 in the last stage); 256 tokens a tile and up to 12 tiles and a thumbnail, a frame a second between 4 and 16,
-    12.5 tokens for a second of sound. Better here: the code for the audio encoder (CTC), its connector and the text
+    12.5 tokens for a second of sound; the halving of visual features in its code is left to the connector, which can
+    learn it. Better here: the code for the audio encoder (CTC), its connector and the text
     stage, none of which was released, is there; samples of a row do not see each other; the system turn follows from
     what a row holds; `balance` adds the experts' load balance that its training left out. State tokens (``<1>`` asked
     by voice, ``<2>`` not meant for the model, ``<3>`` typed) are words at the start of an answer.
@@ -42,6 +43,7 @@ def vita_8x7b() -> RunConfig:
     language = LanguagePart(path=MIXTRAL_8X7B, chat_template=VITA)
     both = {"vision_connector": TrainPart(lr=2e-5), "audio_connector": TrainPart(lr=2e-5)}
     tuned = {**both, "language": TrainPart(lr=2e-5)}
+    asked = {part: how for part, how in tuned.items() if part != "audio_connector"}
     return RunConfig(
         recipe="vita.8x7b",
         out="runs/vita.8x7b",
@@ -53,7 +55,7 @@ def vita_8x7b() -> RunConfig:
             _stage("vision-alignment", {"vision_connector": TrainPart(lr=5e-4)}, rows="vision", batch_samples=384),
             _stage("audio-alignment", {"audio_connector": TrainPart(lr=5e-4)}, rows="audio", batch_samples=384),
             _stage("finetune", tuned, balance=0.02),
-            _stage("state-tokens", tuned, row_tokens=9100, balance=0.02, state_tokens={}),
+            _stage("state-tokens", asked, row_tokens=9100, balance=0.02, state_tokens={}),
         ),
     )
 
@@ -92,7 +94,7 @@ def _model(language: LanguagePart, prompts: int) -> ModelConfig:
         language=language,
         vision=VisionPart(
             encoder=Source(path=INTERNVIT_300M),
-            connector=PixelShuffleConnector(side=2),
+            connector=PixelShuffleConnector(side=2, norm="none"),
             tiling=InternvlTiling(max_tiles=12, thumbnail=True),
         ),
         audio=AudioPart(

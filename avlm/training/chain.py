@@ -87,23 +87,26 @@ class Run:
         self.out = Path(config.out)
         self.stages = _stages(config)
         self._sources: dict[str, JsonLines] = {}
-        self._count_steps()
+        self.given = config
+        """As it was asked for, which is what is written down: lengths in epochs stay epochs."""
+        self.config = self._counted(config)
+        self.stages = tuple(stage for stage in self.config.stages if stage.name in {s.name for s in self.stages})
         self._fingerprint = self._fingerprint_data()
         self._check_directory()
         self.prompts = self._prompts()
 
-    def _count_steps(self) -> None:
-        """Look for every stage's rows, and turn lengths in epochs into steps."""
-        rows = {stage.name: len(stage_rows(self.source(stage).facts, stage)) for stage in self.stages}
+    def _counted(self, config: RunConfig) -> RunConfig:
+        """The same settings with lengths in steps, after a look for every stage's rows."""
+        taken = {stage.name for stage in self.stages}
 
         def counted(stage: Stage) -> Stage:
-            if stage.epochs is None or stage.name not in rows:
+            rows = len(stage_rows(self.source(stage).facts, stage)) if stage.name in taken else 1
+            if stage.epochs is None:
                 return stage
-            steps = self.config.model_copy(update={"max_steps": None}).stage_steps(stage, rows[stage.name])
+            steps = config.model_copy(update={"max_steps": None}).stage_steps(stage, rows)
             return stage.model_copy(update={"steps": steps, "epochs": None})
 
-        self.config = self.config.model_copy(update={"stages": tuple(counted(s) for s in self.config.stages)})
-        self.stages = tuple(counted(stage) for stage in self.stages)
+        return config.model_copy(update={"stages": tuple(counted(stage) for stage in config.stages)})
 
     def train(self, only: str | None = None) -> Path:
         """Train all stages that are not done, or all up to and with one.
@@ -123,7 +126,8 @@ class Run:
             torch.set_num_threads(self.config.threads)
         if len(self.stages) < len(self.config.stages):
             left = [stage.name for stage in self.config.stages if stage not in self.stages]
-            tell(self.console, f"left out: {', '.join(left)}; the model {self.config.model} brings its parts along")
+            giver = f"the model {self.config.model}" if isinstance(self.config.model, str) else "released weights"
+            tell(self.console, f"left out: {', '.join(left)}; {giver} bring what is built there")
         with self._claimed(), stop_wishes() as stop:
             self._build_side_by_side(stages, stop)
             for stage in stages:
@@ -183,7 +187,7 @@ class Run:
                 alone = _lock(lock.fileno())
                 if alone:
                     self._check_directory()
-                    _write(self.out / "config.yaml", to_yaml(self.config))
+                    _write(self.out / "config.yaml", to_yaml(self.given))
                     _write(self.out / "data.json", json.dumps(self._fingerprint, indent=1))
             except OSError as error:
                 raise ConfigError(
@@ -205,13 +209,13 @@ class Run:
                 f"{self.out} is a run of the recipe {old.recipe}, and this one is {self.config.recipe}. "
                 "Choose another directory with out=DIR"
             )
-        before, now = old.model_dump(mode="json"), self.config.model_dump(mode="json")
+        before, now = old.model_dump(mode="json"), self.given.model_dump(mode="json")
         for data in (before, now):
             for key in FREE:
                 del data[key]
             for key in FREE_DATA:
                 del data["data"][key]
-        changed = _first_difference(before, now) or self._changed_steps(old)
+        changed = _first_difference(before, now) or self._changed_steps(self._counted(old))
         if changed is not None:
             key, a, b = changed
             raise ConfigError(
@@ -393,9 +397,9 @@ def _stages(config: RunConfig) -> tuple[Stage, ...]:
     Raises:
         ConfigError: A stage cannot work with the given model.
     """
+    stages = tuple(stage for stage in config.stages if stage.builds is None or config.builds(stage))
     if isinstance(config.model, ModelConfig):
-        return config.stages
-    stages = tuple(stage for stage in config.stages if stage.builds is None)
+        return stages
     if not stages:
         raise ConfigError(
             f"model={config.model} is given, and all stages of {config.recipe} build parts of a new one. "
@@ -420,7 +424,8 @@ def parts_of(model: Path) -> list[str]:
         )
     settings = read_mapping(model / "config.json")
     senses = [sense for sense in ("vision", "audio") if settings.get(f"{sense}_config")]
-    return [*(part for sense in senses for part in (sense, f"{sense}_connector")), "language"]
+    beside = ["audio_beside"] if settings.get("audio_beside_config") else []
+    return [*(part for sense in senses for part in (sense, f"{sense}_connector")), *beside, "language"]
 
 
 def _stage_model(stage: Stage, model: ModelConfig) -> ModelConfig:

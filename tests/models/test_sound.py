@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from avlm.config.media import MediaSpec
 from avlm.config.connectors import LinearConnector, MlpConnector, PoolConnector
+from avlm.config.media import MediaSpec
 from avlm.config.model import AudioPart, LanguagePart, ModelConfig, Source
 from avlm.config.run import Augment, Stage, TrainPart
 from avlm.convert.compose import compose

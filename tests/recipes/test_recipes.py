@@ -74,7 +74,11 @@ def test_sft_keeps_encoders_frozen_and_lora_is_an_argument() -> None:
     [
         ("tiny", {"peft": 3}, "the recipe tiny takes no peft. It takes pace, size"),
         ("tiny", {"size": 3}, "size=3 is not a size of a recipe. Use one of full, twin"),
-        ("avlm.8b", {"senses": "smell"}, "senses=smell is nothing that the recipe avlm.8b knows. Use one of both,"),
+        (
+            "avlm.8b",
+            {"senses": "smell"},
+            "senses=smell is nothing that the recipe avlm.8b can work with (input should",
+        ),
         ("golden.yaml", {"pace": 3}, "golden.yaml is a file of settings and takes no pace"),
         ("llava", {}, "llava is neither a recipe nor a file of settings. There are tiny, sft, avlm.8b"),
     ],

@@ -34,7 +34,8 @@ def test_a_twin_goes_through_every_stage(variant: str, tmp_path: Path) -> None:
     config = recipe(name, size="twin", **VARIANTS[variant])
     assert isinstance(config.model, ModelConfig)
     sees, hears = config.model.vision is not None, config.model.audio is not None
-    data = make_mock(tmp_path / "mock", sees=sees, hears=hears)
+    tasks = tuple(dict.fromkeys(task for stage in config.stages for task in stage.take))
+    data = make_mock(tmp_path / "mock", sees=sees, hears=hears, tasks=tasks)
     config = override(config, [f"data.train={data}", f"out={tmp_path / 'run'}", "max_steps=2", "samples.prompts=0"])
     model = Run(config, console=Console(file=io.StringIO())).train()
     metrics = read_lines(tmp_path / "run" / "metrics.jsonl")

@@ -35,7 +35,6 @@ Make = Callable[..., Composed]
 BALANCED = Stage.model_validate({"name": "b", "train": {"language": {"lr": 1e-3}}, "steps": 1, "balance": 0.5})
 
 
-
 def encoded(made: Composed, make_sample: Callable[..., Sample]) -> list[Encoded]:
     """Four samples of different lengths and senses."""
     kinds: list[tuple[str, ...]] = [(), ("image",), ("audio",), ("image", "audio")]
