@@ -24,6 +24,7 @@ from avlm.training.chain import Run
 from avlm.training.observe import read_lines
 from tests.conftest import TEMPLATE
 from tests.families import AUDIO, LANGUAGE, VISION, WINDOWED
+from tests.matrix_table import README, with_table
 
 Case = tuple[str, str | None, str | None]
 """Language family, vision family, audio family."""
@@ -53,6 +54,11 @@ def test_every_family_is_in_the_matrix() -> None:
     assert {family.model_type for family in VISION_FAMILIES} == {c["model_type"] for c in VISION.values()}
     assert {family.model_type for family in AUDIO_FAMILIES} == {c["model_type"] for c in AUDIO.values()}
     assert len(JOINT) == 12 and len(SINGLE) == 3 * (len(VISION) + len(AUDIO))
+
+
+def test_the_readme_lists_what_goes_through_here() -> None:
+    text = README.read_text(encoding="utf-8")
+    assert with_table(text) == text, "python -m tests.matrix_table"
 
 
 def name(case: Case) -> str:

@@ -37,7 +37,7 @@ from avlm.models.audio_encoders import encode_sounds
 from avlm.models.beside import Joined
 from avlm.models.configuration import AvlmConfig
 from avlm.models.connectors import build_connector
-from avlm.models.connectors.base import ScaledNorm, Vectors
+from avlm.models.connectors.base import Connector, ScaledNorm, Vectors
 from avlm.models.encoders import build_encoder, encoder_width
 from avlm.models.fusion import check_counts, place_embeddings
 from avlm.models.reading import borders, checked_lengths, read_once, read_padded, refuse_mask
@@ -102,6 +102,8 @@ class AvlmPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, (ScaledNorm, Vectors)):
             module.reset_parameters()
+        if isinstance(module, Connector) and hasattr(module, "image_newline"):
+            nn.init.normal_(module.image_newline, std=module.out_width**-0.5)
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
         """As transformers saves, with every tensor under its name in this model.

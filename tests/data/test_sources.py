@@ -177,7 +177,7 @@ def test_a_sound_or_a_video_may_be_cut(tmp_path: Path) -> None:
 )
 def test_a_cut_that_is_none_is_refused(part: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError) as error:
-        parse_row(said([part]), Path(), "rows.jsonl line 1")
+        parse_row(said([part]), Folders(), "rows.jsonl line 1")
     assert error.value.reason == message
     assert str(error.value).startswith("rows.jsonl line 1")
 

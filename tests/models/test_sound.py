@@ -12,15 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from avlm.config.media import MediaSpec
-from avlm.config.model import (
-    AudioPart,
-    LanguagePart,
-    LinearConnector,
-    MlpConnector,
-    ModelConfig,
-    PoolConnector,
-    Source,
-)
+from avlm.config.connectors import LinearConnector, MlpConnector, PoolConnector
+from avlm.config.model import AudioPart, LanguagePart, ModelConfig, Source
 from avlm.config.run import Augment, Stage, TrainPart
 from avlm.convert.compose import compose
 from avlm.convert.weights import load_model, save_model

@@ -44,7 +44,7 @@ def test_every_recipe_takes_the_overrides_that_all_must_take() -> None:
         )
         assert (changed.out, changed.seed, changed.max_steps, changed.model) == ("o", 5, 3, "m")
         assert (changed.data.train, changed.data.eval) == ("t.jsonl", "e.jsonl")
-        assert all(changed.stage_steps(stage) <= 3 for stage in changed.stages)
+        assert all(changed.stage_steps(stage, rows=10**9) <= 3 for stage in changed.stages)
 
 
 def test_every_recipe_says_what_it_is() -> None:
@@ -72,9 +72,11 @@ def test_sft_keeps_encoders_frozen_and_lora_is_an_argument() -> None:
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("tiny", {"size": 3}, "the recipe tiny takes no size. It takes pace"),
+        ("tiny", {"peft": 3}, "the recipe tiny takes no peft. It takes pace, size"),
+        ("tiny", {"size": 3}, "size=3 is not a size of a recipe. Use one of full, twin"),
+        ("avlm.8b", {"senses": "smell"}, "senses=smell is nothing that the recipe avlm.8b knows. Use one of both,"),
         ("golden.yaml", {"pace": 3}, "golden.yaml is a file of settings and takes no pace"),
-        ("llava", {}, "llava is neither a recipe nor a file of settings. There are tiny, sft."),
+        ("llava", {}, "llava is neither a recipe nor a file of settings. There are tiny, sft, avlm.8b"),
     ],
 )
 def test_what_no_recipe_knows_is_refused(name: str, arguments: dict[str, int], message: str) -> None:

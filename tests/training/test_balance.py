@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from avlm.config.io import override
+from avlm.config.run import Stage
 from avlm.convert.compose import Composed, compose
 from avlm.data.encode import pack
 from avlm.data.loader import StepLoader
@@ -23,13 +24,16 @@ from avlm.data.vocabulary import sample_texts
 from avlm.errors import ConfigError
 from avlm.samples import Encoded, Sample
 from avlm.training.chain import train
-from avlm.training.loss import row_losses
+from avlm.training.loss import stage_losses
 from avlm.training.stages import prepare
 
 MIXTRAL = {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2}
 QWEN_MOE = {"model_type": "qwen2_moe", "num_experts": 4, "moe_intermediate_size": 16, "decoder_sparse_step": 1}
 
 Make = Callable[..., Composed]
+
+BALANCED = Stage.model_validate({"name": "b", "train": {"language": {"lr": 1e-3}}, "steps": 1, "balance": 0.5})
+
 
 
 def encoded(made: Composed, make_sample: Callable[..., Sample]) -> list[Encoded]:
@@ -65,7 +69,7 @@ def test_equals_that_of_transformers_on_a_padded_batch(
     theirs = language(inputs_embeds=embeds, attention_mask=mask, labels=labels, output_router_logits=True)
     if not packs:
         made.model.language_model.set_attn_implementation("eager")
-    ours = row_losses(made.model, pack(samples), balance=True)
+    ours = stage_losses(made.model, pack(samples), BALANCED)
     assert ours.balance is not None
     torch.testing.assert_close(ours.balance, theirs.aux_loss, rtol=1e-5, atol=1e-6)
     tokens = theirs.loss - language.config.router_aux_loss_coef * theirs.aux_loss
@@ -153,7 +157,7 @@ def test_a_step_descends_on_the_token_mean_and_the_rows_balance_by_their_tokens(
     prepare(model, stage)
     objective, balance = torch.zeros(()), 0.0
     for row in data.rows:
-        found = row_losses(model, row, balance=True)
+        found = stage_losses(model, row, stage)
         assert found.balance is not None
         share = sum(row.lengths) / sum(sum(row.lengths) for row in data.rows)
         objective = objective + found.tokens / data.num_targets() + 0.5 * share * found.balance

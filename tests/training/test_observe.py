@@ -190,11 +190,11 @@ def test_time_that_answering_and_saving_take_is_not_the_datas(
     from avlm.training.chain import Run
 
     def slow(*_: Any) -> list[dict[str, Any]]:
-        time.sleep(0.3)
+        time.sleep(2.0)
         return []
 
     monkeypatch.setattr(trainer, "answer_prompts", slow)
     config = small_run("run", ["samples.prompts=1", "samples.times=2", "stages.vision.steps=6"])
     Run(config, console=Console(file=io.StringIO())).train("vision")
     rows = [row for row in read_lines(tmp_path / "run" / "metrics.jsonl") if row["stage"] == "vision"]
-    assert max(row["seconds"] for row in rows) < 0.3
+    assert max(row["seconds"] for row in rows) < 2.0
