@@ -204,12 +204,13 @@ class AvlmProcessor(ProcessorMixin):
                 placeholder for each media item.
 
         Raises:
-            ConfigError: An option is asked for that avlm does not have.
+            ConfigError: An option is asked for that avlm does not have, such as to cut off at a length.
             DataError: A message is not understood.
         """
         for name in ("tools", "documents", "continue_final_message", "return_assistant_tokens_mask"):
             if kwargs.get(name):
                 raise ConfigError(f"{name} is not something that avlm's templates can do. Leave it out")
+        _refuse_cutting(kwargs)
         if chat_template is not None:
             return self.with_template(chat_template).apply_chat_template(conversation, **kwargs)
         single = bool(conversation) and isinstance(conversation[0], dict)
@@ -236,8 +237,9 @@ class AvlmProcessor(ProcessorMixin):
             kwargs: ``sampling_rate`` of sounds given as arrays; ``padding_side``.
 
         Raises:
-            ConfigError: Texts and media do not go together.
+            ConfigError: Texts and media do not go together, or are to be cut off at a length.
         """
+        _refuse_cutting(kwargs)
         texts = list(text) if isinstance(text, (list, tuple)) else [text or ""]
         media = {"image": images, "audio": audio, "video": videos}
         marks = (*placeholders(self.tokenizer).values(), *control_tokens(self.tokenizer, self.tokens().template))
@@ -289,6 +291,18 @@ class AvlmProcessor(ProcessorMixin):
                 raise ConfigError("neither a text nor a medium was given. Give at least one of them")
             found.append(self.encode(Sample(str(number), (Turn("user", tuple(parts)),)), prompt_only=True))
         return found
+
+
+def _refuse_cutting(kwargs: dict[str, Any]) -> None:
+    """Nothing is cut off at a length: media would lose their places, and what they show with them."""
+    inner = [v for v in (kwargs.get("text_kwargs"), kwargs.get("processor_kwargs")) if isinstance(v, dict)]
+    for given in (kwargs, *inner):
+        for name in ("truncation", "max_length"):
+            if given.get(name):
+                raise ConfigError(
+                    f"{name}={given[name]} would cut off media and what follows them, and avlm cuts nothing off. "
+                    "Leave it out, and leave out samples that are too long"
+                )
 
 
 def _flat(given: Any) -> list[Any]:

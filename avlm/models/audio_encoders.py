@@ -664,6 +664,7 @@ def encode_sounds(
     features = features.float() if family.precise else features.to(encoder.dtype)
     lengths: list[int] = mask.sum(1).tolist()
     _check_lengths(lengths, features.shape[2], spec)
+    _check_beginnings(mask, lengths)
     _keep_statistics(encoder)
     found: list[Tensor | None] = [None] * len(lengths)
     for members in _groups(lengths, family, encoder.config, spec):
@@ -725,6 +726,18 @@ def _check_lengths(lengths: list[int], padded: int, spec: AudioSpec) -> None:
                 f"clip {i} has a mask of {length} frames, and this audio encoder hears its whole window of "
                 f"{spec.window_frames} and takes no mask. Use model.audio.length=true where the family has it"
             )
+
+
+def _check_beginnings(mask: Tensor, lengths: list[int]) -> None:
+    """Refuse masks of clips that do not begin with the first frame, as inverted ones and those padded on the left."""
+    frames = torch.arange(mask.shape[1], device=mask.device)
+    wrong = (mask != (frames < mask.sum(1, keepdim=True))).any(1).tolist()
+    if any(wrong):
+        i = wrong.index(True)
+        raise LayoutError(
+            f"clip {i} has a mask of {lengths[i]} frames that are not its first ones, and each clip is heard from its "
+            "first frame on. Pad clips on the right, with a mask that is True where there is sound"
+        )
 
 
 def _groups(lengths: list[int], family: AudioFamily, config: Any, spec: AudioSpec) -> list[list[int]]:

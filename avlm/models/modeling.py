@@ -40,7 +40,7 @@ from avlm.models.connectors import build_connector
 from avlm.models.connectors.base import Connector, ScaledNorm, Vectors
 from avlm.models.encoders import build_encoder, encoder_width
 from avlm.models.fusion import check_counts, place_embeddings
-from avlm.models.reading import borders, checked_lengths, read_once, read_padded
+from avlm.models.reading import borders, checked_lengths, read_once, read_padded, refuse_mask
 from avlm.models.tiles import check_grids, join_tiles, picture_grids
 from avlm.models.vision_encoders import encode_images
 from avlm.samples import IGNORE, Place
@@ -363,12 +363,13 @@ class AvlmModel(AvlmPreTrainedModel):
             logits_to_keep: For the language model; see `AvlmForConditionalGeneration.forward`.
 
         Raises:
-            LayoutError: The lengths are not those of the row.
+            LayoutError: The lengths are not those of the row, or a mask hides something in it.
         """
         kwargs["return_dict"] = True
         if row_lengths is None:
             kwargs |= {"attention_mask": attention_mask, "position_ids": position_ids}
             return read_once(reader, embeds, logits_to_keep, kwargs)
+        refuse_mask(attention_mask)
         lengths = checked_lengths(row_lengths, embeds)
         if position_ids is None:
             position_ids = torch.cat([torch.arange(length, device=embeds.device) for length in lengths])[None]

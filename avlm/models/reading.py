@@ -69,6 +69,19 @@ def read_padded(
     return output
 
 
+def refuse_mask(attention_mask: Tensor | None) -> None:
+    """A packed row is walled off by its lengths alone, so a mask that hides something in it would do nothing.
+
+    Raises:
+        LayoutError: There is one.
+    """
+    if attention_mask is not None and not bool((attention_mask == 1).all()):
+        raise LayoutError(
+            "attention_mask hides tokens of a packed row, and row_lengths alone say who sees whom in one, so the mask "
+            "would do nothing. Leave row_lengths out for a padded batch, or attention_mask for a packed row"
+        )
+
+
 def checked_lengths(row_lengths: Sequence[int], embeds: Tensor) -> list[int]:
     lengths = [int(length) for length in row_lengths if length]
     if embeds.shape[0] != 1 or sum(lengths) != embeds.shape[1]:

@@ -197,6 +197,31 @@ def test_a_question_in_plain_words_is_put_into_the_template(made: AvlmProcessor,
     same(made(["What?", "Why?"], images=[[path], []]), without_labels(made, *questions))
 
 
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ({"truncation": True}, "truncation=True"),
+        ({"max_length": 9}, "max_length=9"),
+        ({"text_kwargs": {"truncation": True}}, "truncation=True"),
+        ({"processor_kwargs": {"max_length": 9}}, "max_length=9"),
+    ],
+)
+def test_nothing_is_cut_off_at_a_length(
+    given: dict[str, Any], shown: str, made: AvlmProcessor, asked: list[dict[str, Any]]
+) -> None:
+    for call in (
+        lambda: made("What?", images=asked[0]["content"][0]["path"], **given),
+        lambda: made.apply_chat_template(asked, tokenize=True, return_dict=True, **given),
+    ):
+        with pytest.raises(ConfigError) as error:
+            call()
+        assert str(error.value) == (
+            f"{shown} would cut off media and what follows them, and avlm cuts nothing off. "
+            "Leave it out, and leave out samples that are too long"
+        )
+    same(made("What?", truncation=False, max_length=None), made("What?"))
+
+
 def test_texts_and_media_that_do_not_go_together_are_refused(made: AvlmProcessor, picture: Callable[..., Path]) -> None:
     path = picture()
     for call, message in (

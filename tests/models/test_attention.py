@@ -355,3 +355,21 @@ def test_row_lengths_that_are_not_the_rows_are_refused(
     model = ours(transformers_model("llama"), "avlm")
     with pytest.raises(LayoutError, match=message):
         model(input_ids=torch.full(batch, 5), row_lengths=lengths)
+
+
+@torch.no_grad()
+def test_a_mask_over_a_packed_row_is_refused_and_not_ignored() -> None:
+    model = ours(transformers_model("llama"), "avlm")
+    ids, lengths = torch.arange(3, 11)[None], [5, 3]
+    mask = torch.ones_like(ids)
+    expected = model(input_ids=ids, row_lengths=lengths).logits
+    assert torch.equal(model(input_ids=ids, row_lengths=lengths, attention_mask=mask).logits, expected)
+    mask[0, 1] = 0
+    with pytest.raises(LayoutError) as error:
+        model(input_ids=ids, row_lengths=lengths, attention_mask=mask)
+    assert str(error.value) == (
+        "attention_mask hides tokens of a packed row, and row_lengths alone say who sees whom in one, so the mask "
+        "would do nothing. Leave row_lengths out for a padded batch, or attention_mask for a packed row"
+    )
+    padded = model(input_ids=ids, attention_mask=mask).logits  # the advice holds: there it counts
+    assert not torch.allclose(padded[:, 2:], model(input_ids=ids).logits[:, 2:])

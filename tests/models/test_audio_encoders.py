@@ -515,6 +515,26 @@ def test_a_mask_that_would_be_ignored_is_refused() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "hears",
+    [[False] * 20 + [True] * 20, [True] * 10 + [False] * 5 + [True] * 25],
+    ids=["inverted, or padded on the left", "with a hole"],
+)
+@torch.no_grad()
+def test_a_mask_that_does_not_begin_with_the_first_frame_is_refused(hears: list[bool]) -> None:
+    """Only the number of frames would be read off it, and other ones heard."""
+    model = encoder("whisper")
+    spec = audio_spec(model.config, AudioPart(encoder=Source(path="x"), length="true"))
+    features, mask = torch.randn(2, 16, 40), torch.tensor([[True] * 40, hears])
+    with pytest.raises(LayoutError) as error:
+        encode_sounds(model, features, mask, spec)
+    assert str(error.value) == (
+        f"clip 1 has a mask of {sum(hears)} frames that are not its first ones, and each clip is heard from its first "
+        "frame on. Pad clips on the right, with a mask that is True where there is sound"
+    )
+    encode_sounds(model, features, mask.sort(1, descending=True).values, spec)  # the advice holds
+
+
 @torch.no_grad()
 def test_gemma_3ns_mask_is_true_where_there_is_padding_and_ours_where_there_is_sound() -> None:
     model: Any = encoder("gemma3n_audio")
