@@ -179,7 +179,7 @@ REFUSALS = [
     ("stages.joint.train.language=1e-4", "stages.joint.train.language=0.0001: there are settings inside it, and this is one value. Correct stages.joint.train.language."),
     ("seed=[1", "the value [1 is not readable as YAML. To have it as text, quote it: '[1'"),
     ("seed={a: 1, a: 2}", "the value {a: 1, a: 2} is not readable as YAML. To have it as text, quote it: '{a: 1, a: 2}'"),
-    ("model.language.path=x", "model.language: a part comes from `path` or from `random`, and both are given. Set one of the two, the other to null."),
+    ("model.language={path: x, random: {model_type: llama}}", "model.language: a part comes from `path` or from `random`, and both are given. Set one of the two, the other to null."),
     ("model.video.min_frames=99", "model.video: min_frames=99 is more than max_frames=32, so no video has a right number of frames. Use at most 32 for min_frames."),
 ]  # fmt: skip
 
@@ -201,7 +201,7 @@ def test_the_settings_of_a_model_directory_cannot_be_overridden() -> None:
         ["stages.joint.train.audio.lora=null", "stages.joint.train.audio.lr=1e-4"],
         ["stages.joint.tasks=[vqa]"],
         ['stages.joint.tasks=["7"]'],
-        ["model.language.random=null", "model.language.path=x"],
+        ["model.language.path=x"],
         ["model.video.max_frames=99", "model.video.min_frames=99"],
         ["out='[1'"],
         ["stages.joint.schedule.kind=cosine"],

@@ -286,10 +286,7 @@ def test_an_encoder_that_learns_words_needs_a_medium_of_its_own_in_every_row(
 
 def test_a_built_part_needs_a_configuration_and_to_be_trained() -> None:
     building = {"builds": "audio", "rows": "audio"}
-    assert refused(hearing(), stage(**building, train={"audio": LR})) == (
-        "stage a builds the audio part from scratch, and the model does not say of which configuration. "
-        "Set its `random` configuration, or remove the stage."
-    )
+    assert not accepted(hearing(), stage(**building, train={"audio": LR})).builds(stage(**building, train={"audio": LR}))
     building = {"builds": "vision"}
     assert refused(seeing(), stage(**building)) == (
         "stage a builds the vision part but does not train it. Add stages.a.train.vision.lr."

@@ -46,7 +46,10 @@ def padded(made: Composed, samples: list[Encoded]) -> tuple[Tensor, Tensor, Tens
     rows = []
     for row in (pack([sample]) for sample in samples):
         embeds, _ = made.model.model.embed(
-            row.input_ids, row.pixel_values, None, row.input_features, row.input_features_mask
+            row.input_ids,
+            row.pixel_values,
+            input_features=row.input_features,
+            input_features_mask=row.input_features_mask,
         )
         rows.append(embeds[0])
     lengths = torch.tensor([len(row) for row in rows])
