@@ -36,39 +36,51 @@ RECIPES: dict[str, Callable[..., RunConfig]] = {
 SIZES = ("full", "twin")
 
 
-def recipe(name: str, **arguments: Any) -> RunConfig:
+def recipe(name: str, *overrides: str, **arguments: Any) -> RunConfig:
     """The settings of a recipe.
 
     Args:
         name: A recipe's name, or a YAML or JSON file of settings (one that a run recorded, say).
+        overrides: Settings to change, by dotted key, as on the command line: ``"stages.finetune.steps=50"``.
         arguments: The recipe function's own, such as ``peft="lora"``; and for all of them ``size="twin"``: tiny random
-            parts of the same families, to try everything on a laptop.
+            parts of the same families and short stages, to try everything on a laptop. Stages keep what an override
+            says of them.
 
     Raises:
-        ConfigError: There is no such recipe, or it does not take such an argument.
+        ConfigError: There is no such recipe, it does not take such an argument, or an override cannot be.
     """
     size = arguments.pop("size", "full")
     if size not in SIZES:
         raise ConfigError(f"size={size} is not a size of a recipe. Use one of {', '.join(SIZES)}")
     run = _from_file(name, arguments) if name not in RECIPES else _call(name, arguments)
-    return twin(run) if size == "twin" else run
+    run = override(run, overrides)
+    if size == "full":
+        return run
+    small = twin(run)
+    return override(small, [a for a in overrides if not _is_of_model(a) and not _is_left_out(a, run, small)])
 
 
 def resolve(name: str, assignments: Sequence[str]) -> RunConfig:
     """A recipe with what a command line says after its name: its own arguments, and overrides of settings.
 
     Raises:
-        ConfigError: As `recipe` and `avlm.config.io.override`.
+        ConfigError: As `recipe`.
     """
     known = {"size"} | (set(inspect.signature(RECIPES[name]).parameters) if name in RECIPES else set())
     own = {key: text for key, equals, text in (a.partition("=") for a in assignments) if equals and key in known}
-    size = own.pop("size", "full")
-    arguments = {key: parse_value(text) for key, text in own.items()}
-    rest = [a for a in assignments if a.partition("=")[0] not in {*own, "size"}]
-    run = override(recipe(name, **arguments), rest)
-    if size not in SIZES:
-        raise ConfigError(f"size={size} is not a size of a recipe. Use one of {', '.join(SIZES)}")
-    return twin(run) if size == "twin" else run
+    rest = [a for a in assignments if a.partition("=")[0] not in own]
+    return recipe(name, *rest, **{key: text if key == "size" else parse_value(text) for key, text in own.items()})
+
+
+def _is_of_model(assignment: str) -> bool:
+    return assignment.partition("=")[0].strip().split(".")[0] == "model"
+
+
+def _is_left_out(assignment: str, run: RunConfig, small: RunConfig) -> bool:
+    """Whether an override is about a stage that the twin does not have."""
+    keys = assignment.partition("=")[0].strip().split(".")
+    there = {stage.name for stage in small.stages}
+    return len(keys) > 1 and keys[0] == "stages" and keys[1] in {s.name for s in run.stages} - there
 
 
 def _call(name: str, arguments: dict[str, Any]) -> RunConfig:

@@ -55,6 +55,8 @@ STEPS, BATCH = 4, 4
 def twin(run: RunConfig) -> RunConfig:
     """The twin of a run: tiny random parts of the same families, a tokenizer made from the run's texts, short stages.
 
+    A stage that would build a part which comes with its weights is left out here as it is at full size.
+
     Raises:
         ConfigError: A part's configuration is not known without a download.
     """
@@ -69,7 +71,7 @@ def twin(run: RunConfig) -> RunConfig:
         update["vision"] = _vision(model.vision)
     if model.audio is not None:
         update["audio"] = _audio(model.audio)
-    stages = tuple(_stage(stage) for stage in run.stages)
+    stages = tuple(_stage(stage) for stage in run.stages if stage.name not in run.left_out())
     return run.model_copy(update={"model": model.model_copy(update=update), "stages": stages})
 
 

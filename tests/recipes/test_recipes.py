@@ -12,12 +12,14 @@ import pytest
 from refresh import GOLDEN, printed, variants
 from rich.console import Console
 
+from avlm.cli import what_trains
 from avlm.config.io import build, override, to_yaml
+from avlm.config.model import ModelConfig
 from avlm.config.run import PARTS, RunConfig
 from avlm.convert.compose import Composed
 from avlm.convert.weights import save_model
 from avlm.errors import ConfigError
-from avlm.recipes import RECIPES, recipe, summaries
+from avlm.recipes import RECIPES, recipe, resolve, summaries
 from avlm.training.chain import Run
 from avlm.training.observe import read_lines
 
@@ -44,7 +46,7 @@ def test_every_recipe_takes_the_overrides_that_all_must_take() -> None:
         )
         assert (changed.out, changed.seed, changed.max_steps, changed.model) == ("o", 5, 3, "m")
         assert (changed.data.train, changed.data.eval) == ("t.jsonl", "e.jsonl")
-        assert all(changed.stage_steps(stage) <= 3 for stage in changed.stages)
+        assert all(changed.stage_steps(stage, rows=1000) <= 3 for stage in changed.stages)
 
 
 def test_every_recipe_says_what_it_is() -> None:
@@ -72,15 +74,35 @@ def test_sft_keeps_encoders_frozen_and_lora_is_an_argument() -> None:
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("tiny", {"size": 3}, "the recipe tiny takes no size. It takes pace"),
+        ("tiny", {"width": 3}, "the recipe tiny takes no width. It takes pace, size"),
         ("golden.yaml", {"pace": 3}, "golden.yaml is a file of settings and takes no pace"),
-        ("llava", {}, "llava is neither a recipe nor a file of settings. There are tiny, sft."),
+        ("llava", {}, "llava is neither a recipe nor a file of settings. There are tiny, sft, avlm.8b"),
     ],
 )
 def test_what_no_recipe_knows_is_refused(name: str, arguments: dict[str, int], message: str) -> None:
     with pytest.raises(ConfigError) as error:
         recipe(name, **arguments)
     assert str(error.value).startswith(message)
+
+
+def test_a_twin_keeps_what_overrides_say_of_its_stages() -> None:
+    changes = ["stages.pretrain.steps=9", "stages.finetune.batch_samples=2", "seed=3"]
+    small = recipe("neva.llava15_7b", *changes, size="twin")
+    assert [(s.steps, s.batch_samples) for s in small.stages] == [(9, 4), (4, 2)]
+    assert small.seed == 3
+    assert small == resolve("neva.llava15_7b", [*changes, "size=twin"])
+    assert small.model == recipe("neva.llava15_7b", size="twin").model
+
+
+@pytest.mark.parametrize("size", ["full", "twin"])
+def test_an_encoder_is_swapped_by_one_override_and_one_with_weights_is_not_built(size: str) -> None:
+    run = recipe("vita15.7b", "model.audio=ast", "stages.speech.steps=9", size=size)
+    assert isinstance(run.model, ModelConfig) and run.model.audio is not None
+    config = run.model.audio.encoder.transformers_config("audio.encoder")
+    assert config["model_type"] == "audio-spectrogram-transformer"
+    table = what_trains(run)
+    assert "hearing-tasks" in table and "speech" not in table
+    assert "speech" in what_trains(recipe("vita15.7b", size=size))
 
 
 def test_settings_in_json_are_settings_too(tmp_path: Path) -> None:
