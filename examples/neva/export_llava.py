@@ -16,19 +16,25 @@ from pathlib import Path
 import made
 import torch
 from import_llava import imported
-from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import avlm
 
-PROMPT, MAX_TOKENS = "What do you see?", 12
+PROMPT = "What do you see?"
 
 
-def logits_of(folder: Path, text: str, image: Path) -> torch.Tensor:
-    """What the model of a folder expects next, after a written prompt with a picture in it."""
+def logits_of(folder: Path, image: Path) -> torch.Tensor:
+    """What the model of a folder expects next, after a question about a picture."""
     processor = AutoProcessor.from_pretrained(folder)
     model = AutoModelForImageTextToText.from_pretrained(folder).eval()
-    inputs = processor(text=[text], images=[Image.open(image).convert("RGB")], return_tensors="pt")
+    content = [{"type": "image", "path": str(image)}, {"type": "text", "text": PROMPT}]
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
     with torch.inference_mode():
         return model(**inputs).logits[0, -1]
 
@@ -52,7 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
     text = processor.apply_chat_template(question, add_generation_prompt=True, tokenize=False)
     print(f"transformers' {type(processor).__name__} asks: {text!r}")
     if given.adapters is None:
-        ours, theirs = (logits_of(folder, text, image) for folder in (model, given.out))
+        ours, theirs = (logits_of(folder, image) for folder in (model, given.out))
         print(f"largest difference between its logits and ours: {float((ours - theirs).abs().max()):.1e}")
 
 
