@@ -32,6 +32,8 @@ _NAMES = {
     "recipe": "avlm.recipes",
     "train": "avlm.training.chain",
     "compose": "avlm.convert.compose",
+    "import_model": "avlm.convert.importing",
+    "export_model": "avlm.convert.exporting",
     "AvlmConfig": "avlm.models.configuration",
     "AvlmForConditionalGeneration": "avlm.models.modeling",
     "AvlmProcessor": "avlm.data.processor",

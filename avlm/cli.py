@@ -98,7 +98,7 @@ def what_trains(config: RunConfig) -> str:
     lines = [
         [s.name, *(cell(s, p) for p in parts), s.rows, _length(config, s), more(s)]
         for s in config.stages
-        if s.builds is None or config.builds(s)  # a given model brings its parts along
+        if s.name not in config.left_out()
     ]
     widths = [max(len(row[i]) for row in [header, *lines]) for i in range(len(header))]
     rows = [

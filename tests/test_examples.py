@@ -1,10 +1,13 @@
-"""The digits example builds balanced rows whose sides share no file."""
+"""The digits example builds balanced rows whose sides share no file; the walk-throughs run to their ends."""
 
 from __future__ import annotations
 
+import importlib
 import json
+import re
 import sys
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,8 @@ import pytest
 import soundfile
 from PIL import Image
 
-EXAMPLE = Path(__file__).parent.parent / "examples" / "digits"
+EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLE = EXAMPLES / "digits"
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
@@ -94,3 +98,107 @@ def test_without_data_it_says_where_to_get_it(build: Any, tmp_path: Path) -> Non
         build.build(tmp_path / "nowhere", tmp_path / "rows")
     assert "there is no such folder" in str(error.value)
     assert "https://yann.lecun.com/exdb/mnist/" in str(error.value)
+
+
+# ---------------------------------------------------------------- walk-throughs
+
+Walk = Callable[..., str]
+
+
+@pytest.fixture
+def walk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Walk]:
+    """Run a script of a folder in an empty directory and get what it printed: ``walk("neva", "train", "--steps", 2)``.
+
+    Scripts of other folders have the same names, so none of them stays imported.
+    """
+    from avlm.models.audio_encoders import AUDIO_FAMILIES
+
+    families = list(AUDIO_FAMILIES)
+    monkeypatch.chdir(tmp_path)
+    names = {path.stem for path in EXAMPLES.glob("*/*.py")}
+
+    def run(folder: str, script: str, *arguments: object) -> str:
+        monkeypatch.syspath_prepend(str(EXAMPLES / folder))
+        for name in names:
+            sys.modules.pop(name, None)
+        capsys.readouterr()
+        importlib.import_module(script).main([str(argument) for argument in arguments])
+        return capsys.readouterr().out
+
+    yield run
+    for name in names:
+        sys.modules.pop(name, None)
+    AUDIO_FAMILIES[:] = families
+
+
+def test_neva_imports_trains_and_goes_back(walk: Walk) -> None:
+    assert "joined by" in walk("neva", "import_llava")
+    walk("neva", "own_data")
+    assert "trained: runs/neva/trained/model" in walk("neva", "train", "--steps", 2)
+    rows = read(Path("runs/neva/trained/metrics.jsonl"))
+    assert [row["stage"] for row in rows] == ["pretrain"] * 2 + ["finetune"] * 2
+    answers = walk("neva", "generate", "--model", "runs/neva/trained/model", "--max-tokens", 6)
+    whole, _, _, outside = (line.partition(":")[2].strip() for line in answers.splitlines())
+    assert whole == outside
+    said = walk("neva", "export_llava", "--model", "runs/neva/trained/model")
+    assert json.loads(Path("runs/neva/llava/config.json").read_text())["model_type"] == "llava"
+    assert float(re.findall(r"and ours: (\S+)", said)[0]) < 1e-5
+
+
+def test_neva_adapts_the_layers_that_were_chosen(walk: Walk) -> None:
+    said = walk("neva", "lora", "--steps", 2, "--layers", 0, 2)
+    found = set(re.findall(r"layers\.(\d+)\.self_attn\.(\w+)", said))
+    assert found == {(layer, name) for layer in "02" for name in ("q_proj", "v_proj")}
+
+
+def test_neva_takes_another_template(walk: Walk) -> None:
+    said = walk("neva", "template", "--steps", 2)
+    assert "Q: <image>What do you see?\nA: a red square</s>" in said
+    assert Path("runs/neva/terse/model/chat_template.jinja").read_text().startswith("{{ bos_token }}{% for m in")
+
+
+def test_neva_makes_rows_of_pictures_with_captions(walk: Walk, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    with pytest.raises(SystemExit, match="no picture with its caption"):
+        walk("neva", "own_data", "--pictures", folder)
+    for i in range(3):
+        Image.new("RGB", (8, 8)).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text("black all over\n")
+    walk("neva", "own_data", "--pictures", folder, "--out", "rows")
+    train = json.loads(Path("rows/train.json").read_text())
+    assert [row.get("image") for row in train] == ["1.png", "2.png", None, None, None, None]
+    assert train[0]["conversations"][1]["value"] == "black all over"
+
+
+def test_avlm_goes_from_stage_to_stage_and_answers(walk: Walk) -> None:
+    walk("avlm", "rows")
+    said = walk("avlm", "train", "--data", "runs/avlm/data/train.jsonl", "--steps", 2)
+    assert "kept the vision connector of stage one: True; stage three trained it on: True" in said
+    assert "together: " in walk("avlm", "generate", "--max-tokens", 4)
+
+
+@pytest.mark.slow
+def test_avlm_passes_its_checks(walk: Walk) -> None:
+    from avlm.cli import check
+
+    walk("avlm", "train", "--steps", 2)
+    check("runs/avlm/run/model")
+
+
+@pytest.mark.parametrize("audio", ["ast", pytest.param("whisper", marks=pytest.mark.slow)])
+def test_another_encoder_hears(walk: Walk, audio: str) -> None:
+    said = walk("hearing", "swap", "--audio", audio, "--steps", 1)
+    stages = [row["stage"] for row in read(Path("runs/hearing/swap/metrics.jsonl"))]
+    assert "speech" in said.splitlines()[0] and "speech" not in stages
+    assert stages[0] == "vision-alignment" and stages[-1] == "hearing-tasks"
+
+
+def test_an_encoder_of_ones_own_hears(walk: Walk) -> None:
+    assert "hears 40 bins of fbank through small_listener" in walk("hearing", "own_encoder", "--steps", 2)
+    config = json.loads(Path("runs/hearing/own/model/config.json").read_text())
+    assert config["audio_config"]["model_type"] == "small_listener"
+
+
+def test_ears_learn_from_the_teacher(walk: Walk) -> None:
+    assert "divergence from the teacher" in walk("hearing", "distill", "--steps", 2)

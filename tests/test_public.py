@@ -13,7 +13,8 @@ import avlm
 from avlm.convert.weights import save_model
 
 NAMES = {
-    "load", "Chat", "Image", "Audio", "Video", "Sampling", "recipe", "train", "compose", "AvlmConfig",
+    "load", "Chat", "Image", "Audio", "Video", "Sampling", "recipe", "train", "compose",
+    "import_model", "export_model", "AvlmConfig",
     "AvlmForConditionalGeneration", "AvlmProcessor", "AvlmError",
 }  # fmt: skip
 

@@ -8,7 +8,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -124,19 +124,23 @@ def override(settings: S, assignments: Sequence[str]) -> S:
 def assemble(kind: type[S], data: dict[str, Any], assignments: Sequence[str]) -> S:
     """Make settings from plain data with overrides applied first; see `override`."""
     data = copy.deepcopy(data)
+    given = {assignment.partition("=")[0].strip() for assignment in assignments}
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals or not key.strip():
             raise ConfigError(f"{assignment!r} is not an override: an override is key=value. Write it like seed=1")
-        _assign(kind, data, key.strip(), text.strip())
+        _assign(kind, data, key.strip(), text.strip(), given)
     return build(kind, data)
 
 
 # ---------------------------------------------------------------- overrides
 
 
-def _assign(kind: Any, data: Any, dotted: str, text: str) -> None:
-    """Set one value inside plain data, making the groups on the way to it."""
+def _assign(kind: Any, data: Any, dotted: str, text: str, given: Collection[str]) -> None:
+    """Set one value inside plain data, making the groups on the way to it.
+
+    A setting that stands instead of another one (steps, epochs) takes its place, unless that is `given` too.
+    """
     keys = dotted.split(".")
     for depth, key in enumerate(keys):
         here = ".".join(keys[: depth + 1])
@@ -147,10 +151,9 @@ def _assign(kind: Any, data: Any, dotted: str, text: str) -> None:
             value = _fitting(kind, text)
             if key == "kind" and len(_models(outer)) > 1 and data.get("kind") != value:
                 data.clear()  # another variant: what was set for the old one means nothing for it
-            if value is not None:
-                for other in _instead(outer, key):
-                    data[other] = None
             data[at] = value
+            rivals = [] if value is None else _instead(outer, key)
+            data.update({rival: None for rival in rivals if f"{dotted.rpartition('.')[0]}.{rival}" not in given})
             return
         inside = data[at] if isinstance(data, list) else data.get(at)
         data[at] = data = _opened(kind, inside, start, here, dotted)

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from avlm.config.base import Settings
-from avlm.config.model import ModelConfig
+from avlm.config.model import ModelConfig, Source
 from avlm.config.patterns import ALL_LINEAR, pattern_problem
 
 Part = Literal["vision", "vision_connector", "audio", "audio_beside", "audio_connector", "language"]
@@ -177,7 +177,8 @@ class Stage(Settings):
 
     builds: Literal["vision", "audio", "language"] | None = None
     """A part that learns its trade here, from scratch, in a model of its own; an encoder with a copy of the language
-    model behind it, which is thrown away. The run's model is composed from the parts so built."""
+    model behind it, which is thrown away. The run's model is composed from the parts so built. Where the part comes
+    with its weights (a `path`) there is nothing to build, and the stage is left out."""
 
     rows: Rows = "any"
     """Which rows the stage can learn from: `vision` those with pictures and no sound, `audio` those with sound and no
@@ -341,12 +342,12 @@ class RunConfig(Settings):
         _check_order(self.stages)
         return self
 
-    def builds(self, stage: Stage) -> bool:
-        """Whether a stage builds a part in this run, rather than one that a given model or released weights bring."""
-        if stage.builds is None or isinstance(self.model, str):
-            return False
-        source = self.model.language if stage.builds == "language" else getattr(self.model, stage.builds)
-        return getattr(source, "encoder", source).path is None
+    def left_out(self) -> tuple[str, ...]:
+        """Names of stages that would build what is there already: a part with its weights, or a whole model."""
+        built = [stage for stage in self.stages if stage.builds is not None]
+        if isinstance(self.model, ModelConfig):
+            built = [stage for stage in built if _built_source(stage, self.model).path is not None]
+        return tuple(stage.name for stage in built)
 
     def stage_steps(self, stage: Stage, rows: int | None = None) -> int:
         """Steps the stage really takes.
@@ -505,16 +506,21 @@ def _state_problem(stage: Stage) -> str | None:
     return None
 
 
-def _check_build(stage: Stage, model: ModelConfig) -> None:
-    source = model.language if stage.builds == "language" else getattr(model, str(stage.builds))
-    source = getattr(source, "encoder", source)
-    if source is not None and source.path is not None:
-        return  # released weights have learned this already: the stage is left out
-    if source is None:
+def _built_source(stage: Stage, model: ModelConfig) -> Source:
+    """Where the part comes from that a stage builds."""
+    if stage.builds == "language":
+        return model.language
+    part = model.vision if stage.builds == "vision" else model.audio
+    if part is None:
         raise ValueError(
-            f"stage {stage.name} builds the {stage.builds} part from scratch, and the model does not say of which "
-            f"configuration. Set its `random` configuration, or remove the stage"
+            f"stage {stage.name} builds the {stage.builds} part, and the model has none. "
+            f"Add model.{stage.builds}, or remove the stage"
         )
+    return part.encoder
+
+
+def _check_build(stage: Stage, model: ModelConfig) -> None:
+    _built_source(stage, model)
     if stage.builds not in stage.train:
         raise ValueError(
             f"stage {stage.name} builds the {stage.builds} part but does not train it. "

@@ -201,7 +201,7 @@ class AvlmProcessor(ProcessorMixin):
             kwargs: ``tokenize=True`` with ``return_dict=True`` gives model inputs, padded on the left or on
                 ``padding_side``; what ends with a question is written up to where the model is to speak.
                 ``add_generation_prompt`` asks for that wherever it ends. Without ``tokenize`` it is a text, with one
-                placeholder for each media item.
+                placeholder for each media item; those need not say where they are then (``{"type": "image"}``).
 
         Raises:
             ConfigError: An option is asked for that avlm does not have, such as to cut off at a length.
@@ -214,9 +214,10 @@ class AvlmProcessor(ProcessorMixin):
         if chat_template is not None:
             return self.with_template(chat_template).apply_chat_template(conversation, **kwargs)
         single = bool(conversation) and isinstance(conversation[0], dict)
-        samples = [self.addressed(conversation_sample(c)) for c in ([conversation] if single else conversation)]
+        conversations, tokenize = [conversation] if single else conversation, bool(kwargs.get("tokenize", False))
+        samples = [self.addressed(conversation_sample(c, bare=not tokenize)) for c in conversations]
         asked = bool(kwargs.get("add_generation_prompt", False))
-        if not kwargs.get("tokenize", False):
+        if not tokenize:
             texts = [written(s, self.tokenizer, self.tokens().template, prompt=asked) for s in samples]
             return texts[0] if single else texts
         encoded = [self.encode(s, prompt_only=asked or s.turns[-1].role != "assistant") for s in samples]
@@ -312,8 +313,12 @@ def _flat(given: Any) -> list[Any]:
     return [inner for value in given for inner in _flat(value)] if isinstance(given, (list, tuple)) else [given]
 
 
-def conversation_sample(messages: Sequence[dict[str, Any]]) -> Sample:
+def conversation_sample(messages: Sequence[dict[str, Any]], *, bare: bool = False) -> Sample:
     """A conversation in the messages form, media by path or as arrays, as a sample.
+
+    Args:
+        messages: The conversation.
+        bare: Whether media may be without either, for a text that only has their places.
 
     Raises:
         DataError: A message is not understood.
@@ -329,6 +334,8 @@ def conversation_sample(messages: Sequence[dict[str, Any]]) -> Sample:
                 if values:
                     start, end = cut_of(part)
                     given[i] = media_item(kind, values[0], part.get("sampling_rate"), start_s=start, end_s=end)
+                elif bare:
+                    given[i] = MediaItem(kind)
         if given:
             kept = [{"type": "text", "text": ""} if i in given else part for i, part in enumerate(content or ())]
             message = {**message, "content": kept}

@@ -38,41 +38,41 @@ RECIPES: dict[str, Callable[..., RunConfig]] = {
 SIZES = ("full", "twin")
 
 
-def recipe(name: str, **arguments: Any) -> RunConfig:
+def recipe(name: str, *overrides: str, **arguments: Any) -> RunConfig:
     """The settings of a recipe.
 
     Args:
         name: A recipe's name, or a YAML or JSON file of settings (one that a run recorded, say).
+        overrides: Settings to change, by dotted key, as on the command line: ``"stages.finetune.steps=50"``.
         arguments: The recipe function's own, such as ``peft="lora"``; and for all of them ``size="twin"``: tiny random
-            parts of the same families, to try everything on a laptop.
+            parts of the same families and short stages, to try everything on a laptop. Stages keep what an override
+            says of them.
 
     Raises:
-        ConfigError: There is no such recipe, or it does not take such an argument.
+        ConfigError: There is no such recipe, it does not take such an argument, or an override cannot be.
     """
     size = _size(arguments.pop("size", "full"))
     run = _call(name, arguments)
-    return tiny_parts(short(run)) if size == "twin" else run
+    # A twin is short before it is overridden, so that its steps can be, and tiny behind that, swapped parts and all.
+    run = override(short(run) if size == "twin" else run, overrides)
+    return tiny_parts(run) if size == "twin" else run
 
 
 def resolve(name: str, assignments: Sequence[str]) -> RunConfig:
     """A recipe with what a command line says after its name: its own arguments, and overrides of settings.
 
     Raises:
-        ConfigError: As `recipe` and `avlm.config.io.override`.
+        ConfigError: As `recipe`.
     """
     parameters = list(inspect.signature(RECIPES[name]).parameters) if name in RECIPES else []
     known = {"size", *parameters} - set(RunConfig.model_fields)
     own = {key: text for key, equals, text in (a.partition("=") for a in assignments) if equals and key in known}
     rest = [a for a in assignments if a.partition("=")[0] not in own]
-    size = _size(own.pop("size", "full"))
-    run = _call(name, {key: parse_value(text) for key, text in own.items()})
     for key in (a.partition("=")[0] for a in rest):
         if "." not in key and key not in RunConfig.model_fields:
             takes = ", ".join(sorted(known))
             raise ConfigError(f"{key} is no setting of a run, and the recipe {name} takes {takes}. Correct the name")
-    # A twin is short before it is overridden, so that its steps can be, and tiny behind that, swapped parts and all.
-    run = override(short(run) if size == "twin" else run, rest)
-    return tiny_parts(run) if size == "twin" else run
+    return recipe(name, *rest, **{key: text if key == "size" else parse_value(text) for key, text in own.items()})
 
 
 def _size(size: Any) -> str:

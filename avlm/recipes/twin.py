@@ -61,6 +61,8 @@ def short(run: RunConfig) -> RunConfig:
 def tiny_parts(run: RunConfig) -> RunConfig:
     """A run on tiny random parts of the same families, with a tokenizer made from its texts.
 
+    A stage that would build a part which comes with its weights is left out here as it is at full size.
+
     Raises:
         ConfigError: A part's configuration is not known without a download.
     """
@@ -75,7 +77,8 @@ def tiny_parts(run: RunConfig) -> RunConfig:
         update["vision"] = _vision(model.vision)
     if model.audio is not None:
         update["audio"] = _audio(model.audio)
-    return run.model_copy(update={"model": model.model_copy(update=update)})
+    stages = tuple(stage for stage in run.stages if stage.name not in run.left_out())
+    return run.model_copy(update={"model": model.model_copy(update=update), "stages": stages})
 
 
 def _tiny(source: Source, part: str) -> dict[str, Any]:

@@ -125,9 +125,10 @@ class Run:
         if self.config.threads is not None:
             torch.set_num_threads(self.config.threads)
         if len(self.stages) < len(self.config.stages):
-            left = [stage.name for stage in self.config.stages if stage not in self.stages]
-            giver = f"the model {self.config.model}" if isinstance(self.config.model, str) else "released weights"
-            tell(self.console, f"left out: {', '.join(left)}; {giver} bring what is built there")
+            given = f"the model {self.config.model} brings its parts along"
+            if isinstance(self.config.model, ModelConfig):
+                given = "what would be built there comes with its weights"
+            tell(self.console, f"left out: {', '.join(self.config.left_out())}; {given}")
         with self._claimed(), stop_wishes() as stop:
             self._build_side_by_side(stages, stop)
             for stage in stages:
@@ -392,13 +393,18 @@ def check_place(out: Path) -> None:
 
 
 def _stages(config: RunConfig) -> tuple[Stage, ...]:
-    """The stages that a run goes through: a model that is given brings its parts, so none is built.
+    """The stages that a run goes through: a model that is given brings its parts, and a part its weights.
 
     Raises:
         ConfigError: A stage cannot work with the given model.
     """
-    stages = tuple(stage for stage in config.stages if stage.builds is None or config.builds(stage))
+    stages = tuple(stage for stage in config.stages if stage.name not in config.left_out())
     if isinstance(config.model, ModelConfig):
+        if not stages:
+            raise ConfigError(
+                f"all stages of {config.recipe} build parts, and the model's come with their weights. "
+                "Set the `random` configuration of one, or choose another recipe"
+            )
         return stages
     if not stages:
         raise ConfigError(

@@ -109,6 +109,15 @@ def test_later_overrides_win_and_see_the_earlier_ones() -> None:
     assert changed.seed == 2
 
 
+def test_a_length_takes_the_place_of_the_other_one() -> None:
+    changed = override(run_config(), ["stages.joint.epochs=2"])
+    assert (changed.stages[1].steps, changed.stages[1].epochs) == (None, 2)
+    changed = override(changed, ["stages.joint.steps=5"])
+    assert (changed.stages[1].steps, changed.stages[1].epochs) == (5, None)
+    with pytest.raises(ConfigError, match="and both are given"):
+        override(changed, ["stages.joint.steps=5", "stages.joint.epochs=2"])
+
+
 def test_a_group_that_is_absent_is_made_with_its_defaults() -> None:
     without = override(run_config(), ["model.audio=null"])
     changed = override(without, ["model.audio.encoder.path=x", "model.audio.connector.stack=2"])

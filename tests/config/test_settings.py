@@ -284,9 +284,20 @@ def test_an_encoder_that_learns_words_needs_a_medium_of_its_own_in_every_row(
     accepted(seeing(), stage(**{**ALONE, **change, "supervise": "answers"}))
 
 
-def test_a_built_part_needs_a_configuration_and_to_be_trained() -> None:
-    building = {"builds": "audio", "rows": "audio"}
-    assert not accepted(hearing(), stage(**building, train={"audio": LR})).builds(stage(**building, train={"audio": LR}))
+def test_a_part_with_weights_is_not_built_again() -> None:
+    building = stage(name="b", builds="audio", rows="audio", train={"audio": LR})
+    accepted(hearing(), building)
+    settings = {"recipe": "r", "out": "o", "stages": [building, stage()]}
+    assert build(RunConfig, {**settings, "model": hearing()}).left_out() == ("b",)
+    assert build(RunConfig, {**settings, "model": "some/folder"}).left_out() == ("b",)
+    fresh = hearing().model_copy(update={"audio": AudioPart(encoder=Source(random={"model_type": "whisper"}))})
+    assert build(RunConfig, {**settings, "model": fresh}).left_out() == ()
+
+
+def test_a_built_part_has_to_be_there_and_to_be_trained() -> None:
+    assert refused(seeing(), stage(builds="audio", train={"vision": LR})) == (
+        "stage a builds the audio part, and the model has none. Add model.audio, or remove the stage."
+    )
     building = {"builds": "vision"}
     assert refused(seeing(), stage(**building)) == (
         "stage a builds the vision part but does not train it. Add stages.a.train.vision.lr."

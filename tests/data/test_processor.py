@@ -189,6 +189,13 @@ def test_that_text_with_its_media_is_the_same_again(made: AvlmProcessor, asked: 
         assert row[mask.bool()].tolist() == ids.tolist()
 
 
+def test_that_text_needs_no_more_of_media_than_their_kind(made: AvlmProcessor, asked: list[dict[str, Any]]) -> None:
+    bare = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}, {"type": "audio"}]}]
+    assert made.apply_chat_template(bare, tokenize=False) == made.apply_chat_template(asked, tokenize=False)
+    with pytest.raises(DataError, match='a part of type image has no "path"'):
+        made.apply_chat_template(bare, tokenize=True)
+
+
 def test_a_question_in_plain_words_is_put_into_the_template(made: AvlmProcessor, asked: list[dict[str, Any]]) -> None:
     path, sound = Path(asked[0]["content"][0]["path"]), Path(asked[0]["content"][2]["path"])
     parts = (MediaItem("image", path=path), MediaItem("audio", path=sound), Text("What?"))

@@ -12,12 +12,14 @@ import pytest
 from refresh import GOLDEN, printed, variants
 from rich.console import Console
 
+from avlm.cli import what_trains
 from avlm.config.io import build, override, to_yaml
+from avlm.config.model import ModelConfig
 from avlm.config.run import PARTS, RunConfig
 from avlm.convert.compose import Composed
 from avlm.convert.weights import save_model
 from avlm.errors import ConfigError
-from avlm.recipes import RECIPES, recipe, summaries
+from avlm.recipes import RECIPES, recipe, resolve, summaries
 from avlm.training.chain import Run
 from avlm.training.observe import read_lines
 
@@ -87,6 +89,26 @@ def test_what_no_recipe_knows_is_refused(name: str, arguments: dict[str, int], m
     with pytest.raises(ConfigError) as error:
         recipe(name, **arguments)
     assert str(error.value).startswith(message)
+
+
+def test_a_twin_keeps_what_overrides_say_of_its_stages() -> None:
+    changes = ["stages.pretrain.steps=9", "stages.finetune.batch_samples=2", "seed=3"]
+    small = recipe("neva.llava15_7b", *changes, size="twin")
+    assert [(s.steps, s.batch_samples) for s in small.stages] == [(9, 4), (4, 2)]
+    assert small.seed == 3
+    assert small == resolve("neva.llava15_7b", [*changes, "size=twin"])
+    assert small.model == recipe("neva.llava15_7b", size="twin").model
+
+
+@pytest.mark.parametrize("size", ["full", "twin"])
+def test_an_encoder_is_swapped_by_one_override_and_one_with_weights_is_not_built(size: str) -> None:
+    run = recipe("vita15.7b", "model.audio=ast", "stages.speech.steps=9", size=size)
+    assert isinstance(run.model, ModelConfig) and run.model.audio is not None
+    config = run.model.audio.encoder.transformers_config("audio.encoder")
+    assert config["model_type"] == "audio-spectrogram-transformer"
+    table = what_trains(run)
+    assert "hearing-tasks" in table and "speech" not in table
+    assert "speech" in what_trains(recipe("vita15.7b", size=size))
 
 
 def test_settings_in_json_are_settings_too(tmp_path: Path) -> None:

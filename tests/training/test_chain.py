@@ -515,6 +515,15 @@ def test_a_given_model_brings_its_parts_so_none_is_built(small_run: Small, given
     assert not (tmp_path / "run" / "parts").exists()
 
 
+def test_a_part_with_weights_is_not_built_in_the_run_either(small_run: Small, tmp_path: Path) -> None:
+    config = small_run("run", ["max_steps=1"])
+    Run(config, console=Console(file=io.StringIO())).train("vision")
+    parts = f"{tmp_path / 'run' / 'parts'}"
+    text = said(small_run("next", ["max_steps=1", f"model.vision.encoder={{path: {parts}/vision}}"]))
+    assert "left out: vision; what would be built there comes with its weights" in text
+    assert [row["stage"] for row in read_lines(tmp_path / "next" / "metrics.jsonl")] == ["language", "align", "joint"]
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
