@@ -153,7 +153,9 @@ def _assign(kind: Any, data: Any, dotted: str, text: str, given: Collection[str]
                 data.clear()  # another variant: what was set for the old one means nothing for it
             data[at] = value
             rivals = [] if value is None else _instead(outer, key)
-            data.update({rival: None for rival in rivals if f"{dotted.rpartition('.')[0]}.{rival}" not in given})
+            for rival in rivals:
+                if f"{dotted.rpartition('.')[0]}.{rival}" not in given:
+                    data[rival] = None
             return
         inside = data[at] if isinstance(data, list) else data.get(at)
         data[at] = data = _opened(kind, inside, start, here, dotted)

@@ -49,12 +49,6 @@ def stage_rows(facts: Sequence[RowFacts], stage: Stage) -> list[int]:
     found = [i for i in usable(facts, stage.rows, stage.tasks) if _taken(i, facts[i], stage)]
     if stage.loss == "distill":
         found = [i for i in found if facts[i].kinds]  # read in words, a row of words alone is already what it shall be
-    missing = sorted(set(stage.take) - {row.task for row in facts} - {row.set for row in facts})
-    if missing:
-        raise ConfigError(
-            f"stages.{stage.name}.take names {', '.join(missing)}, and no row of the data is of such a task or set. "
-            f"Correct the name, or remove it with stages.{stage.name}.take={{}}"
-        )
     if not found:
         wanted = {"vision": " with a picture and no sound", "audio": " with a sound and no picture"}.get(stage.rows, "")
         if stage.loss == "distill" and not wanted:
@@ -67,6 +61,11 @@ def stage_rows(facts: Sequence[RowFacts], stage: Stage) -> list[int]:
             f"Add such rows, or give the stage its own with stages.{stage.name}.data"
         )
     return found
+
+
+def untaken(facts: Sequence[RowFacts], stage: Stage) -> list[str]:
+    """Tasks and sets of which a stage takes a share and the data has no row."""
+    return sorted(set(stage.take) - {row.task for row in facts} - {row.set for row in facts})
 
 
 def _taken(row: int, facts: RowFacts, stage: Stage) -> bool:

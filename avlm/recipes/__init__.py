@@ -68,8 +68,9 @@ def resolve(name: str, assignments: Sequence[str]) -> RunConfig:
     known = {"size", *parameters} - set(RunConfig.model_fields)
     own = {key: text for key, equals, text in (a.partition("=") for a in assignments) if equals and key in known}
     rest = [a for a in assignments if a.partition("=")[0] not in own]
+    others = {argument for function in RECIPES.values() for argument in inspect.signature(function).parameters}
     for key in (a.partition("=")[0] for a in rest):
-        if "." not in key and key not in RunConfig.model_fields:
+        if key in others - set(RunConfig.model_fields):
             takes = ", ".join(sorted(known))
             raise ConfigError(f"{key} is no setting of a run, and the recipe {name} takes {takes}. Correct the name")
     return recipe(name, *rest, **{key: text if key == "size" else parse_value(text) for key, text in own.items()})

@@ -34,7 +34,7 @@ from avlm.convert.compose import Composed, compose
 from avlm.convert.weights import load_model, publish_copy, save_model, save_part
 from avlm.data.loader import StepLoader
 from avlm.data.media import MediaReader
-from avlm.data.plan import stage_rows
+from avlm.data.plan import stage_rows, untaken
 from avlm.data.processor import AvlmProcessor
 from avlm.data.sources import JsonLines
 from avlm.data.vocabulary import sample_texts
@@ -291,6 +291,9 @@ class Run:
             processor.use_system(self.config.data.system)
         writer = processor if stage.template is None else processor.with_template(stage.template)
         loader = StepLoader(self.source(stage), stage, writer, self.config.data, self.config.seed)
+        if untaken(self.source(stage).facts, stage):
+            names = ", ".join(untaken(self.source(stage).facts, stage))
+            tell(self.console, f"{stage.name}: no row is of {names}, of which stages.{stage.name}.take takes a share")
         trainer = Trainer(
             self.config, stage, model, processor, loader, self._prompts_for(stage, processor), self.out,
             self._steps_before(stage), self.console, self.on_step, stop,
