@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Two tests at a time, a file in one process.
+TOGETHER := -n 2 --dist loadfile
 
 .PHONY: setup demo test test-all check format bench clean
 
@@ -19,10 +21,10 @@ demo: $(READY)
 	$(BIN)/avlm demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(TOGETHER) -m "not slow"
 
 test-all: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TOGETHER)
 
 check: $(READY)
 	$(BIN)/ruff format --check .
