@@ -3,8 +3,8 @@
     python examples/energon/train.py --data runs/energon/data/talks runs/energon/data/captions --out runs/energon/run
 
 A dataset is a folder that was prepared, or a metadataset's YAML file. Its samples go through the task encoder of
-talks.py. Rows are JSON lines with their media in files beside them, which can be looked at, and a run on them resumes to
-the bit. A sample that cannot be read stops the script; Energon by itself prints such a sample and goes on.
+talks.py. Rows are JSON lines with their media in files beside them: they can be looked at, and a run on them resumes
+to the bit. A sample that cannot be read stops the script; Energon by itself prints such a sample and goes on.
 """
 
 from __future__ import annotations
