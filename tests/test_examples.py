@@ -233,21 +233,24 @@ def packed_media(pattern: str) -> Counter[bytes]:
     return found
 
 
-def test_energon_samples_that_are_wrong_are_named(walk: Walk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_energon_sample_that_is_wrong_is_named(walk: Walk, monkeypatch: pytest.MonkeyPatch) -> None:
     energon = pytest.importorskip("megatron.energon", reason=NO_ENERGON)
     from avlm.errors import DataError
 
-    walk("energon", "prepare", "--out", "data")
-    with pytest.raises(SystemExit, match=r"data: has no \.nv-meta, so it is no Energon dataset"):
-        walk("energon", "train", "--data", "data")
+    bad = Path("bad")
+    bad.mkdir()
+    with pytest.raises(SystemExit, match=r"bad: has no \.nv-meta, so it is no Energon dataset"):
+        walk("energon", "train", "--data", bad)
     monkeypatch.syspath_prepend(str(EXAMPLES / "energon"))
-    talks = importlib.import_module("talks")
-    keys = {"__key__": "train-0.tar/0003", "__restore_key__": ()}
-    told = talks.Talk(**keys, said=[{"from": "human", "value": "<image>What?"}], images=[], audios=[])
-    with pytest.raises(DataError, match=r"train-0\.tar/0003: has 1 <image> for 0 of them"):
-        talks.to_sample(told)
-    with pytest.raises(DataError, match=r"is TextSample, and no function makes a row of that"):
-        talks.to_sample(energon.TextSample(**keys, text="words"))
+    prepare, talks = importlib.import_module("prepare"), importlib.import_module("talks")
+    told = {"conversations": [{"from": "human", "value": "<image>What?"}]}
+    prepare.write_tar(bad / "train-0.tar", [{"json": json.dumps(told).encode()}])
+    prepare.index(bad, "CrudeWebdataset")
+    with pytest.raises(SystemExit, match=r"^bad: \S*0000: has 1 <image> for 0 of them"):
+        walk("energon", "train", "--data", bad)
+    words = energon.TextSample(__key__="train-0.tar/0003", __restore_key__=(), text="words")
+    with pytest.raises(DataError, match=r"0003: is TextSample, and no function makes a row of that"):
+        talks.to_sample(words)
 
 
 def test_without_energon_it_says_what_to_install(walk: Walk, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,7 +70,7 @@ def talk(rng: np.random.Generator, number: int) -> Files:
     return {"json": json.dumps(told).encode(), **files}
 
 
-def captioned(rng: np.random.Generator) -> Files:
+def captioned(rng: np.random.Generator, _: int) -> Files:
     colour = str(rng.choice(list(COLOURS)))
     return {"png": picture(colour), "txt": f"a {colour} square".encode()}
 
@@ -85,22 +85,27 @@ def write_tar(path: Path, samples: Iterable[Files]) -> None:
                 tar.addfile(member, io.BytesIO(data))
 
 
+def index(folder: Path, *kind: str) -> None:
+    """Write `.nv-meta`: how many samples each tar has, where they begin, which tars a split has, and their type."""
+    quiet = ["--non-interactive", "--force-overwrite", "--no-progress", "--num-workers", "1"]
+    splits = ["--split-parts", "train:train-.*", "--split-parts", "val:val-.*"]
+    energon(["prepare", *quiet, *splits, "--sample-type", *kind, str(folder)], standalone_mode=False)
+
+
 def write(out: Path, count: int = 24) -> list[Path]:
     """The two datasets, made once."""
     rng = np.random.default_rng(0)
     talks, captions = out / "talks", out / "captions"
-    for folder, kind, make in (
-        (talks, ["CrudeWebdataset"], lambda number: talk(rng, number)),
-        (captions, ["CaptioningSample", "--field-map", '{"image": "png", "caption": "txt"}'], lambda _: captioned(rng)),
-    ):
+    for folder, make in ((talks, talk), (captions, captioned)):
         if (folder / ".nv-meta" / "dataset.yaml").is_file():
             continue
         folder.mkdir(parents=True, exist_ok=True)
-        write_tar(folder / "train-0.tar", map(make, range(count)))
-        write_tar(folder / "val-0.tar", map(make, range(count // 4)))
-        splits = ["--split-parts", "train:train-.*", "--split-parts", "val:val-.*"]
-        quiet = ["--non-interactive", "--force-overwrite", "--no-progress", "--num-workers", "1"]
-        energon(["prepare", *quiet, *splits, "--sample-type", *kind, str(folder)], standalone_mode=False)
+        for split, share in (("train", count), ("val", count // 4)):
+            write_tar(folder / f"{split}-0.tar", (make(rng, number) for number in range(share)))
+        if folder == talks:
+            index(folder, "CrudeWebdataset")
+        else:
+            index(folder, "CaptioningSample", "--field-map", '{"image": "png", "caption": "txt"}')
     return [talks, captions]
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def samples(dataset: Path, split: str) -> Iterator[Sample]:
         dataset, split_part=split, worker_config=here, batch_size=None, task_encoder=talks.ToSamples()
     )
     for row in energon.get_loader(rows):
-        yield row.sample
+        yield replace(row.sample, id=f"{dataset.stem}/{row.sample.id}")
 
 
 def as_row(sample: Sample, number: int, out: Path) -> dict[str, Any]:
@@ -61,8 +62,11 @@ def write(datasets: list[Path], split: str, out: Path) -> Path:
     lines: list[str] = []
     for dataset in datasets:
         before = len(lines)
-        for sample in samples(dataset, split):
-            lines.append(json.dumps(as_row(sample, len(lines), folder)) + "\n")
+        try:
+            for sample in samples(dataset, split):
+                lines.append(json.dumps(as_row(sample, len(lines), folder)) + "\n")
+        except DataError as error:
+            raise SystemExit(f"{dataset}: {error}") from None
         print(f"{dataset}: {len(lines) - before} samples of {split}")
     rows.write_text("".join(lines))
     return rows
@@ -80,10 +84,7 @@ def main(arguments: list[str] | None = None) -> None:
         if not dataset.is_file() and not (dataset / ".nv-meta").is_dir():
             raise SystemExit(f"{dataset}: has no .nv-meta, so it is no Energon dataset. Run `energon prepare` on it")
     rows = given.out.with_name("rows")
-    try:
-        train, held = (write(datasets, split, rows) for split in ("train", "val"))
-    except DataError as error:
-        raise SystemExit(str(error)) from None
+    train, held = (write(datasets, split, rows) for split in ("train", "val"))
     print(train.read_text().splitlines()[-1])
     run = avlm.recipe(
         "avlm.8b",
