@@ -248,9 +248,13 @@ def test_an_energon_sample_that_is_wrong_is_named(walk: Walk, monkeypatch: pytes
     prepare.index(bad, "CrudeWebdataset")
     with pytest.raises(SystemExit, match=r"^bad: \S*0000: has 1 <image> for 0 of them"):
         walk("energon", "train", "--data", bad)
-    words = energon.TextSample(__key__="train-0.tar/0003", __restore_key__=(), text="words")
+    keys = {"__key__": "train-0.tar/0003", "__restore_key__": ()}
+    with pytest.raises(DataError, match=r"0003: is said by nobody, and it is not known which side that is"):
+        talks.to_sample(talks.Talk(**keys, said=[{"from": "nobody", "value": "What?"}], images=[], audios=[]))
+    with pytest.raises(DataError, match=r"0003: names a\.png, which is not in the tar beside it"):
+        talks.cook_talk(energon.CrudeSample(**keys, json=b'{"conversations": [], "images": ["a.png"]}'))
     with pytest.raises(DataError, match=r"0003: is TextSample, and no function makes a row of that"):
-        talks.to_sample(words)
+        talks.to_sample(energon.TextSample(**keys, text="words"))
 
 
 def test_without_energon_it_says_what_to_install(walk: Walk, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,10 +17,10 @@ from functools import singledispatch
 
 from megatron import energon
 
+from avlm.data.forms import SPEAKERS
 from avlm.errors import DataError
 from avlm.samples import MediaItem, Sample, Text, Turn
 
-ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 MARKS = re.compile("(<image>|<audio>)")
 
 
@@ -36,8 +36,19 @@ class Talk(energon.Sample):
 @energon.stateless
 @energon.cooker
 def cook_talk(files: energon.CrudeSample) -> Talk:
-    """A conversation from its JSON and from the files that this names."""
+    """A conversation from its JSON and from the files that this names.
+
+    Raises:
+        DataError: One of them is not in the tar.
+    """
     told = json.loads(files["json"])
+    missing = [name for name in (*told.get("images", []), *told.get("audios", [])) if name not in files]
+    if missing:
+        raise DataError(
+            f"names {', '.join(missing)}, which is not in the tar beside it, so there is nothing to look at or to hear. "
+            "Put it there",
+            where=files["__key__"],
+        )
     return Talk(
         **energon.basic_sample_keys(files),
         said=told["conversations"],
@@ -62,7 +73,18 @@ def to_sample(given: energon.Sample) -> Sample:
 
 @to_sample.register
 def talk(given: Talk) -> Sample:
-    """Each mark takes the next medium of its kind, and none may be left over."""
+    """Each mark takes the next medium of its kind, and none may be left over.
+
+    Raises:
+        DataError: They are not as many as their marks, or it is not known who speaks.
+    """
+    unknown = {turn["from"] for turn in given.said} - SPEAKERS.keys()
+    if unknown:
+        raise DataError(
+            f"is said by {', '.join(sorted(unknown))}, and it is not known which side that is. "
+            f"Give one of {', '.join(SPEAKERS)}",
+            where=given.__key__,
+        )
     left = {"<image>": list(given.images), "<audio>": list(given.audios)}
     marks = [mark for turn in given.said for mark in MARKS.findall(turn["value"])]
     for mark, media in left.items():
@@ -79,7 +101,7 @@ def talk(given: Talk) -> Sample:
         return MediaItem("image" if piece == "<image>" else "audio", data=left[piece].pop(0))
 
     turns = [
-        Turn(ROLES[turn["from"]], tuple(part(piece) for piece in MARKS.split(turn["value"]) if piece))
+        Turn(SPEAKERS[turn["from"]], tuple(part(piece) for piece in MARKS.split(turn["value"]) if piece))
         for turn in given.said
     ]
     return Sample(given.__key__, tuple(turns), task="talk")
