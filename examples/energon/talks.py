@@ -45,7 +45,7 @@ def cook_talk(files: energon.CrudeSample) -> Talk:
     missing = [name for name in (*told.get("images", []), *told.get("audios", [])) if name not in files]
     if missing:
         raise DataError(
-            f"names {', '.join(missing)}, which is not in the tar beside it, so there is nothing to look at or to hear. "
+            f"names {', '.join(missing)}, which is not in the tar beside it, so nothing can be seen or heard. "
             "Put it there",
             where=files["__key__"],
         )
