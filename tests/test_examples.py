@@ -258,7 +258,8 @@ def test_an_energon_sample_that_is_wrong_is_named(walk: Walk, monkeypatch: pytes
 
 
 def test_without_energon_it_says_what_to_install(walk: Walk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "megatron", None)
+    for name in ["megatron", *(name for name in sys.modules if name.startswith("megatron."))]:
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(SystemExit, match=r"megatron-energon, which is not installed\. .*avlm\[energon\]"):
         walk("energon", "train")
 

@@ -4,9 +4,10 @@
 
 `talks` has conversations, a JSON object each with the pictures and sounds that it names:
 
-    0000.json  {"conversations": [{"from": "human", "value": "<image><audio>What are they?"}, ...],
-                "images": ["png"], "audios": ["wav"]}
-    0000.png   0000.wav
+    train-0-0001.json    {"conversations": [{"from": "human", "value": "<image><audio>What are they?"}, ...],
+                          "images": ["png"], "audios": ["wav"]}
+    train-0-0001.png
+    train-0-0001.wav
 
 Energon hands those out as they are (crude samples); talks.py says what they are. `captions` has a picture and its words
 each, one of the sample types that Energon has already: which file is which field stands in `.nv-meta/dataset.yaml`.
@@ -76,11 +77,14 @@ def captioned(rng: np.random.Generator, _: int) -> Files:
 
 
 def write_tar(path: Path, samples: Iterable[Files]) -> None:
-    """The files of a sample stand next to each other and share what is before the first dot."""
+    """The files of a sample stand next to each other and share what is before the first dot, its key.
+
+    Energon refuses a dataset in which two samples have the same key, in different tars too.
+    """
     with tarfile.open(path, "w") as tar:
         for number, files in enumerate(samples):
             for name, data in files.items():
-                member = tarfile.TarInfo(f"{number:04d}.{name}")
+                member = tarfile.TarInfo(f"{path.stem}-{number:04d}.{name}")
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
 
