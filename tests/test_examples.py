@@ -6,6 +6,7 @@ import importlib
 import json
 import re
 import sys
+import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from PIL import Image
 EXAMPLES = Path(__file__).parent.parent / "examples"
 EXAMPLE = EXAMPLES / "digits"
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+NO_ENERGON = "megatron-energon is not installed: pip install 'avlm[energon]'"
 
 
 @pytest.fixture
@@ -198,6 +200,68 @@ def test_an_encoder_of_ones_own_hears(walk: Walk) -> None:
     assert "hears 40 bins of fbank through small_listener" in walk("hearing", "own_encoder", "--steps", 2)
     config = json.loads(Path("runs/hearing/own/model/config.json").read_text())
     assert config["audio_config"]["model_type"] == "small_listener"
+
+
+def test_energon_data_becomes_rows_and_is_trained_on(walk: Walk) -> None:
+    pytest.importorskip("megatron.energon", reason=NO_ENERGON)
+    said = walk("energon", "train", "--steps", 1)
+    assert "trained: runs/energon/run/model" in said
+    stages = [row["stage"] for row in read(Path("runs/energon/run/metrics.jsonl"))]
+    assert list(dict.fromkeys(stages)) == ["vision-alignment", "audio-alignment", "finetune"]
+    for split, count in (("train", 24), ("val", 6)):
+        rows = read(Path(f"runs/energon/rows/{split}/rows.jsonl"))
+        assert Counter(row["task"] for row in rows) == {"talk": count, "caption": count}
+        written = Counter(Path(f"runs/energon/rows/{split}", path).read_bytes() for path in all_media(rows))
+        assert written == packed_media(f"runs/energon/data/*/{split}-0.tar")
+    last = read(Path("runs/energon/rows/val/rows.jsonl"))[5]
+    assert [part["type"] for part in last["messages"][0]["content"]] == ["image", "audio", "text"]
+    assert last["messages"][0]["content"][2]["text"] == "What are they?"
+
+
+def all_media(rows: list[dict[str, Any]]) -> list[str]:
+    return [part["path"] for row in rows for part in row["messages"][0]["content"] if part["type"] != "text"]
+
+
+def packed_media(pattern: str) -> Counter[bytes]:
+    """Pictures and sounds as they lie in tar files."""
+    found: Counter[bytes] = Counter()
+    for path in Path().glob(pattern):
+        with tarfile.open(path) as tar:
+            for member in tar.getmembers():
+                if member.name.endswith(("png", "wav")):
+                    found[tar.extractfile(member).read()] += 1  # type: ignore[union-attr]
+    return found
+
+
+def test_an_energon_sample_that_is_wrong_is_named(walk: Walk, monkeypatch: pytest.MonkeyPatch) -> None:
+    energon = pytest.importorskip("megatron.energon", reason=NO_ENERGON)
+    from avlm.errors import DataError
+
+    bad = Path("bad")
+    bad.mkdir()
+    with pytest.raises(SystemExit, match=r"bad: has no \.nv-meta, so it is no Energon dataset"):
+        walk("energon", "train", "--data", bad)
+    monkeypatch.syspath_prepend(str(EXAMPLES / "energon"))
+    prepare, talks = importlib.import_module("prepare"), importlib.import_module("talks")
+    told = {"conversations": [{"from": "human", "value": "<image>What?"}]}
+    prepare.write_tar(bad / "train-0.tar", [{"json": json.dumps(told).encode()}])
+    prepare.index(bad, "CrudeWebdataset")
+    with pytest.raises(SystemExit, match=r"^bad: \S*0000: has 1 <image> for 0 of them"):
+        walk("energon", "train", "--data", bad)
+    keys = {"__key__": "train-0.tar/0003", "__restore_key__": ()}
+    with pytest.raises(DataError, match=r"0003: is said by nobody, and it is not known which side that is"):
+        talks.to_sample(talks.Talk(**keys, said=[{"from": "nobody", "value": "What?"}], images=[], audios=[]))
+    with pytest.raises(DataError, match=r"0003: names a\.png, which is not in the tar beside it"):
+        talks.cook_talk(energon.CrudeSample(**keys, json=b'{"conversations": [], "images": ["a.png"]}'))
+    with pytest.raises(DataError, match=r"0003: is TextSample, and no function makes a row of that"):
+        talks.to_sample(energon.TextSample(**keys, text="words"))
+
+
+def test_without_energon_it_says_what_to_install(walk: Walk, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ["megatron", *(name for name in sys.modules if name.startswith("megatron."))]:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(SystemExit, match=r"megatron-energon, which is not installed\. .*avlm\[energon\]"):
+        walk("energon", "train")
 
 
 def test_ears_learn_from_the_teacher(walk: Walk) -> None:
