@@ -335,7 +335,12 @@ class Run:
         if isinstance(config, str):
             return load_model(config)
         model = config if by_itself(stage) else self._with_built_parts(config)
-        return compose(_stage_model(stage, model), seed=self.config.seed, texts=list(self._texts()))
+        return compose(
+            _stage_model(stage, model),
+            seed=self.config.seed,
+            texts=list(self._texts()),
+            language_weights=stage.supervise != "words",  # of which only the tokens are used
+        )
 
     def _with_built_parts(self, model: ModelConfig) -> ModelConfig:
         """The same model with parts that were built in this run in place of fresh ones."""

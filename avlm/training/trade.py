@@ -139,7 +139,9 @@ def make_head(model: AvlmForConditionalGeneration, stage: Stage, seed: int) -> P
             heard = model.config.media_spec().audio
             assert heard is not None
             head = SoundWords(encoder_width(model.config.audio_config), vocabulary, moment(heard))
-    return head.to(model.device)
+    tower = model.model.vision_tower if stage.builds == "vision" else model.model.audio_tower
+    assert tower is not None
+    return head.to(next(tower.parameters()).device)  # the language model may be without memory
 
 
 def words_loss(
