@@ -464,7 +464,7 @@ def test_the_adapters_of_a_run_go_onto_what_it_began_with(
     data, out = f"data.train={rows()}", f"out={tmp_path / 'run'}"
     settings = [data, out, f"model={tmp_path / 'model'}", "max_steps=2", "samples.prompts=0", "threads=1"]
     sft = recipe("sft", peft="lora")
-    settings += [f"stages.{sft.stages[0].name}.state_head.lr=0.01"] * head
+    settings += [f"stages.{sft.stages[0].name}.state_head={{lr: 0.01}}"] * head
     Run(override(sft, settings)).train()
     (stage,) = (tmp_path / "run/adapters").iterdir()
     export_model(str(tmp_path / "model"), tmp_path / "merged", "language", adapters=str(stage))

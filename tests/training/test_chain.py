@@ -465,7 +465,8 @@ def test_a_model_that_does_not_hear_reads_videos_as_pictures(small_run: Small, t
     assert "only: 48 of 64 rows; 16 hold no picture" in said(config)
     (step,) = read_lines(tmp_path / "run" / "metrics.jsonl")
     assert step["samples"] == 48 and not read_lines(tmp_path / "run" / "quarantine.jsonl")
-    again = one_stage(small_run("again", [f"model={tmp_path / 'run' / 'model'}"]), steps=1, rows="vision")
+    again = small_run("again", [f"model={tmp_path / 'run' / 'model'}"])
+    again = one_stage(again, steps=1, row_tokens=512, rows="vision")
     again = override(again, [f"data.train={data}", "samples.prompts=0"])
     assert "only: 48 of 64 rows; 16 hold no picture" in said(again)  # the same from its directory
 

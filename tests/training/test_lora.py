@@ -398,7 +398,7 @@ def test_a_state_head_is_among_a_stages_adapters(small_run: Callable[..., Any], 
 
     from avlm.training.chain import Run
 
-    config = small_run("run", ["stages.joint.state_head.lr=0.05", "data.workers=0", "samples.prompts=0"])
+    config = small_run("run", ["stages.joint.state_head={lr: 0.05}", "data.workers=0", "samples.prompts=0"])
     more = config.stages[3].model_copy(update={"name": "more"})
     console = Console(record=True, file=io.StringIO(), width=1000)
     Run(config.model_copy(update={"stages": (*config.stages[:1], *config.stages[2:], more)}), console=console).train()
