@@ -182,7 +182,7 @@ class Stage(Settings):
 
     rows: Rows = "any"
     """Which rows the stage can learn from: `vision` those with pictures and no sound, `audio` those with sound and no
-    pictures, `text` every row with its media left out, `any` all of them."""
+    pictures, `text` every row with its media left out, `any` all of them. A video is what the model takes from it."""
 
     tasks: tuple[str, ...] = ()
     """Only rows of these tasks; empty: all."""

@@ -42,13 +42,17 @@ class Composed(NamedTuple):
     processor: AvlmProcessor
 
 
-def compose(config: ModelConfig, *, seed: int = 0, texts: Iterable[str] | None = None) -> Composed:
+def compose(
+    config: ModelConfig, *, seed: int = 0, texts: Iterable[str] | None = None, language_weights: bool = True
+) -> Composed:
     """Compose a model.
 
     Args:
         config: The parts.
         seed: Of all weights that are drawn afresh: connectors, and parts by configuration.
         texts: What a fresh language model without a tokenizer gets its tokenizer from.
+        language_weights: False leaves a released language model without any: nothing is read or fetched but its
+            configuration and its tokenizer, and no memory is behind its weights. For those who need its size alone.
 
     Returns:
         The model in eval mode, float32 or the language model's released type, and its processor.
@@ -61,8 +65,11 @@ def compose(config: ModelConfig, *, seed: int = 0, texts: Iterable[str] | None =
     add_wraps(tokenizer, [token for part in (config.vision, config.audio) for token in (part and part.wrap) or ()])
     chat_template(tokenizer, config.language.chat_template)  # a missing one is said before anything heavy is loaded
     text_config = _language_config(config.language, tokenizer)
+    spared = config.language.path is not None and not language_weights
+    if spared:
+        _make_room(text_config, tokenizer)
     model_config = _model_config(config, text_config, placeholder_ids(tokenizer))
-    model = _assemble(model_config, config, own, tokenizer, seed)
+    model = _assemble(model_config, config, None if spared else own, tokenizer, seed)
     processor = AvlmProcessor(tokenizer, media=model_config.media, chat_template=config.language.chat_template)
     model.generation_config = _generation_config(model.language_model, processor)
     return Composed(model.eval(), processor)
@@ -166,18 +173,23 @@ def skeleton(config: ModelConfig) -> AvlmForConditionalGeneration:
 def _assemble(
     model_config: AvlmConfig,
     config: ModelConfig,
-    own: PreTrainedTokenizerBase,
+    own: PreTrainedTokenizerBase | None,
     tokenizer: PreTrainedTokenizerBase,
     seed: int,
 ) -> AvlmForConditionalGeneration:
-    """Module tree without memory first, then each part in its place with its weights."""
+    """Module tree without memory first, then each part in its place with its weights.
+
+    Args:
+        own: The tokenizer that the language model was trained with; None leaves the language model without memory.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         with torch.device("meta"):
             model = AvlmForConditionalGeneration(model_config)
         inner = model.model
-        inner.language_model = _language_model(config.language, model_config.text_config)
-        if config.language.path is not None:
+        if own is not None:
+            inner.language_model = _language_model(config.language, model_config.text_config)
+        if own is not None and config.language.path is not None:
             fit_vocabulary(inner.language_model, own, tokenizer, config.language.init)
         width = inner.language_model.config.hidden_size
         model_config.text_config = inner.language_model.config
@@ -196,13 +208,20 @@ def _assemble(
             if getattr(inner, name) is not None:
                 _cast(getattr(inner, name), inner.language_model.dtype)
     model.tie_weights()
-    left = [name for name, p in model.named_parameters() if p.is_meta]
+    spared = "model.language_model." if own is None else "-"
+    left = [name for name, p in model.named_parameters() if p.is_meta and not name.startswith(spared)]
     if left:
         raise WeightsError(
             f"{len(left)} weights were left without values, {left[0]} among them. Report this as a defect of avlm"
         )
     attention.use(inner.language_model)
     return model
+
+
+def _make_room(text_config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """As many rows in a language model's tables as `fit_vocabulary` would make."""
+    inner = text_config.get_text_config()
+    inner.vocab_size = max(inner.vocab_size, *(number + 1 for number in tokenizer.get_vocab().values()))
 
 
 def _cast(module: nn.Module, dtype: torch.dtype) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from avlm.convert.families import (
@@ -36,6 +37,10 @@ from avlm.data.text import chat_template, kinds_written, placeholders
 from avlm.errors import AvlmError, ConfigError, WeightsError
 from avlm.models.configuration import AvlmConfig
 from avlm.models.encoders import encoder_width
+from avlm.models.modeling import AvlmForConditionalGeneration
+
+HEAD = "base_model.model.state_head.weight"
+"""Name of a state head among adapters in PEFT's format."""
 
 PARTS = ("language", "vision", "vision_connector", "audio", "audio_connector")
 
@@ -142,6 +147,7 @@ def _merged(path: str, adapters: str) -> dict[str, Stored]:
 
     model = load_model(path).model
     try:
+        fresh = _give_state_head(model, Path(adapters))
         merged = PeftModel.from_pretrained(model, adapters).merge_and_unload()
     except Exception as error:  # peft and torch each have their own kinds
         detail = " ".join(str(error).split())[:300]
@@ -150,7 +156,18 @@ def _merged(path: str, adapters: str) -> dict[str, Stored]:
             "Give the model that they were trained on, from before their stage"
         ) from error
     tied = head_name(merged) if merged.config.tie_word_embeddings else None
-    return {name: stored(tensor) for name, tensor in merged.state_dict().items() if name != tied}
+    without = ("state_head.",) if fresh else ()  # nobody else's format has a place for it
+    left = {name: tensor for name, tensor in merged.state_dict().items() if not name.startswith(without)}
+    return {name: stored(tensor) for name, tensor in left.items() if name != tied}
+
+
+def _give_state_head(model: AvlmForConditionalGeneration, adapters: Path) -> bool:
+    """Give a model the state head that its adapters hold; False if it has one, or they have none."""
+    with safe_open(adapters / "adapter_model.safetensors", "pt") as file:
+        if model.state_head is not None or HEAD not in file.keys():  # noqa: SIM118 - it is no mapping
+            return False
+        model.add_state_head(file.get_slice(HEAD).get_shape()[0])
+    return True
 
 
 # ---------------------------------------------------------------- a whole model

@@ -20,13 +20,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from avlm.config.run import DataConfig, Stage
 from avlm.data.encode import pack
-from avlm.data.plan import SENSES, key, pack_rows, positions, stage_rows
+from avlm.data.plan import BOTH, key, own_kinds, pack_rows, positions, stage_rows
 from avlm.data.processor import AvlmProcessor
 from avlm.data.sources import JsonLines
 from avlm.data.text import described, without_media
 from avlm.data.turns import with_state_tokens
 from avlm.errors import AvlmError, ConfigError, DataError
-from avlm.samples import IGNORE, Encoded, Row, Sample
+from avlm.samples import IGNORE, Encoded, MediaKind, Row, Sample
 
 LOOK_S = 0.5
 """How often a process looks whether the one that started it is still there."""
@@ -100,18 +100,28 @@ class StepLoader:
         processor: Of the model that is trained.
         data: Settings of the run's data.
         seed: Of the run.
+        video: What the run's model takes from a video.
 
     Raises:
         ConfigError: The stage finds no row to learn from.
     """
 
-    def __init__(self, source: JsonLines, stage: Stage, processor: AvlmProcessor, data: DataConfig, seed: int) -> None:
+    def __init__(
+        self,
+        source: JsonLines,
+        stage: Stage,
+        processor: AvlmProcessor,
+        data: DataConfig,
+        seed: int,
+        video: frozenset[MediaKind] = BOTH,
+    ) -> None:
         self.source = source
         self.stage = stage
         self.processor = processor
         self.data = data
         self.seed = seed
-        self.rows = stage_rows(source.facts, stage)
+        self.kinds = own_kinds(stage, video)
+        self.rows = stage_rows(source.facts, stage, video)
 
     def steps(self, first: int, last: int) -> Generator[StepData, None, None]:
         """Steps ``first`` to ``last - 1``, each prepared by worker processes while the ones before it are used.
@@ -168,7 +178,7 @@ class StepLoader:
 
     def _encode(self, sample: Sample, row: int, epoch: int) -> Encoded:
         rng = np.random.default_rng([self.seed, key(self.stage.name), epoch, row])
-        sample = described(sample, self.stage.describe, rng, SENSES.get(self.stage.rows))
+        sample = described(sample, self.stage.describe, rng, self.kinds)
         if self.stage.rows == "text":
             sample = without_media(sample)
         if self.stage.state_tokens is not None:

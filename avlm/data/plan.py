@@ -12,45 +12,94 @@ from functools import lru_cache
 
 import numpy as np
 
+from avlm.config.media import VideoOrder
 from avlm.config.run import Rows, Stage
 from avlm.data.sources import RowFacts
 from avlm.errors import ConfigError
 from avlm.samples import MediaKind
 
 SENSES: dict[Rows, MediaKind] = {"vision": "image", "audio": "audio"}
-"""The one kind of media that a stage for one sense takes as it is."""
+"""The sense of a stage that is for one sense alone."""
+
+BOTH: frozenset[MediaKind] = frozenset({"image", "audio"})
 
 
-def usable(facts: Sequence[RowFacts], rows: Rows, tasks: Sequence[str]) -> list[int]:
+def video_senses(hears: bool, order: VideoOrder) -> frozenset[MediaKind]:
+    """What a model takes from a video: what it shows, what is heard in it, or both.
+
+    Args:
+        hears: Whether the model has an audio part.
+        order: Its `video.order`.
+    """
+    if order == "audio":
+        return frozenset({"audio"})
+    return frozenset({"image"}) if order == "video" or not hears else BOTH
+
+
+def own_kinds(stage: Stage, video: frozenset[MediaKind]) -> frozenset[MediaKind]:
+    """Kinds of media that a stage for one sense takes as they are; none for a stage that is for all.
+
+    Args:
+        video: What the model takes from a video. An encoder that learns words by itself takes none.
+    """
+    sense = SENSES.get(stage.rows)
+    if sense is None:
+        return frozenset()
+    return frozenset({sense, "video"}) if video == {sense} and stage.supervise != "words" else frozenset({sense})
+
+
+def usable(facts: Sequence[RowFacts], stage: Stage, video: frozenset[MediaKind] = BOTH) -> list[int]:
     """Rows that a stage can learn from.
 
     Args:
         facts: Of all rows.
-        rows: ``vision`` takes rows with pictures and no sound, ``audio`` rows with sound and no pictures, ``text`` and
-            ``any`` take all. A video counts as both; media that can be given in words count as words.
-        tasks: If any, only rows of these tasks.
+        stage: Its `rows` says which: ``vision`` takes rows with pictures and no sound, ``audio`` rows with sound and no
+            pictures, ``text`` and ``any`` take all. Media that can be given in words count as words. If it names
+            `tasks`, only rows of those.
+        video: What the model takes from a video, which counts as just that.
     """
-
-    def fits(row: RowFacts) -> bool:
-        if tasks and row.task not in tasks:
-            return False
-        sense = SENSES.get(rows)
-        return sense is None or (sense in row.kinds and row.kinds - row.told <= {sense})
-
-    return [i for i, row in enumerate(facts) if fits(row)]
+    own = own_kinds(stage, video)
+    return [i for i, row in enumerate(facts) if _of_tasks(row, stage) and _of_senses(row, own)]
 
 
-def stage_rows(facts: Sequence[RowFacts], stage: Stage) -> list[int]:
+def _of_tasks(row: RowFacts, stage: Stage) -> bool:
+    return not stage.tasks or row.task in stage.tasks
+
+
+def _of_senses(row: RowFacts, own: frozenset[MediaKind]) -> bool:
+    return not own or (bool(row.kinds & own) and row.kinds - row.told <= own)
+
+
+def left_out(facts: Sequence[RowFacts], stage: Stage, video: frozenset[MediaKind] = BOTH) -> str | None:
+    """How many rows a stage reads and how many it leaves out for what they hold; None if it leaves out none of them."""
+    own = own_kinds(stage, video)
+    out = [row for row in facts if _of_tasks(row, stage) and not _of_senses(row, own)]
+    if not out:
+        return None
+    other, lacking = ("sound", "no picture") if stage.rows == "vision" else ("pictures", "no sound")
+    strange = sum(bool(row.kinds - row.told - own) for row in out)
+    reasons = [(strange, other), (len(out) - strange, lacking)]
+    why = ", ".join(f"{count:,} {'holds' if count == 1 else 'hold'} {what}" for count, what in reasons if count)
+    return f"{stage.name}: {len(stage_rows(facts, stage, video)):,} of {len(facts):,} rows; {why}"
+
+
+def stage_rows(facts: Sequence[RowFacts], stage: Stage, video: frozenset[MediaKind] = BOTH) -> list[int]:
     """Rows of a stage.
+
+    Args:
+        video: What the model takes from a video.
 
     Raises:
         ConfigError: There is none.
     """
-    found = [i for i in usable(facts, stage.rows, stage.tasks) if _taken(i, facts[i], stage)]
+    found = [i for i in usable(facts, stage, video) if _taken(i, facts[i], stage)]
     if stage.loss == "distill":
         found = [i for i in found if facts[i].kinds]  # read in words, a row of words alone is already what it shall be
     if not found:
-        wanted = {"vision": " with a picture and no sound", "audio": " with a sound and no picture"}.get(stage.rows, "")
+        film = " or a video" if "video" in own_kinds(stage, video) else ""
+        wanted = {"vision": f" with a picture{film} and no sound", "audio": f" with a sound{film} and no picture"}.get(
+            stage.rows, ""
+        )
         if stage.loss == "distill" and not wanted:
             wanted = " with a picture, a sound or a video"
         if stage.tasks:

@@ -11,7 +11,7 @@ sees exactly the ids that a prompt followed by generation would have.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -417,15 +417,15 @@ def without_media(sample: Sample) -> Sample:
     return _worded(sample, lambda item: True)
 
 
-def described(sample: Sample, share: float, rng: np.random.Generator, only: MediaKind | None = None) -> Sample:
+def described(sample: Sample, share: float, rng: np.random.Generator, only: Collection[MediaKind] = ()) -> Sample:
     """The same conversation with a share of its media, those drawn, in words, as far as their `alt` is known.
 
     Args:
-        only: All media of other kinds are given in words too.
+        only: If any, all media of other kinds are given in words too.
     """
 
     def wanted(item: MediaItem) -> bool:
-        return bool(item.alt) and (rng.random() < share or only not in (None, item.kind))
+        return bool(item.alt) and (rng.random() < share or (bool(only) and item.kind not in only))
 
     return _worded(sample, wanted) if share or only else sample
 

@@ -70,6 +70,18 @@ def _marked(turn: Turn, query: Literal["audio", "text"], tokens: StateTokens) ->
     return replace(turn, parts=(Text(words), *rest), state="noise" if noise else "question")
 
 
+def without_state_token(answer: str, expected: str) -> str:
+    """An answer without the state token that it begins with, where the one that is expected begins with none.
+
+    A model that learned state tokens writes one before every answer; rows to measure it by seldom have any.
+    """
+    known = tuple(token for tokens in KNOWN for token in (tokens.audio, tokens.noise, tokens.text))
+    if expected.lstrip().startswith(known):
+        return answer
+    begins = answer.lstrip()
+    return next((begins.removeprefix(token).lstrip() for token in known if begins.startswith(token)), answer)
+
+
 def is_noise(answer: Turn) -> bool:
     """Whether what is answered was not meant for the model: by the row's word, else by the answer's state token."""
     return answer.state == "noise" or (not answer.state and _begins(answer, [known.noise for known in KNOWN]))

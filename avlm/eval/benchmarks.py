@@ -19,6 +19,7 @@ from torch import Tensor
 from avlm.data.media import Prepared, PreparedAudio, PreparedVideo
 from avlm.data.pictures import PreparedImage
 from avlm.data.processor import AvlmProcessor
+from avlm.data.turns import without_state_token
 from avlm.errors import DataError
 from avlm.eval.metrics import METRICS, metrics_for, normalise
 from avlm.inference.generate import Sampling, generate
@@ -243,7 +244,8 @@ def _summarise(
         names = metrics_for(task, metric)
 
         def score(sense: Sense | None, name: str, mine: list[tuple[_Job, str]] = mine) -> float | None:
-            chosen = [(a, _expected(j.sample)) for j, a in mine if j.swapped == sense]
+            expected = [(a, _expected(j.sample)) for j, a in mine if j.swapped == sense]
+            chosen = [(without_state_token(a, e), e) for a, e in expected]
             return METRICS[name]([a for a, _ in chosen], [e for _, e in chosen]) if chosen else None
 
         own = [j.sample for j, _ in mine if j.swapped is None]

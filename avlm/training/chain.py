@@ -28,19 +28,20 @@ from rich.console import Console
 from safetensors import SafetensorError
 
 from avlm.config.io import build, read_mapping, to_yaml
+from avlm.config.media import VideoSpec
 from avlm.config.model import LanguagePart, ModelConfig, Source
 from avlm.config.run import RunConfig, Stage
 from avlm.convert.compose import Composed, compose
 from avlm.convert.weights import load_model, publish_copy, save_model, save_part
 from avlm.data.loader import StepLoader
 from avlm.data.media import MediaReader
-from avlm.data.plan import stage_rows, untaken
+from avlm.data.plan import left_out, stage_rows, untaken, video_senses
 from avlm.data.processor import AvlmProcessor
 from avlm.data.sources import JsonLines
 from avlm.data.vocabulary import sample_texts
 from avlm.errors import ConfigError, DataError
 from avlm.models.modeling import AvlmForConditionalGeneration
-from avlm.samples import Sample
+from avlm.samples import MediaKind, Sample
 from avlm.training.building import build_side_by_side, by_itself, collect
 from avlm.training.checkpoint import file_sha256
 from avlm.training.observe import StepMetrics, make_console, tell
@@ -87,6 +88,7 @@ class Run:
         self.out = Path(config.out)
         self.stages = _stages(config)
         self._sources: dict[str, JsonLines] = {}
+        self.video = _video_senses(config.model)
         self.given = config
         """As it was asked for, which is what is written down: lengths in epochs stay epochs."""
         self.config = self._counted(config)
@@ -100,7 +102,7 @@ class Run:
         taken = {stage.name for stage in self.stages}
 
         def counted(stage: Stage) -> Stage:
-            rows = len(stage_rows(self.source(stage).facts, stage)) if stage.name in taken else 1
+            rows = len(stage_rows(self.source(stage).facts, stage, self.video)) if stage.name in taken else 1
             if stage.epochs is None:
                 return stage
             steps = config.model_copy(update={"max_steps": None}).stage_steps(stage, rows)
@@ -130,6 +132,7 @@ class Run:
                 given = "what would be built there comes with its weights"
             tell(self.console, f"left out: {', '.join(self.config.left_out())}; {given}")
         with self._claimed(), stop_wishes() as stop:
+            self._tell_rows(stages)
             self._build_side_by_side(stages, stop)
             for stage in stages:
                 if not self._done(stage):
@@ -137,6 +140,13 @@ class Run:
                     stop.grant()
             self._publish()
         return self.out / "model"
+
+    def _tell_rows(self, stages: Sequence[Stage]) -> None:
+        """Which of the stages to come read a part of their rows only."""
+        for stage in stages:
+            told = None if self._done(stage) else left_out(self.source(stage).facts, stage, self.video)
+            if told is not None:
+                tell(self.console, told)
 
     def source(self, stage: Stage) -> JsonLines:
         """The rows that a stage reads, opened once for all stages that share a file.
@@ -290,7 +300,7 @@ class Run:
         if self.config.data.system is not None:
             processor.use_system(self.config.data.system)
         writer = processor if stage.template is None else processor.with_template(stage.template)
-        loader = StepLoader(self.source(stage), stage, writer, self.config.data, self.config.seed)
+        loader = StepLoader(self.source(stage), stage, writer, self.config.data, self.config.seed, self.video)
         if untaken(self.source(stage).facts, stage):
             names = ", ".join(untaken(self.source(stage).facts, stage))
             tell(self.console, f"{stage.name}: no row is of {names}, of which stages.{stage.name}.take takes a share")
@@ -325,7 +335,12 @@ class Run:
         if isinstance(config, str):
             return load_model(config)
         model = config if by_itself(stage) else self._with_built_parts(config)
-        return compose(_stage_model(stage, model), seed=self.config.seed, texts=list(self._texts()))
+        return compose(
+            _stage_model(stage, model),
+            seed=self.config.seed,
+            texts=list(self._texts()),
+            language_weights=stage.supervise != "words",  # of which only the tokens are used
+        )
 
     def _with_built_parts(self, model: ModelConfig) -> ModelConfig:
         """The same model with parts that were built in this run in place of fresh ones."""
@@ -435,6 +450,15 @@ def parts_of(model: Path) -> list[str]:
     senses = [sense for sense in ("vision", "audio") if settings.get(f"{sense}_config")]
     beside = ["audio_beside"] if settings.get("audio_beside_config") else []
     return [*(part for sense in senses for part in (sense, f"{sense}_connector")), *beside, "language"]
+
+
+def _video_senses(model: ModelConfig | str) -> frozenset[MediaKind]:
+    """What a run's model takes from a video; of a model directory, as its config.json tells."""
+    if isinstance(model, ModelConfig):
+        return video_senses(model.audio is not None, model.video.order)
+    settings = read_mapping(Path(model) / "config.json")
+    order = build(VideoSpec, (settings.get("media") or {}).get("video") or {}).order
+    return video_senses(bool(settings.get("audio_config")), order)
 
 
 def _stage_model(stage: Stage, model: ModelConfig) -> ModelConfig:

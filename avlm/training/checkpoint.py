@@ -147,7 +147,7 @@ def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
 def _weights(model: nn.Module) -> dict[str, Tensor]:
     """What a stage changes: trained weights, and buffers that are saved."""
     saved = model.state_dict().keys()
-    buffers = {name: b for name, b in model.named_buffers() if name in saved}
+    buffers = {name: b for name, b in model.named_buffers() if name in saved and not b.is_meta}
     return {name: t.detach().contiguous() for name, t in {**_trained(model), **buffers}.items()}
 
 

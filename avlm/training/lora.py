@@ -211,7 +211,8 @@ def save_adapters(model: AvlmForConditionalGeneration, whole: Sequence[nn.Module
     """Write a stage's adapters, before they are merged, as a folder that PEFT loads onto what the stage began with.
 
     Args:
-        whole: Parts that were trained whole beside the adapters; they are in it too, as PEFT's ``modules_to_save``.
+        whole: Parts, and a state head, that were trained whole beside the adapters; they are in it too, as PEFT's
+            ``modules_to_save``.
     """
     from peft import get_peft_model_state_dict
 

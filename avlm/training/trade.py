@@ -139,7 +139,9 @@ def make_head(model: AvlmForConditionalGeneration, stage: Stage, seed: int) -> P
             heard = model.config.media_spec().audio
             assert heard is not None
             head = SoundWords(encoder_width(model.config.audio_config), vocabulary, moment(heard))
-    return head.to(model.device)
+    tower = model.model.vision_tower if stage.builds == "vision" else model.model.audio_tower
+    assert tower is not None
+    return head.to(next(tower.parameters()).device)  # the language model may be without memory
 
 
 def words_loss(
@@ -150,11 +152,11 @@ def words_loss(
     if isinstance(head, PictureWords):
         assert row.pixel_values is not None and inner.vision_tower is not None
         seen = encode_images(inner.vision_tower, row.pixel_values, config.vision_layer)
-        return head.loss(torch.stack(seen), row.words, label_smoothing)
+        return head.loss(torch.stack(seen).float(), row.words, label_smoothing)
     spec = config.media_spec().audio
     assert row.input_features is not None and row.input_features_mask is not None
     assert spec is not None and inner.audio_tower is not None
     states = encode_sounds(inner.audio_tower, row.input_features, row.input_features_mask, spec, config.audio_layer)
     edges = [0, *itertools.accumulate(row.chunks)]
     sounds = [states[a] if b == a + 1 else torch.cat(states[a:b]) for a, b in itertools.pairwise(edges)]
-    return head.loss(sounds, row.words)
+    return head.loss([sound.float() for sound in sounds], row.words)  # the head is in single precision

@@ -73,6 +73,7 @@ class Trainer:
         fresh = _draw(run.seed, stage, -1)
         check_ahead(model, run.stages)
         self.trained = prepare(model, stage, seed=fresh)
+        self.fresh_head = stage.state_head is not None and model.state_head is None
         more = [] if stage.state_head is None else train_state_head(model, stage, fresh)
         self.optimizer = make_optimizer(self.trained, stage, more)
         self.learner: nn.Module = model
@@ -252,7 +253,15 @@ class Trainer:
                 "language model that was trained whole beside them",
             )
         else:
+            if self.stage.state_head is not None and self.model.state_head is not None:
+                whole.append(self.model.state_head)
             save_adapters(self.model, whole, self.folder.parent / "adapters" / self.stage.name)
+            if self.fresh_head:
+                tell(
+                    self.console,
+                    f"{self.stage.name}: its adapters hold a state head, and the model that the stage began with has "
+                    "none. Call add_state_head(3) on that model before PEFT loads them",
+                )
         merge_adapters(self.model)
 
     def _times_to_ask(self) -> set[int]:

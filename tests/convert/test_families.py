@@ -451,8 +451,9 @@ def test_adapters_are_merged_on_the_way_out(imported: Path, tmp_path: Path) -> N
     assert (plain - logits).abs().max() > 0.01
 
 
+@pytest.mark.parametrize("head", [False, True], ids=["adapters", "and a state head"])
 def test_the_adapters_of_a_run_go_onto_what_it_began_with(
-    make_model: Callable[..., Any], rows: Callable[..., Path], tmp_path: Path
+    make_model: Callable[..., Any], rows: Callable[..., Path], tmp_path: Path, head: bool
 ) -> None:
     """What is exported with a run's adapters is what the run published with them merged."""
     from avlm.config.io import override
@@ -462,7 +463,9 @@ def test_the_adapters_of_a_run_go_onto_what_it_began_with(
     save_model(*make_model(), tmp_path / "model")
     data, out = f"data.train={rows()}", f"out={tmp_path / 'run'}"
     settings = [data, out, f"model={tmp_path / 'model'}", "max_steps=2", "samples.prompts=0", "threads=1"]
-    Run(override(recipe("sft", peft="lora"), settings)).train()
+    sft = recipe("sft", peft="lora")
+    settings += [f"stages.{sft.stages[0].name}.state_head={{lr: 0.01}}"] * head
+    Run(override(sft, settings)).train()
     (stage,) = (tmp_path / "run/adapters").iterdir()
     export_model(str(tmp_path / "model"), tmp_path / "merged", "language", adapters=str(stage))
     export_model(str(tmp_path / "run/model"), tmp_path / "published", "language")

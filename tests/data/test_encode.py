@@ -385,7 +385,7 @@ def test_none_all_and_those_without_words_are_described_as_they_must_be() -> Non
 
 def test_a_stage_for_one_sense_is_given_the_other_in_words_as_far_as_they_are_known() -> None:
     sample = asked(alt(PICTURE, "a red circle"), alt(SOUND, "seven"), SOUND, Text("What?"))
-    found = described(sample, 0.0, np.random.default_rng(0), "image")
+    found = described(sample, 0.0, np.random.default_rng(0), {"image"})
     assert found.turns[0].parts == (alt(PICTURE, "a red circle"), Text("seven\n"), SOUND, Text("What?"))
 
 

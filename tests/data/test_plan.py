@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avlm.config.run import Stage, TrainPart
-from avlm.data.plan import key, pack_rows, positions, stage_rows, usable
+from avlm.data.plan import BOTH, key, left_out, pack_rows, positions, stage_rows, usable, video_senses
 from avlm.data.sources import RowFacts
 from avlm.errors import ConfigError
 from avlm.samples import MediaKind
@@ -19,6 +20,10 @@ from avlm.samples import MediaKind
 
 def facts(task: str, *kinds: MediaKind, told: tuple[MediaKind, ...] = ()) -> RowFacts:
     return RowFacts(task, frozenset(kinds), frozenset(told), 0, 1)
+
+
+def of(rows: str, tasks: tuple[str, ...] = (), **settings: Any) -> Stage:
+    return Stage.model_validate({"name": "look", "steps": 1, "rows": rows, "tasks": tasks, **settings})
 
 
 ROWS = [
@@ -45,7 +50,7 @@ ROWS = [
     ],
 )
 def test_a_stage_reads_the_rows_that_it_can_learn_from(rows: str, tasks: tuple[str, ...], expected: list[int]) -> None:
-    assert usable(ROWS, rows, tasks) == expected  # type: ignore[arg-type]
+    assert usable(ROWS, of(rows, tasks)) == expected
 
 
 def test_what_can_be_given_in_words_keeps_no_row_from_a_stage() -> None:
@@ -58,9 +63,53 @@ def test_what_can_be_given_in_words_keeps_no_row_from_a_stage() -> None:
         facts("watch", "video", told=("video",)),
         facts("hear", "audio", told=("audio",)),
     ]
-    assert usable(rows, "vision", ()) == [0, 2]
-    assert usable(rows, "audio", ()) == [1, 2, 5]
-    assert usable(rows, "any", ()) == list(range(6))
+    assert usable(rows, of("vision")) == [0, 2]
+    assert usable(rows, of("audio")) == [1, 2, 5]
+    assert usable(rows, of("any")) == list(range(6))
+
+
+@pytest.mark.parametrize(
+    ("hears", "order", "seen", "heard"),
+    [
+        (True, "interleaved", [0], [5, 6]),
+        (True, "video_audio", [0], [5, 6]),
+        (True, "video", [0, 1, 2, 3], [5, 6]),  # nobody listens to its sound
+        (False, "interleaved", [0, 1, 2, 3], [5, 6]),
+        (True, "audio", [0], [1, 3, 4, 5, 6]),  # nobody looks at its frames
+    ],
+)
+def test_a_video_counts_as_what_the_model_takes_from_it(
+    hears: bool, order: Any, seen: list[int], heard: list[int]
+) -> None:
+    rows = [
+        facts("see", "image"),
+        facts("watch", "video"),
+        facts("watch", "video", "image"),
+        facts("watch", "video", "audio", told=("audio",)),  # a sound that words can stand in for
+        facts("watch", "video", "audio"),
+        facts("hear", "audio"),
+        facts("hear", "audio", "video", told=("video",)),
+        facts("text"),
+    ]
+    video = video_senses(hears, order)
+    assert usable(rows, of("vision"), video) == seen
+    assert usable(rows, of("audio"), video) == heard
+    assert usable(rows, of("any"), video) == usable(rows, of("text"), video) == list(range(8))
+    words = of("vision", builds="vision", supervise="words", train={"vision": {"lr": 1}})
+    assert usable(rows, words, video) == [0]  # its encoder tells the words of pictures alone
+
+
+def test_what_a_stage_leaves_out_is_told_once_with_its_reason() -> None:
+    rows = [facts("see", "image")] * 300 + [facts("hear", "audio")] * 700 + [facts("watch", "video")] * 200
+    assert left_out(rows, of("vision")) == "look: 300 of 1,200 rows; 900 hold sound"
+    seeing = video_senses(hears=False, order="interleaved")
+    assert left_out(rows, of("vision"), seeing) == "look: 500 of 1,200 rows; 700 hold sound"
+    mixed = [*rows[295:301], facts("text"), facts("match", "image", "audio", told=("image",))]
+    assert left_out(mixed, of("vision")) == "look: 5 of 8 rows; 2 hold sound, 1 holds no picture"
+    assert left_out(mixed, of("audio")) == "look: 2 of 8 rows; 5 hold pictures, 1 holds no sound"
+    assert left_out(mixed, of("any")) is None and left_out(mixed, of("text")) is None
+    assert left_out(rows, of("vision", ("see",))) is None  # what is of another task was not asked for
+    assert left_out(rows[:300], of("vision"), BOTH) is None
 
 
 def test_a_stage_without_rows_is_refused() -> None:

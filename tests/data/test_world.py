@@ -18,6 +18,8 @@ import pytest
 import soundfile
 from PIL import Image
 
+from avlm.data.plan import left_out, positions, stage_rows, video_senses
+from avlm.data.sources import JsonLines
 from avlm.data.world import build, speech
 from avlm.data.world.build import make_world, plan_rows
 from avlm.data.world.pictures import RGB, Digit, Group, Pair, Thing, draw_scene, handwriting
@@ -25,6 +27,7 @@ from avlm.data.world.sounds import draw_sound
 from avlm.data.world.tasks import Draft, Picture, Speech, Video
 from avlm.data.world.words import COLOURS, NUMBERS, SHAPES, SOUNDS, SPLITS
 from avlm.errors import ConfigError, MissingExtraError
+from avlm.recipes.tiny import tiny
 
 pytest.importorskip("espeakng_loader")
 pytest.importorskip("sklearn")
@@ -93,6 +96,28 @@ def test_the_counts_are_those_asked_for(world: Path) -> None:
     counts = Counter(row["task"] for row in read_rows(world / "eval.jsonl"))
     assert all(24 - 7 <= count <= 24 for count in counts.values()), counts
     assert json.loads((world / "world.json").read_text())["rows"]["eval"]["match"] == 24
+
+
+def test_the_recipe_reads_of_it_what_each_stage_is_for_and_no_video_where_one_sense_learns(world: Path) -> None:
+    """Its model hears, so that a video is never a row of pictures alone, and its own alt would leave none to see."""
+    source, config = JsonLines(world / "train.jsonl"), tiny()
+    held = [Counter(part["type"] for part in parts_of(row) if part["type"] != "text") for row in
+            read_rows(world / "train.jsonl")]  # fmt: skip
+    every = list(range(len(held)))
+    rows_of = {
+        "text": every,
+        "any": every,
+        "vision": [i for i, kinds in enumerate(held) if kinds["image"]],  # whatever else is there has words
+        "audio": [i for i, kinds in enumerate(held) if kinds["audio"]],
+    }
+    video = video_senses(config.model.audio is not None, config.model.video.order)
+    for stage in config.stages:
+        expected = rows_of[stage.rows]
+        assert stage_rows(source.facts, stage, video) == stage_rows(source.facts, stage) == expected
+        read = {expected[at] for at, _ in positions(0, len(expected), len(expected), seed=0, stage=stage.name)}
+        assert stage.rows in ("any", "text") or not any(held[i]["video"] for i in read)
+        told = left_out(source.facts, stage, video)
+        assert told is None if stage.rows in ("any", "text") else f"{len(expected)} of {len(held)} rows; " in told
 
 
 def test_training_goes_on_asking_and_no_answer_stands_in_an_earlier_turn(world: Path) -> None:

@@ -112,6 +112,32 @@ def test_tasks_are_scored_apart(oracle: Callable[..., Any]) -> None:
     assert [a["id"] for a in report.answers] == ["0", "1", "2", "3", "4"]
 
 
+@pytest.mark.parametrize(
+    ("answer", "expected", "right"),
+    [
+        ("<1>Red", "red", True),
+        (" <3> red", "red", True),
+        ("\u261ered", "red", True),  # VITA-1.5's
+        ("red", "red", True),
+        ("<1>red", "<1>red", True),
+        ("red", "<1>red", False),  # where rows have them they are to be told
+        ("<2>red", "<1>red", False),
+        ("<1><2>red", "red", False),  # one token, not any number
+        ("<4>red", "red", False),
+        ("red <1>", "red", False),
+    ],
+)
+def test_a_state_token_before_an_answer_is_no_mistake_where_rows_have_none(
+    oracle: Callable[..., Any], answer: str, expected: str, right: bool
+) -> None:
+    model, processor, _ = oracle(lambda prompt: answer)
+    processor.tokenizer.add_tokens(["<1>", "<2>", "<3>", "<4>", "\u261e"])
+    report = evaluate(model, processor, [row(0, answer=expected)], metric=["exact", "wer"])
+    assert report.tasks["vqa"].accuracy == right
+    assert (report.tasks["vqa"].scores["wer"] == 0) == right
+    assert report.answers[0]["answer"] == answer.strip()  # what was said stays as it was said
+
+
 def test_the_chosen_metric_is_the_score(oracle: Callable[..., Any]) -> None:
     model, processor, _ = oracle(lambda prompt: "red lamp")
     report = evaluate(model, processor, [row(0, answer="red light")], metric=["wer", "exact"])

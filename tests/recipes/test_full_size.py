@@ -72,6 +72,36 @@ def test_hearing_models_have_the_published_connectors() -> None:
     assert counts("audio.ultravox")["language"] == LLAMA3_8B
 
 
+def test_vitas_connectors_are_a_shuffle_and_a_convolution() -> None:
+    """Squares of four embeddings of 1024 through two layers; five of 1024 to 2048 channels, norm, one matrix."""
+    for name, width, prompts in (("vita.8x7b", 4096, 0), ("vita15.7b", 3584, 25)):
+        found = counts(name)
+        first, second = (4 * 1024) * width + width, width * width + width
+        assert found["vision_connector"] == first + second
+        conv, norm, linear = 5 * 1024 * 2048 + 2048, 2 * 2048, 2048 * width + width
+        assert found["audio_connector"] == conv + norm + linear + prompts * width
+
+
+def test_salmonns_connector_is_a_q_former_of_two_layers_behind_two_norms() -> None:
+    """BERT's layers at width 768, each looking at 1280 of Whisper's channels and 768 of BEATs' (arXiv:2310.13289)."""
+    width, read, out = 768, 1280 + 768, 5120
+    square, norm = width * width + width, 2 * width
+    own = 4 * square + norm  # queries, keys, values, output
+    cross = 2 * square + 2 * (read * width + width) + norm  # queries and output; keys and values
+    feedforward = (width * 3072 + 3072) + (3072 * width + width) + norm
+    queries = 1 * width + norm
+    norms = 2 * 1280 + 2 * 768
+    assert counts("audio.salmonn")["audio_connector"] == (
+        norms + queries + 2 * (own + cross + feedforward) + width * out + out
+    )
+
+
+def test_ultravox_stacks_eight_frames_and_halves_at_its_gate() -> None:
+    """Norm, 10,240 to 4096, half of it the gate, norm of 2048, to Llama's 4096; no bias (release 0.5)."""
+    stacked = 8 * 1280
+    assert counts("audio.ultravox")["audio_connector"] == stacked + stacked * 4096 + 2048 + 2048 * 4096
+
+
 def test_vita_has_mixtral_and_qwen_and_its_own_encoder() -> None:
     vita, newer = counts("vita.8x7b"), counts("vita15.7b")
     assert vita["language"] == MIXTRAL

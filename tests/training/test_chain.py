@@ -449,6 +449,28 @@ def test_no_data_and_no_such_data_are_refused(small_run: Small, tmp_path: Path) 
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_says_once_what_its_stages_leave_out_for_its_senses(small_run: Small) -> None:
+    told = [line for line in said(small_run("run", ["max_steps=1"])).splitlines() if " of 12 rows" in line]
+    assert told == [f"{name}: 3 of 12 rows; 6 hold sound, 3 hold no picture" for name in ("vision", "align")]
+
+
+def test_a_model_that_does_not_hear_reads_videos_as_pictures(small_run: Small, tmp_path: Path) -> None:
+    """16 of the 64 made-up rows are videos, 32 hold a picture."""
+    from avlm.data.mock import make_mock
+
+    config = one_stage(small_run(), steps=1, batch_samples=48, row_tokens=512, rows="vision")
+    model = config.model.model_copy(update={"audio": None})
+    data = make_mock(tmp_path / "mock", sees=True, hears=False)
+    config = override(config.model_copy(update={"model": model}), [f"data.train={data}", "samples.prompts=0"])
+    assert "only: 48 of 64 rows; 16 hold no picture" in said(config)
+    (step,) = read_lines(tmp_path / "run" / "metrics.jsonl")
+    assert step["samples"] == 48 and not read_lines(tmp_path / "run" / "quarantine.jsonl")
+    again = small_run("again", [f"model={tmp_path / 'run' / 'model'}"])
+    again = one_stage(again, steps=1, row_tokens=512, rows="vision")
+    again = override(again, [f"data.train={data}", "samples.prompts=0"])
+    assert "only: 48 of 64 rows; 16 hold no picture" in said(again)  # the same from its directory
+
+
 def test_a_stage_may_have_data_of_its_own(small_run: Small, tmp_path: Path, rows: Callable[..., Path]) -> None:
     config = small_run()
     (tmp_path / "own").mkdir()

@@ -389,6 +389,43 @@ def test_a_run_leaves_the_adapters_of_all_parts_of_a_stage_in_one_folder(
     assert [path.name for path in (tmp_path / "run" / "adapters").iterdir()] == ["joint"]
 
 
+def test_a_state_head_is_among_a_stages_adapters(small_run: Callable[..., Any], tmp_path: Path) -> None:
+    """In the first of two stages it is fresh, so that PEFT loads it onto a model that was given one."""
+    import io
+
+    from peft import PeftModel
+    from rich.console import Console
+
+    from avlm.training.chain import Run
+
+    config = small_run("run", ["stages.joint.state_head={lr: 0.05}", "data.workers=0", "samples.prompts=0"])
+    more = config.stages[3].model_copy(update={"name": "more"})
+    console = Console(record=True, file=io.StringIO(), width=1000)
+    Run(config.model_copy(update={"stages": (*config.stages[:1], *config.stages[2:], more)}), console=console).train()
+    said = (
+        "joint: its adapters hold a state head, and the model that the stage began with has none. Call "
+        "add_state_head(3) on that model before PEFT loads them"
+    )
+    assert said in (text := console.export_text()) and "more: its adapters hold" not in text
+
+    def states(model: Any) -> Tensor:
+        inputs = {"input_ids": torch.arange(40, 60)[None], "state_positions": torch.tensor([3, 19])}
+        with torch.no_grad():
+            found: Tensor = model(**inputs).state_logits
+            return found
+
+    stages = tmp_path / "run" / "stages"
+    for before, name in (("align", "joint"), ("joint", "more")):
+        base = load_model(stages / before).model
+        if base.state_head is None:
+            base.add_state_head(3)
+        untouched = states(base)
+        loaded = PeftModel.from_pretrained(base, tmp_path / "run" / "adapters" / name).eval()
+        merged = states(load_model(stages / name).model)
+        torch.testing.assert_close(states(loaded), merged, rtol=1e-5, atol=1e-5)
+        assert (merged - untouched).abs().max() > 1e-2
+
+
 def test_beside_a_language_model_trained_whole_adapters_are_only_merged_and_that_is_said(
     small_run: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,11 +18,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from avlm.config.run import RunConfig, Stage
-from avlm.convert.compose import Composed
+from avlm.convert.compose import Composed, compose
 from avlm.data.encode import pack
 from avlm.samples import MediaItem, Picture, Sample, Sound, Turn
 from avlm.training.chain import Run
-from avlm.training.observe import read_lines
+from avlm.training.observe import StepMetrics, read_lines
 from avlm.training.stages import prepare
 from avlm.training.trade import PLACES, PictureWords, SoundWords, make_head, words_loss
 
@@ -260,6 +261,68 @@ def test_the_loss_written_down_is_that_of_a_word(apart: Callable[..., RunConfig]
     vocabulary = 300
     assert 0.5 * math.log(vocabulary) < row["loss"] < 2.5 * math.log(vocabulary)
     assert row["tokens"] == 4 * 4  # places of four pictures, and no text
+
+
+@pytest.fixture
+def mute(apart: Callable[..., RunConfig], tmp_path: Path) -> Callable[[str], RunConfig]:
+    """A run whose language model is a folder of a configuration and a tokenizer: its weights are not there."""
+    folder = train(apart("whole"), "language").parent / "parts" / "language"
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**settings, "dtype": "bfloat16", "num_hidden_layers": 30}))
+    for file in folder.glob("*.safetensors"):
+        file.unlink()
+
+    def make(name: str) -> RunConfig:
+        config = apart(name)
+        language = config.model.language.model_copy(update={"random": None, "path": str(folder)})
+        model = config.model.model_copy(update={"language": language})
+        return config.model_copy(update={"model": model, "stages": config.stages[1:3]})
+
+    return make
+
+
+def test_an_encoder_learns_words_without_the_weights_of_a_released_language_model(
+    mute: Callable[[str], RunConfig], tmp_path: Path
+) -> None:
+    """Also from a checkpoint, and in that language model's own precision, as if it were there."""
+    train(mute("run"), "audio")
+
+    def stop(metrics: StepMetrics) -> None:
+        if metrics.stage_step == 2:
+            raise KeyError("stopped here")
+
+    for _ in range(2):  # once in each stage
+        with pytest.raises(KeyError, match="stopped here"):
+            Run(mute("again"), console=Console(file=io.StringIO()), on_step=stop).train("audio")
+    train(mute("again"), "audio")
+    for sense in ("vision", "audio"):
+        one, two = (load_file(tmp_path / run / "parts" / sense / "model.safetensors") for run in ("run", "again"))
+        assert {tensor.dtype for tensor in one.values()} == {torch.bfloat16}
+        assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_without_weights_a_language_model_has_the_size_that_it_would_have(
+    apart: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    config = apart()
+    folder = str(train(config, "language").parent / "parts" / "language")
+    update = {"random": None, "path": folder, "add_tokens": ("<more>", "<and more>")}
+    model = config.model.model_copy(update={"language": config.model.language.model_copy(update=update)})
+    whole, mute = (compose(model, language_weights=weights) for weights in (True, False))
+    assert {p.device.type for p in mute.model.language_model.parameters()} == {"meta"}
+    assert mute.model.config.text_config.vocab_size == whole.model.config.text_config.vocab_size
+    assert mute.processor.tokenizer.get_vocab() == whole.processor.tokenizer.get_vocab()
+    shapes = [{n: (p.shape, p.dtype) for n, p in made.model.named_parameters()} for made in (whole, mute)]
+    assert shapes[0] == shapes[1]
+
+
+def test_a_random_language_model_is_drawn_all_the_same_so_that_what_follows_it_is_too(
+    apart: Callable[..., RunConfig],
+) -> None:
+    """Before, between and behind it the same numbers are drawn: runs keep their results bit for bit."""
+    one, two = (compose(apart().model, seed=5, texts=["red"], language_weights=w).model for w in (True, False))
+    theirs = dict(two.named_parameters())
+    assert all(torch.equal(p, theirs[name]) for name, p in one.named_parameters())
 
 
 def test_other_words_make_another_encoder(apart: Callable[..., RunConfig]) -> None:
