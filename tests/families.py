@@ -36,7 +36,7 @@ WAVES: dict[str, Any] = {
 
 VISION: dict[str, dict[str, Any]] = {
     "CLIP": {"model_type": "clip_vision_model", **VIT},
-    "SigLIP": {"model_type": "siglip_vision_model", **VIT},
+    "SigLIP, SigLIP 2 (fixed)": {"model_type": "siglip_vision_model", **VIT},
     "SigLIP 2 (NaFlex)": {"model_type": "siglip2_vision_model", **VIT, "num_patches": 16},
     "InternVL-ViT": {"model_type": "internvl_vision", **VIT, **SQUARE, "use_absolute_position_embeddings": True},
     "DINOv2": {"model_type": "dinov2", **VIT},
