@@ -17,7 +17,8 @@ import typer
 from avlm.errors import AvlmError, ConfigError, DataError
 
 if TYPE_CHECKING:
-    from avlm.config.run import DataConfig, RunConfig, Stage
+    from avlm.config.data import DataConfig
+    from avlm.config.run import RunConfig, Stage
     from avlm.convert.importing import Moved
     from avlm.eval.benchmarks import Report
 
@@ -518,7 +519,7 @@ def _evaluate(
     model: str, data: Path, metric: list[str], swap: bool, max_tokens: int, settings: DataConfig | None = None
 ) -> Report:
     from avlm.convert.weights import load_model
-    from avlm.data.sources import JsonLines
+    from avlm.data.sources import open_source
     from avlm.eval.benchmarks import evaluate as run
     from avlm.eval.metrics import metrics_for
     from avlm.inference.generate import Sampling
@@ -527,7 +528,7 @@ def _evaluate(
     metrics_for("", metric)
     Sampling(max_tokens=max_tokens)  # both are refused now rather than when the model has been loaded
     _quiet()
-    source = JsonLines(data, settings)
+    source = open_source(data, settings)
     loaded, processor = load_model(model)
     with counted("answers", make_console()) as progress:
         report = run(

@@ -46,9 +46,15 @@ class MediaItem:
 
     kind: MediaKind
     path: Path | None = None
+    span: tuple[int, int] | None = None
+    """First byte and number of bytes of the medium in its file, where that holds others too (a tar)."""
     data: bytes | None = None
     decoded: Any = None
     """A `Picture`, `Sound` or `Clip`, when the caller has it at hand."""
+    url: str = ""
+    """Where it is fetched from, if the user allows that."""
+    title: str = ""
+    """What to call it, where it has no path or shares one; of a member of a tar its name."""
     alt: str = ""
     """What it shows or says, in words, where that is known: what a language model reads in its place."""
     start_s: float = 0.0
@@ -79,7 +85,9 @@ class MediaItem:
 
     def name(self) -> str:
         """What to call it in a message."""
-        return str(self.path) if self.path is not None else f"the {self.kind} given as data"
+        if self.path is None:
+            return self.title or self.url or f"the {self.kind} given as data"
+        return f"{self.path} {self.title}" if self.title else str(self.path)
 
 
 @dataclass(frozen=True, slots=True)

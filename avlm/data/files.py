@@ -79,7 +79,11 @@ def opened(item: MediaItem, limits: Limits) -> Iterator[BinaryIO]:
     _check_file(item, item.path, limits)
     # By number, so that it has no name: FFmpeg would choose its reader by the ending and not by what is in the file.
     with open(os.open(item.path, os.O_RDONLY | getattr(os, "O_BINARY", 0)), "rb") as file:
-        yield file
+        if item.span is None:
+            yield file
+            return
+        file.seek(item.span[0])
+        yield io.BytesIO(file.read(item.span[1]))
 
 
 def _check_file(item: MediaItem, path: Path, limits: Limits) -> None:
@@ -89,13 +93,14 @@ def _check_file(item: MediaItem, path: Path, limits: Limits) -> None:
         raise MediaError(f"{path}: there is no such file. Check the path; it is relative to the data file") from None
     if not stat.S_ISREG(info.st_mode):
         raise MediaError(f"{path}: is not a regular file. Give the path of {article(item.kind)}")
-    _check_size(item, info.st_size, limits, "read. Cut or compress it")
+    _check_size(item, info.st_size if item.span is None else item.span[1], limits, "read. Cut or compress it")
 
 
 def _check_size(item: MediaItem, count: int, limits: Limits, rest: str) -> None:
     if count == 0:
         raise MediaError(f"{item.name()}: is empty, so there is nothing to decode. Replace the file")
-    if count > limits.max_bytes and not (item.is_cut() and item.path is not None):
+    read_in_place = item.is_cut() and item.path is not None and item.span is None
+    if count > limits.max_bytes and not read_in_place:
         raise MediaError(f"{item.name()}: has {count} bytes, and at most {limits.max_bytes} are {rest}")
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from avlm.config.run import DataSet
+from avlm.config.data import DataSet
 from avlm.errors import DataError
 from avlm.samples import MediaItem, MediaKind, Role, Sample, State, Text, Turn
 

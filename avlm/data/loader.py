@@ -18,11 +18,13 @@ from functools import partial
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from avlm.config.run import DataConfig, Stage
+from avlm.config.data import DataConfig
+from avlm.config.run import Stage
 from avlm.data.encode import pack
-from avlm.data.plan import BOTH, key, own_kinds, pack_rows, positions, stage_rows
+from avlm.data.plan import key, pack_rows, positions
 from avlm.data.processor import AvlmProcessor
-from avlm.data.sources import JsonLines
+from avlm.data.rows import RowSource
+from avlm.data.selection import BOTH, own_kinds, stage_rows
 from avlm.data.text import described, without_media
 from avlm.data.turns import with_state_tokens
 from avlm.errors import AvlmError, ConfigError, DataError
@@ -108,7 +110,7 @@ class StepLoader:
 
     def __init__(
         self,
-        source: JsonLines,
+        source: RowSource,
         stage: Stage,
         processor: AvlmProcessor,
         data: DataConfig,

@@ -45,8 +45,8 @@ class PreparedVideo:
 Prepared = PreparedImage | PreparedAudio | PreparedVideo
 
 
-_Key = tuple[str, Path, float, float | None]
-"""Kind, file, and the cut of it."""
+_Key = tuple[str, Path, tuple[int, int] | None, float, float | None]
+"""Kind, file, the part of the file, and the cut of it."""
 
 
 class MediaReader:
@@ -71,7 +71,7 @@ class MediaReader:
         Raises:
             MediaError: It cannot be decoded, or the model has no sense for it.
         """
-        key = (item.kind, item.path, item.start_s, item.end_s) if item.path is not None else None
+        key = (item.kind, item.path, item.span, item.start_s, item.end_s) if item.path is not None else None
         if key is not None:
             with self._lock:
                 if key in self._kept:

@@ -15,9 +15,10 @@ import numpy as np
 from PIL import Image as PILImage
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
+from avlm.config.data import SystemPrompts
 from avlm.config.io import build
 from avlm.config.media import MediaSpec
-from avlm.config.run import Augment, SystemPrompts
+from avlm.config.run import Augment
 from avlm.data.decode import to_picture
 from avlm.data.encode import Supervise, Tokens, encode, encode_pieces, pad
 from avlm.data.forms import Folders, cut_of, parse_row

@@ -7,40 +7,38 @@ goes on behind it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import stat
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from array import array
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from avlm.config.run import DataConfig
+from avlm.config.data import DataConfig
 from avlm.data.forms import Folders, Form, parse_row, recognise, set_names
+from avlm.data.rows import RowSource, RowTable, facts_of
 from avlm.errors import ConfigError, DataError
-from avlm.samples import MediaKind, Sample
+from avlm.samples import Sample
 
 MARK = b"\xef\xbb\xbf"
 """Some editors begin a file with it (a byte order mark)."""
 
 
-@dataclass(frozen=True, slots=True)
-class RowFacts:
-    """What is known of a row without decoding anything."""
+def open_source(path: str, data: DataConfig | None = None) -> RowSource:
+    """The rows of whatever is there.
 
-    task: str
-    kinds: frozenset[MediaKind]
-    told: frozenset[MediaKind]
-    """Kinds whose every medium has an `alt`, so that words can stand in for it."""
-    offset: int
-    line: int
-    """Number of the line, or of the member of a list, from 1."""
-    size: int = 0
-    """Bytes of the row."""
-    set: str = ""
-    """VITA's name for where it comes from."""
+    Args:
+        path: A file of JSON lines, or a JSON list.
+        data: Where media lie, and which share of each set is read.
+
+    Raises:
+        ConfigError: There is nothing, or nothing that can be read.
+    """
+    return JsonLines(path, data)
 
 
 class JsonLines:
@@ -58,12 +56,15 @@ class JsonLines:
 
     def __init__(self, path: Path | str, data: DataConfig | None = None) -> None:
         self.path = Path(path)
+        self.name = self.path.name
         data = data or DataConfig()
         self.folders = Folders(self.path.parent if data.folder is None else Path(data.folder), data.sets)
         self.form: Form | None = None
         self.listed = False
-        self.facts: list[RowFacts] = []
+        self.facts = RowTable()
         self.errors: list[DataError] = []
+        self._places: tuple[array[int], array[int], array[int]] = (array("q"), array("q"), array("q"))
+        """Of each row the number of its line (or of the member of a list, from 1), where it begins, and its bytes."""
         try:
             if not stat.S_ISREG(self.path.stat().st_mode):  # a pipe can be read once only, and waits for its writer
                 raise ConfigError(f"{self.path}: is not a regular file. Give a file of JSON lines")
@@ -76,7 +77,7 @@ class JsonLines:
         if not self.facts:
             first = f" The first row: {self.errors[0].reason}" if self.errors else " It is empty."
             raise ConfigError(f"{self.path}: has no row that can be read, so there is nothing to learn from.{first}")
-        self.facts = _shares(self.facts, self.folders)
+        self._take_shares()
 
     def _unreadable(self, error: OSError) -> ConfigError:
         return ConfigError(f"{self.path}: not readable ({error.strerror}). Give an existing file of JSON lines")
@@ -105,30 +106,57 @@ class JsonLines:
             row, sample = self._parse(line, number)
             names = set_names(row) if self.form == "conversations" else []
             name = names[0] if names else ""
-            self.facts.append(RowFacts(sample.task, sample.kinds(), sample.told(), offset, number, size, name))
+            self.facts.append(facts_of(sample, name))
+            for column, value in zip(self._places, (number, offset, size), strict=True):
+                column.append(value)
         except DataError as error:
             self.errors.append(error)
+
+    def _take_shares(self) -> None:
+        """Leave out what a set's ratio leaves out: the same rows each time, the others in the order of the file."""
+        left_out: set[int] = set()
+        for number, name in enumerate(self.facts.sets):
+            if self.folders.ratio(name) < 1:
+                rows = np.flatnonzero(self.facts.set == number)
+                kept = max(1, round(self.folders.ratio(name) * len(rows)))
+                order = np.random.default_rng(zlib.crc32(name.encode())).permutation(len(rows))
+                left_out |= {int(rows[i]) for i in order[kept:]}
+        if left_out:
+            kept_rows = [i for i in range(len(self.facts)) if i not in left_out]
+            self.facts = self.facts.kept(kept_rows)
+            lines, offsets, sizes = (array("q", (column[i] for i in kept_rows)) for column in self._places)
+            self._places = lines, offsets, sizes
 
     def __len__(self) -> int:
         return len(self.facts)
 
     def __getitem__(self, index: int) -> Sample:
         """The sample of one readable row."""
-        facts = self.facts[index]
+        number, offset, size = (column[index] for column in self._places)
         try:
             with self.path.open("rb") as file:
-                file.seek(facts.offset)
-                line = file.read(facts.size)
+                file.seek(offset)
+                line = file.read(size)
         except OSError as error:
             raise self._unreadable(error) from None
-        return self._parse(line, facts.line)[1]
+        return self._parse(line, number)[1]
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[i] for i in range(len(self)))
 
+    @property
+    def lines(self) -> Sequence[int]:
+        """Number of each readable row's line, or of the member of a list, from 1."""
+        return self._places[0]
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the file."""
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
     def where(self, index: int) -> str:
         """What to call the place of a readable row in a message."""
-        return self._where(self.facts[index].line)
+        return self._where(self.lines[index])
 
     def _where(self, number: int) -> str:
         return f"{self.path.name} {'row' if self.listed else 'line'} {number}"
@@ -184,17 +212,3 @@ def _past_space(text: str, at: int) -> int:
     while at < len(text) and text[at] in " \t\r\n":
         at += 1
     return at
-
-
-def _shares(facts: list[RowFacts], folders: Folders) -> list[RowFacts]:
-    """The rows without those that a set's ratio leaves out: the same ones each time, in the order of the file."""
-    members: dict[str, list[int]] = {}
-    for i, row in enumerate(facts):
-        if folders.ratio(row.set) < 1:
-            members.setdefault(row.set, []).append(i)
-    left_out: set[int] = set()
-    for name, rows in members.items():
-        kept = max(1, round(folders.ratio(name) * len(rows)))
-        order = np.random.default_rng(zlib.crc32(name.encode())).permutation(len(rows))
-        left_out |= {rows[i] for i in order[kept:]}
-    return [row for i, row in enumerate(facts) if i not in left_out]

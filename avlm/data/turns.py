@@ -10,7 +10,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Literal
 
-from avlm.config.run import StateTokens, SystemPrompts
+from avlm.config.data import SystemPrompts
+from avlm.config.run import StateTokens
 from avlm.samples import MediaKind, Sample, Text, Turn
 
 QUESTION, NOISE = 0, 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from avlm.config.connectors import LinearConnector, PoolConnector, SwigluConnector, WindowQformerConnector
+from avlm.config.data import DataConfig
 from avlm.config.model import AudioPart, LanguagePart, ModelConfig, Source
 from avlm.config.released import (
     LLAMA31_8B,
@@ -14,7 +15,7 @@ from avlm.config.released import (
     WHISPER_V3,
     WHISPER_V3_TURBO,
 )
-from avlm.config.run import DataConfig, Lora, Optimizer, RunConfig, Schedule, Stage, TrainPart
+from avlm.config.run import Lora, Optimizer, RunConfig, Schedule, Stage, TrainPart
 from avlm.recipes.templates import CHATML, VICUNA
 
 BEATS: dict[str, object] = {"model_type": "avlm_beats"}

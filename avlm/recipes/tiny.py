@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from avlm.config.connectors import MlpConnector, PrefixConnector
+from avlm.config.data import DataConfig
 from avlm.config.media import VideoSpec
 from avlm.config.model import AudioPart, LanguagePart, ModelConfig, Source, VisionPart
 from avlm.config.run import (
     Augment,
-    DataConfig,
     Optimizer,
     RunConfig,
     SampleConfig,

@@ -35,15 +35,15 @@ from avlm.convert.compose import Composed, compose
 from avlm.convert.weights import load_model, publish_copy, save_model, save_part
 from avlm.data.loader import StepLoader
 from avlm.data.media import MediaReader
-from avlm.data.plan import left_out, stage_rows, untaken, video_senses
 from avlm.data.processor import AvlmProcessor
-from avlm.data.sources import JsonLines
+from avlm.data.rows import RowSource
+from avlm.data.selection import left_out, stage_rows, untaken, video_senses
+from avlm.data.sources import open_source
 from avlm.data.vocabulary import sample_texts
 from avlm.errors import ConfigError, DataError
 from avlm.models.modeling import AvlmForConditionalGeneration
 from avlm.samples import MediaKind, Sample
 from avlm.training.building import build_side_by_side, by_itself, collect
-from avlm.training.checkpoint import file_sha256
 from avlm.training.observe import StepMetrics, make_console, tell
 from avlm.training.stages import check_parts, part_modules
 from avlm.training.stopping import StopWish, stop_wishes
@@ -87,7 +87,7 @@ class Run:
         self.on_step = on_step
         self.out = Path(config.out)
         self.stages = _stages(config)
-        self._sources: dict[str, JsonLines] = {}
+        self._sources: dict[str, RowSource] = {}
         self.video = _video_senses(config.model)
         self.given = config
         """As it was asked for, which is what is written down: lengths in epochs stay epochs."""
@@ -148,7 +148,7 @@ class Run:
             if told is not None:
                 tell(self.console, told)
 
-    def source(self, stage: Stage) -> JsonLines:
+    def source(self, stage: Stage) -> RowSource:
         """The rows that a stage reads, opened once for all stages that share a file.
 
         Raises:
@@ -162,7 +162,7 @@ class Run:
                 "Add data.train=FILE.jsonl"
             )
         if path not in self._sources:
-            self._sources[path] = source = JsonLines(path, self.config.data)
+            self._sources[path] = source = open_source(path, self.config.data)
             bad, rows = len(source.errors), len(source.errors) + len(source)
             if bad > max(10, self.config.data.max_bad * rows):
                 raise DataError(
@@ -175,10 +175,10 @@ class Run:
     # ------------------------------------------------------------ the directory
 
     def _fingerprint_data(self) -> dict[str, str]:
-        names = [Path(path).name for path in self._sources]
+        names = [source.name for source in self._sources.values()]
         return {
-            path if names.count(name) > 1 else name: file_sha256(Path(path))
-            for path, name in zip(self._sources, names, strict=True)
+            path if names.count(source.name) > 1 else source.name: source.fingerprint()
+            for path, source in self._sources.items()
         }
 
     def _check_directory(self) -> None:
@@ -367,7 +367,7 @@ class Run:
         """The first held-out samples of each task (training ones where nothing is held out)."""
         wanted = self.config.samples.prompts
         held_out = self.config.data.eval
-        source = next(iter(self._sources.values())) if held_out is None else JsonLines(held_out, self.config.data)
+        source = next(iter(self._sources.values())) if held_out is None else open_source(held_out, self.config.data)
         taken: dict[str, int] = {}
         found = []
         for i, facts in enumerate(source.facts):

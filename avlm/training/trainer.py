@@ -201,7 +201,7 @@ class Trainer:
         errors = self.loader.source.errors
         bad = [Bad(e.sample_id, e.where, e.reason) for e in errors]
         if self.journal.bad(self.stage.name, self.first_step, bad):
-            name = self.loader.source.path.name
+            name = self.loader.source.name
             tell(self.console, f"{len(bad)} rows of {name} cannot be read and are left out; see quarantine.jsonl")
 
     def _count_bad(self, data: StepData) -> None:

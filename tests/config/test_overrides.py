@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avlm.config.connectors import LinearConnector, MlpConnector, PoolConnector
+from avlm.config.data import DataConfig
 from avlm.config.io import assemble, override, parse_value
 from avlm.config.media import VideoSpec
 from avlm.config.model import AudioPart, LanguagePart, ModelConfig, Source, VisionPart
-from avlm.config.run import DataConfig, Lora, RunConfig, Stage, TrainPart
+from avlm.config.run import Lora, RunConfig, Stage, TrainPart
 from avlm.errors import ConfigError
 
 

@@ -15,7 +15,8 @@ import pytest
 import torch
 from chat_families import CHATML, MEDIA, processor, tokenizer
 
-from avlm.config.run import Augment, DataConfig, Stage, TrainPart
+from avlm.config.data import DataConfig
+from avlm.config.run import Augment, Stage, TrainPart
 from avlm.data.loader import StepData, StepLoader
 from avlm.data.media import MediaReader
 from avlm.data.processor import AvlmProcessor

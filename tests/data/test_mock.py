@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from avlm.config.run import DataConfig, Rows, Stage
+from avlm.config.data import DataConfig
+from avlm.config.run import Rows, Stage
 from avlm.convert.compose import Composed
 from avlm.data.loader import StepLoader
 from avlm.data.mock import ROWS, make_mock

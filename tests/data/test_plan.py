@@ -12,14 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avlm.config.run import Stage, TrainPart
-from avlm.data.plan import BOTH, key, left_out, pack_rows, positions, stage_rows, usable, video_senses
-from avlm.data.sources import RowFacts
+from avlm.data.plan import key, pack_rows, positions
+from avlm.data.rows import RowFacts
+from avlm.data.selection import BOTH, left_out, stage_rows, usable, video_senses
 from avlm.errors import ConfigError
 from avlm.samples import MediaKind
 
 
 def facts(task: str, *kinds: MediaKind, told: tuple[MediaKind, ...] = ()) -> RowFacts:
-    return RowFacts(task, frozenset(kinds), frozenset(told), 0, 1)
+    return RowFacts(task, frozenset(kinds), frozenset(told))
 
 
 def of(rows: str, tasks: tuple[str, ...] = (), **settings: Any) -> Stage:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avlm.config.run import DataConfig, DataSet
+from avlm.config.data import DataConfig, DataSet
 from avlm.data.forms import Folders, parse_row
 from avlm.data.sources import JsonLines
 from avlm.errors import ConfigError, DataError
@@ -90,7 +90,7 @@ BAD: list[tuple[Any, str, str]] = [
 @pytest.mark.parametrize(("row", "id_shown", "message"), BAD, ids=[str(i) for i in range(len(BAD))])
 def test_a_bad_row_is_named_and_reading_goes_on(row: Any, id_shown: str, message: str, tmp_path: Path) -> None:
     source = file_of(tmp_path / "rows.jsonl", GOOD, row, GOOD)
-    assert [facts.line for facts in source.facts] == [1, 3]
+    assert list(source.lines) == [1, 3]
     (error,) = source.errors
     assert error.where == f"rows.jsonl line 2{id_shown}"
     assert str(error).startswith(f"{error.where}: {message}")
@@ -197,7 +197,7 @@ def test_blank_lines_marks_and_line_ends_change_nothing(end: bytes, mark: bytes,
     (tmp_path / "rows.jsonl").write_bytes(mark + end.join(lines) + (end if last else b""))
     source = JsonLines(tmp_path / "rows.jsonl")
     assert [sample.id for sample in source] == ["0", "1", "2"]
-    assert [facts.line for facts in source.facts] == [1, 4, 6]
+    assert list(source.lines) == [1, 4, 6]
     assert source.errors == []
     assert source[2].id == "2"
     assert len(source) == 3
@@ -477,7 +477,7 @@ def test_a_list_is_read_from_wherever_its_rows_stand(indent: Any, mark: str, asc
     source = JsonLines(path)
     assert [sample.turns[0].text() for sample in source] == [f"é 漢字 🎉 {i}" for i in range(5)]
     assert source[3].turns[1].text() == "xxx"
-    assert [facts.line for facts in source.facts] == [1, 2, 3, 4, 5]
+    assert list(source.lines) == [1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize(

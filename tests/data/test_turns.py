@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from chat_families import CHATML, MEDIA, processor, tokenizer
 
-from avlm.config.run import StateTokens, SystemPrompts
+from avlm.config.data import SystemPrompts
+from avlm.config.run import StateTokens
 from avlm.convert.compose import Composed
 from avlm.convert.weights import load_model, save_model
 from avlm.data.processor import AvlmProcessor

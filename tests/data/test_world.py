@@ -18,7 +18,8 @@ import pytest
 import soundfile
 from PIL import Image
 
-from avlm.data.plan import left_out, positions, stage_rows, video_senses
+from avlm.data.plan import positions
+from avlm.data.selection import left_out, stage_rows, video_senses
 from avlm.data.sources import JsonLines
 from avlm.data.world import build, speech
 from avlm.data.world.build import make_world, plan_rows

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from avlm.config.run import DataConfig, RunConfig, Stage, StateTokens, stage_problem
+from avlm.config.data import DataConfig
+from avlm.config.run import RunConfig, Stage, StateTokens, stage_problem
 from avlm.convert.compose import Composed
 from avlm.convert.weights import load_model
 from avlm.data.loader import StepLoader
@@ -208,7 +209,7 @@ def test_a_teacher_that_is_longer_than_its_sample_is_counted(made: Composed, row
 
 
 def test_state_tokens_and_system_prompts_are_the_same_on_both_sides(loader: Callable[..., StepLoader]) -> None:
-    from avlm.config.run import SystemPrompts
+    from avlm.config.data import SystemPrompts
 
     steps = loader(state_tokens=StateTokens())
     steps.processor.use_system(SystemPrompts(text="Words.", image="A picture."))

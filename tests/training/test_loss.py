@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avlm.config.run import DataConfig, RunConfig, Stage
+from avlm.config.data import DataConfig
+from avlm.config.run import RunConfig, Stage
 from avlm.convert.compose import Composed
 from avlm.data.encode import pack
 from avlm.data.loader import StepLoader
