@@ -280,6 +280,9 @@ class RunConfig(Settings):
     """No stage takes more steps than this."""
     save: SaveConfig = SaveConfig()
     samples: SampleConfig = SampleConfig()
+    precision: Literal["float32", "bfloat16"] | None = None
+    """Numbers that the model is kept in and computes with; default: those of its weights as they are loaded. Whatever
+    learns in bfloat16 has a float32 copy that learns for it."""
     side_by_side: int = Field(1, ge=1)
     """Parts that are built at the same time, each in a process of its own."""
     threads: int | None = Field(None, ge=1)

@@ -42,6 +42,7 @@ from avlm.data.sources import open_source
 from avlm.data.vocabulary import sample_texts
 from avlm.errors import ConfigError, DataError
 from avlm.models.modeling import AvlmForConditionalGeneration
+from avlm.models.precision import cast_weights
 from avlm.samples import MediaKind, Sample
 from avlm.training.building import build_side_by_side, by_itself, collect
 from avlm.training.memory import keep_freed_memory
@@ -298,6 +299,8 @@ class Run:
     def _train_stage(self, stage: Stage, stop: StopWish) -> None:
         self.console.rule(stage.name)
         model, processor = self._begin(stage)
+        if self.config.precision is not None:
+            cast_weights(model, getattr(torch, self.config.precision))
         processor.use_reader(MediaReader(processor.media_spec(), self.config.data.cache_mb))
         if self.config.data.system is not None:
             processor.use_system(self.config.data.system)
