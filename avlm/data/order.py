@@ -127,7 +127,8 @@ def turns(first: int, last: int, weights: Sequence[float], there: Sequence[bool]
     ahead[share == 0] = 0
     source = np.repeat(np.arange(len(share)), ahead)
     at = np.concatenate([h + np.arange(n) for h, n in zip(had.tolist(), ahead.tolist(), strict=True)])
-    order = np.lexsort((source, (at + 0.5) / share[source]))[first - int(had.sum()) :][: last - first]
+    due = (at + 0.5) / np.array(weights, np.float64)[source]  # by the weights as given: equal times are equal numbers
+    order = np.lexsort((source, due))[first - int(had.sum()) :][: last - first]
     return source[order], at[order]
 
 

@@ -67,7 +67,8 @@ def pack_window(sizes: Ints, budgets: tuple[int, ...]) -> Ints:
     Rows are begun in the order given, sample after sample until the next one does not fit: a row's content is as
     mixed as the order is. What is left of each row is then filled from the samples that wait: one that fits best is
     added, and members are exchanged for ones that are longer by what is left. All rows of a round do this together,
-    as array operations; no two of them can take the same sample (`_choose`). The last `FEW` are packed one by one.
+    as array operations; no two of them can take the same sample (`_choose`). The last `FEW` samples, or the last few
+    rows where a row holds more, are packed one by one.
 
     Args:
         sizes: int64 [budgets, samples]; the first budget, tokens, is what rows are filled by.
@@ -78,8 +79,8 @@ def pack_window(sizes: Ints, budgets: tuple[int, ...]) -> Ints:
     """
     assert (sizes.max(1, initial=0) <= budgets).all(), "a sample longer than a row was not left out"
     window = _Window(sizes, budgets)
-    while len(window.waiting) > FEW:
-        window.round()
+    while len(window.waiting) > FEW and window.round():
+        pass
     for members in pack_few(sizes[:, window.waiting], budgets):
         window.row_of[window.waiting[members]] = window.rows
         window.rows += 1
@@ -102,9 +103,16 @@ class _Window:
         self.by_length: Ints = np.argsort(small, kind="stable")
         """Samples that were free when the round began, shortest first."""
 
-    def round(self) -> None:
-        """Begin rows with one waiting sample in `SHARE`, and fill them from the others."""
-        taken, starts, left = self._begin(self.waiting[: len(self.waiting) // SHARE])
+    def round(self) -> bool:
+        """Begin rows with one waiting sample in `SHARE`, and fill them from the others.
+
+        Returns:
+            Whether there were enough to begin one.
+        """
+        begun = self._begin(self.waiting[: len(self.waiting) // SHARE])
+        if begun is None:
+            return False
+        taken, starts, left = begun
         count = len(starts) - 1
         self.by_length = choice = self.by_length[self.free[self.by_length]]
         for _ in range(FILLS):
@@ -115,12 +123,14 @@ class _Window:
             choice = self._improve(choice, left, rows, member[rows])
         self.rows += count
         self.waiting = self.waiting[self.free[self.waiting]]
+        return True
 
-    def _begin(self, samples: Ints) -> tuple[Ints, Ints, Ints]:
-        """Cut samples into rows, each as long as the budgets allow; the last row, which may be cut short, is not begun.
+    def _begin(self, samples: Ints) -> tuple[Ints, Ints, Ints] | None:
+        """Cut samples into rows, each as long as the budgets allow. The last samples, which fill no row, are left.
 
         Returns:
-            The samples in rows, where each row starts among them (with the end), and what is left of each budget.
+            The samples in rows, where each row starts among them (with the end), and what is left of each budget; None
+            if all of them fit into one row.
         """
         sums = np.zeros((len(self.budgets), len(samples) + 1), np.int64)
         np.cumsum(self.sizes[:, samples], axis=1, out=sums[:, 1:])
@@ -128,9 +138,11 @@ class _Window:
             [row.searchsorted(row[:-1] + budget, "right") for row, budget in zip(sums, self.budgets, strict=True)], 0
         )
         after = (ends - 1).tolist()
-        cuts = [0, after[0]]
+        cuts = [0]
         while cuts[-1] < len(samples) and after[cuts[-1]] < len(samples):
             cuts.append(after[cuts[-1]])
+        if len(cuts) == 1:
+            return None
         starts = np.array(cuts)
         taken = samples[: starts[-1]]
         self.row_of[taken] = np.repeat(np.arange(self.rows, self.rows + len(starts) - 1), np.diff(starts))
