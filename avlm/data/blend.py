@@ -28,7 +28,7 @@ class Blend:
 
     def __init__(self, members: Sequence[RowSource], weights: Sequence[float | None]) -> None:
         self.members = members
-        self.weights = None if None in weights else [w for w in weights if w is not None]
+        self.weights = None if None in weights else [float(w) for w in weights if w is not None]
         self.name = " + ".join(member.name for member in members)
         self.facts = RowTable(chain.from_iterable(member.facts for member in members))
         self.errors: list[DataError] = [error for member in members for error in member.errors]
@@ -49,7 +49,9 @@ class Blend:
         return member.where(at)
 
     def fingerprint(self) -> str:
-        return hashlib.sha256("\n".join(self.fingerprints().values()).encode()).hexdigest()
+        """A digest of the members, their order and their weights."""
+        text = "\n".join([*self.fingerprints().values(), repr(self.weights)])
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def fingerprints(self) -> dict[str, str]:
         """Of each member, by its name; a name that stands twice is told apart by its number."""
@@ -115,16 +117,14 @@ def _of_rows(measures: Measures, rows: Ints) -> Measures:
 
 
 def _climb(stage: Stage, count: int, measures: Measures) -> int:
-    """Places over which a curriculum climbs: as many as the stage reads, in whole epochs if that is nearly so."""
+    """Places over which a curriculum climbs: as many as the stage reads; whole epochs if it stops right behind them."""
     if stage.epochs is not None:
-        epochs = stage.epochs
-    else:
-        assert stage.steps is not None
-        batch: float = stage.batch_samples
-        if stage.batch_rows is not None:
-            some = np.asarray(measures.tokens[np.linspace(0, count - 1, min(count, 65_536)).astype(np.int64)])
-            batch = stage.batch_rows * stage.row_tokens / max(1.0, int(some.sum()) / len(some))
-        epochs = stage.steps * batch / count
-    if abs(epochs - round(epochs)) < 0.03:
-        epochs = max(1, round(epochs))
-    return max(1, round(epochs * count))
+        return max(1, round(stage.epochs * count))
+    assert stage.steps is not None
+    batch, slack = stage.batch_samples, stage.batch_samples - 1
+    if stage.batch_rows is not None:
+        some = np.asarray(measures.tokens[np.linspace(0, count - 1, min(count, 65_536)).astype(np.int64)])
+        batch = max(1, stage.batch_rows * stage.row_tokens * len(some) // max(1, int(some.sum())))
+        slack = max(batch, count // 32)  # rows are not quite full, and those looked at are some only
+    epochs = max(1, round(stage.steps * batch / count))
+    return epochs * count if abs(stage.steps * batch - epochs * count) <= slack else stage.steps * batch

@@ -50,28 +50,42 @@ class PlanState:
 
 
 def check(state: PlanState, depends: Mapping[str, str]) -> None:
-    """Refuse to go on where the plan would be another one.
+    """Refuse to go on where the plan would be another one. A source may have another name now.
 
     Raises:
         ConfigError: It names the first thing that changed: a source, or a setting.
     """
-    names = [*depends, *state.depends]
-    changed = next((name for name in names if state.depends.get(name) != depends.get(name)), None)
-    if changed is None:
-        return
-    before, now = state.depends.get(changed), depends.get(changed)
-    if not changed.startswith(SOURCE):
+    problem = _changed_source(_sources(state.depends), _sources(depends))
+    if problem is not None:
         raise ConfigError(
-            f"the data of step {state.step} was planned with {changed}={before}, and now {changed}={now}, so other "
-            f"samples would follow than without the interruption. Set {changed} as it was, or begin in another "
-            "directory with out=DIR"
+            f"{problem} since step {state.step} was saved, so other samples would follow than without the "
+            "interruption. Put the data back as it was, or begin in another directory with out=DIR"
         )
-    name = changed.removeprefix(SOURCE)
-    what = "is new" if before is None else "is no longer read" if now is None else "has changed"
-    raise ConfigError(
-        f"{name} {what} since step {state.step} was saved, so other samples would follow than without the "
-        "interruption. Put the data back as it was, or begin in another directory with out=DIR"
-    )
+    for name in dict.fromkeys([*depends, *state.depends]):
+        before, now = state.depends.get(name), depends.get(name)
+        if before != now and not name.startswith(SOURCE):
+            raise ConfigError(
+                f"the data of step {state.step} was planned with {name}={before}, and now {name}={now}, so other "
+                f"samples would follow than without the interruption. Set {name} as it was, or begin in another "
+                "directory with out=DIR"
+            )
+
+
+def _sources(depends: Mapping[str, str]) -> dict[str, str]:
+    return {name.removeprefix(SOURCE): digest for name, digest in depends.items() if name.startswith(SOURCE)}
+
+
+def _changed_source(before: dict[str, str], now: dict[str, str]) -> str | None:
+    """What became of the first source that is not what it was; None if all are, in their order."""
+    if list(before.values()) == list(now.values()):
+        return None
+    for name, digest in before.items():
+        if digest not in now.values():
+            return f"{name} has changed" if name in now else f"{name} is no longer read"
+    for name, digest in now.items():
+        if digest not in before.values():
+            return f"{name} is new"
+    return f"the order of {', '.join(now)} has changed"
 
 
 def _digest(data: Mapping[str, Any]) -> str:

@@ -190,7 +190,7 @@ class Run:
         return {
             path if names.count(source.name) > 1 else source.name: source.fingerprint()
             for path, source in self._sources.items()
-        }
+        } | {f"blend of {blend.name}": blend.fingerprint() for blend in self._blends.values()}
 
     def _check_directory(self) -> None:
         """Make sure that the directory is this run's, empty, or not there."""
