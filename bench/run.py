@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+import plan
 import torch
 from transformers import CLIPImageProcessor, LlamaConfig, LlamaForCausalLM, WhisperFeatureExtractor
 
@@ -102,6 +103,8 @@ def main() -> None:
     for name, case in cases:
         ours, theirs = case()
         print(f"{name:44} {1000 * ours:9.2f} {1000 * theirs:16.2f} {theirs / ours:6.2f}")
+    print()
+    plan.main()
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from avlm.config.base import Settings
 
@@ -32,11 +32,61 @@ class SystemPrompts(Settings):
     audio: str | None = None
 
 
+class Weighted(Settings):
+    """One source of several."""
+
+    path: str
+    weight: float | None = Field(None, gt=0)
+    """How many of all samples it gives, in proportion to the others' weights."""
+
+
+TrainData = str | tuple[Weighted, ...]
+"""One source; or several, each by its path, and all with a weight or none. Without weights all their rows are one set
+and each epoch reads every row once. With weights each source goes through its own epochs, and the run's epochs are as
+long as all of them together."""
+
+
+def whole_blend(given: Any) -> Any:
+    """Paths by themselves stand for sources without a weight.
+
+    Raises:
+        ValueError: The list is empty, names a source twice, or some have weights and some not.
+    """
+    if not isinstance(given, (list, tuple)):
+        return given
+    if not given:
+        raise ValueError("the list of sources is empty. Name at least one")
+    parts = [{"path": one} if isinstance(one, str) else one for one in given]
+    named = [dict(one) for one in parts if isinstance(one, (dict, Weighted))]
+    paths = [one.get("path") for one in named]
+    for path in paths:
+        if paths.count(path) > 1:
+            raise ValueError(f"{path} is named twice. Give it once, with twice the weight")
+    without = [one.get("path") for one in named if one.get("weight") is None]
+    if 0 < len(without) < len(named):
+        raise ValueError(
+            f"{without[0]} has no weight and others have one, so its share is not known. Give all of them a weight, "
+            "or none, for shares by size"
+        )
+    return parts
+
+
+def paths_of(data: TrainData | None) -> list[str]:
+    """The sources by their paths."""
+    if data is None or isinstance(data, str):
+        return [] if data is None else [data]
+    return [one.path for one in data]
+
+
+Order = Literal["shuffled", "as_is", "by_length", "curriculum"]
+
+
 class DataConfig(Settings):
     """The rows a run learns from and is measured on."""
 
-    train: str | None = None
-    """JSON lines, or a JSON list in the form of LLaVA, VITA or ShareGPT."""
+    train: TrainData | None = None
+    """JSON lines, or a JSON list in the form of LLaVA, VITA or ShareGPT; or a list of such, each with `path` and, for
+    a blend, `weight`."""
     eval: str | None = None
     """Held-out rows."""
     folder: str | None = None
@@ -45,6 +95,9 @@ class DataConfig(Settings):
     """For rows that name their `set`: the folder of its media."""
     system: SystemPrompts | None = None
     """System prompts by modality; default: those that the model directory carries, or none."""
+    order: Order = "shuffled"
+    """`as_is` takes rows as they lie in their sources. `by_length` lays samples of like length next to each other, and
+    `curriculum` goes from short samples to long ones over the stage; both need an index."""
     too_long: Literal["refuse", "drop"] = "refuse"
     """What happens to a sample longer than a row."""
     max_bad: float = Field(0.05, ge=0, le=1)
@@ -53,3 +106,8 @@ class DataConfig(Settings):
     """Memory for decoded small media, so that a second epoch decodes nothing."""
     workers: int = Field(1, ge=0)
     """Processes that prepare the next steps while this one runs."""
+
+    @field_validator("train", mode="before")
+    @classmethod
+    def _is_blend(cls, given: Any) -> Any:
+        return whole_blend(given)

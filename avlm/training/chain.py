@@ -27,12 +27,14 @@ import torch
 from rich.console import Console
 from safetensors import SafetensorError
 
+from avlm.config.data import Weighted
 from avlm.config.io import build, read_mapping, to_yaml
 from avlm.config.media import VideoSpec
 from avlm.config.model import LanguagePart, ModelConfig, Source
 from avlm.config.run import RunConfig, Stage
 from avlm.convert.compose import Composed, compose
 from avlm.convert.weights import load_model, publish_copy, save_model, save_part
+from avlm.data.blend import Blend
 from avlm.data.loader import StepLoader
 from avlm.data.media import MediaReader
 from avlm.data.processor import AvlmProcessor
@@ -90,6 +92,7 @@ class Run:
         self.out = Path(config.out)
         self.stages = _stages(config)
         self._sources: dict[str, RowSource] = {}
+        self._blends: dict[tuple[Weighted, ...], Blend] = {}
         self.video = _video_senses(config.model)
         self.given = config
         """As it was asked for, which is what is written down: lengths in epochs stay epochs."""
@@ -158,12 +161,20 @@ class Run:
             ConfigError: No file is named, or it cannot be read.
             DataError: Too many of its rows cannot be read.
         """
-        path = stage.data or self.config.data.train
-        if path is None:
+        given = stage.data or self.config.data.train
+        if given is None:
             raise ConfigError(
                 f"stage {stage.name} has no data: neither data.train nor stages.{stage.name}.data is set. "
                 "Add data.train=FILE.jsonl"
             )
+        if isinstance(given, str):
+            return self._opened(given)
+        if given not in self._blends:
+            self._blends[given] = Blend([self._opened(one.path) for one in given], [one.weight for one in given])
+        return self._blends[given]
+
+    def _opened(self, path: str) -> RowSource:
+        """The rows of one file, opened once for all stages and blends that it is in."""
         if path not in self._sources:
             self._sources[path] = source = open_source(path, self.config.data)
             bad, rows = len(source.errors), len(source.errors) + len(source)
@@ -182,7 +193,7 @@ class Run:
         return {
             path if names.count(source.name) > 1 else source.name: source.fingerprint()
             for path, source in self._sources.items()
-        }
+        } | {f"blend of {blend.name}": blend.fingerprint() for blend in self._blends.values()}
 
     def _check_directory(self) -> None:
         """Make sure that the directory is this run's, empty, or not there."""

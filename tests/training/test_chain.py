@@ -485,6 +485,22 @@ def test_a_stage_may_have_data_of_its_own(small_run: Small, tmp_path: Path, rows
         train(config)
 
 
+def test_a_run_reads_several_files_as_one(small_run: Small, tmp_path: Path) -> None:
+    config = one_stage(small_run(), steps=2)
+    rows = tmp_path / "rows.jsonl"
+    lines = rows.read_text().splitlines(keepends=True)
+    for name, part in (("a", lines[:4]), ("b", lines[4:])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(part))
+    whole = bits(train(override(config, ["samples.prompts=0"])))
+    parts = f"data.train=[{tmp_path / 'a.jsonl'}, {tmp_path / 'b.jsonl'}]"
+    assert bits(train(override(config, [parts, "samples.prompts=0", f"out={tmp_path / 'two'}"]))) == whole
+    turned = f"data.train=[{tmp_path / 'b.jsonl'}, {tmp_path / 'a.jsonl'}]"
+    with pytest.raises(
+        ConfigError, match=r"begun with other training data \(blend of a.jsonl \+ b.jsonl changed since"
+    ):
+        train(override(config, [turned, "samples.prompts=0", f"out={tmp_path / 'two'}"]))
+
+
 def test_a_sample_longer_than_a_row_is_refused_or_dropped(small_run: Small, tmp_path: Path) -> None:
     config = one_stage(small_run(), steps=4)
     add_rows(tmp_path / "rows.jsonl", question("long", {"type": "text", "text": "word " * 200}))
