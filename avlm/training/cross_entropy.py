@@ -34,7 +34,9 @@ def linear_cross_entropy(
     Source:
         Chunked losses as in Liger Kernel (arXiv:2410.10989, section 3.2).
     """
-    loss: Tensor = _LinearCrossEntropy.apply(hidden_TD, weight_VD, bias_V, targets_T, smoothing)
+    loss: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        hidden_TD, weight_VD, bias_V, targets_T, smoothing
+    )
     return loss
 
 

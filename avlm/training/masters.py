@@ -37,7 +37,7 @@ class MasterAdamW(torch.optim.AdamW):
             return parameter
         copy = nn.Parameter(parameter.detach().float())
         self.copies[parameter] = copy
-        parameter.register_post_accumulate_grad_hook(_moves_to(copy))
+        parameter.register_post_accumulate_grad_hook(_moves_to(copy))  # type: ignore[no-untyped-call]
         return copy
 
     def kept(self, parameter: nn.Parameter) -> nn.Parameter:
