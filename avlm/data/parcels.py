@@ -180,7 +180,8 @@ class _Pickler(pickle.Pickler):
             return NotImplemented
         if value.requires_grad or value.numel() == 0 or value.is_conj() or value.is_neg() or value.is_quantized:
             return NotImplemented
-        raw: Any = value.contiguous().reshape(-1).view(torch.uint8).numpy()
+        flat = value.reshape(-1) if value.numel() > 1 else value.clone().reshape(1)  # the stride of one may be anything
+        raw: Any = flat.contiguous().view(torch.uint8).numpy()
         return _tensor, (pickle.PickleBuffer(raw), value.dtype, tuple(value.shape))
 
 
