@@ -101,6 +101,7 @@ class StepLoader:
         assert 0 <= rank < ranks, "a rank is one of the ranks"
         self.source = source
         self.stage = stage
+        self.processor = processor
         self.data = data
         self.seed = seed
         self.rank, self.ranks = rank, ranks
@@ -148,7 +149,7 @@ class StepLoader:
 
     def stall_s(self) -> float:
         """Time that one sample may take."""
-        return self.data.stall_s or 1.2 * self.prepare.processor.reader().limits.max_decode_s
+        return self.data.stall_s or 1.2 * self.processor.reader().limits.max_decode_s
 
     def _ahead(self) -> int:
         samples = math.ceil(self.stage.batch_samples / self.ranks)
