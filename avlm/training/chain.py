@@ -21,6 +21,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -33,6 +34,8 @@ from avlm.config.model import LanguagePart, ModelConfig, Source
 from avlm.config.run import RunConfig, Stage
 from avlm.convert.compose import Composed, compose
 from avlm.convert.weights import load_model, publish_copy, save_model, save_part
+from avlm.data.doors import doors_of
+from avlm.data.files import LIMITS
 from avlm.data.loader import StepLoader
 from avlm.data.media import MediaReader
 from avlm.data.processor import AvlmProcessor
@@ -51,7 +54,7 @@ from avlm.training.trainer import Trainer
 
 FREE = ("save", "samples", "threads", "max_steps", "out", "side_by_side")
 """Settings that may differ when a run goes on: they change no weights of the steps that were done."""
-FREE_DATA = ("cache_mb", "workers", "eval", "train", "folder", "max_bad", "too_long")
+FREE_DATA = ("cache_mb", "workers", "eval", "train", "folder", "roots", "fetch", "max_bad", "too_long")
 """The same of `data`. The training file, and its media, may lie elsewhere; the file's contents are compared."""
 
 LOCK = ".lock"
@@ -296,7 +299,9 @@ class Run:
     def _train_stage(self, stage: Stage, stop: StopWish) -> None:
         self.console.rule(stage.name)
         model, processor = self._begin(stage)
-        processor.use_reader(MediaReader(processor.media_spec(), self.config.data.cache_mb))
+        files = [*self._sources, *([] if self.config.data.eval is None else [self.config.data.eval])]
+        limits = replace(LIMITS, doors=doors_of(self.config.data, files))
+        processor.use_reader(MediaReader(processor.media_spec(), self.config.data.cache_mb, limits))
         if self.config.data.system is not None:
             processor.use_system(self.config.data.system)
         writer = processor if stage.template is None else processor.with_template(stage.template)
