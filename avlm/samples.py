@@ -99,7 +99,7 @@ def shown_url(url: str) -> str:
     """
     if url[:5].lower() == "data:":
         return ""
-    shown = re.sub(r"^([^/?#]*:[/\\]*)[^/?#]*@", r"\1", re.sub(r"[?#].*", "", url, flags=re.DOTALL))
+    shown = re.sub(r"^([\w+.-]*:[/\\]*)[^/?#]*@", r"\1", re.sub(r"[?#].*", "", url, flags=re.DOTALL))
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in shown[:200])
 
 
