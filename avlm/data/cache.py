@@ -20,9 +20,10 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from avlm.data.addresses import Hop
+from avlm.data.window import window
 
 MAGIC = b"avlm-kept-1"
 _END = struct.Struct(f"<Q{len(MAGIC)}s")
@@ -100,7 +101,7 @@ class Cache:
                 return None
             with suppress(OSError):  # when it was last used; a folder that cannot be written keeps its order
                 os.utime(self._path(key), ns=(time.time_ns(), os.fstat(file.fileno()).st_mtime_ns))
-            return window(file, facts.size), facts.hops
+            return window(file, 0, facts.size), facts.hops
         except BaseException:
             file.close()
             raise
@@ -220,55 +221,7 @@ def _read_facts(file: BinaryIO, size: int) -> Facts | None:
 
 def _digest(file: BinaryIO, size: int) -> str:
     digest = hashlib.sha256()
-    body = window(file, size, own=False)
+    body = window(file, 0, size, own=False)
     while block := body.read(2**20):
         digest.update(block)
     return digest.hexdigest()
-
-
-def window(file: BinaryIO, size: int, *, own: bool = True) -> BinaryIO:
-    """The first bytes of a file as a file of their own, at its beginning.
-
-    Args:
-        own: Whether closing it closes the file.
-    """
-    return io.BufferedReader(_Window(file, size, own), 2**16)
-
-
-class _Window(io.RawIOBase):
-    def __init__(self, file: BinaryIO, size: int, own: bool) -> None:
-        self._file = file
-        self._size = size
-        self._own = own
-        self._at = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        if at < 0:
-            raise ValueError("negative seek position")
-        self._at = at
-        return at
-
-    def readinto(self, buffer: Any) -> int:
-        wanted = min(len(buffer), self._size - self._at)
-        if wanted <= 0:
-            return 0
-        self._file.seek(self._at)
-        data = self._file.read(wanted)
-        buffer[: len(data)] = data
-        self._at += len(data)
-        return len(data)
-
-    def close(self) -> None:
-        if self._own and not self.closed:
-            self._file.close()
-        super().close()

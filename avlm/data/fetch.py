@@ -23,11 +23,12 @@ from typing import Any, BinaryIO
 
 from avlm.config.data import Fetch
 from avlm.data.addresses import Resolve, admit, resolve_name
-from avlm.data.cache import Cache, Draft, Facts, window
+from avlm.data.cache import Cache, Draft, Facts
 from avlm.data.deadline import Deadline
 from avlm.data.storage import Storage, check_libraries
 from avlm.data.urls import WEB, NotFetchedError, Url, parse_url
 from avlm.data.web import Body, Connect, Web
+from avlm.data.window import window
 from avlm.errors import ConfigError, MediaError
 from avlm.samples import MediaItem
 
@@ -161,7 +162,7 @@ class Fetcher:
                 self.cache.keep(draft, Facts(key_of(url), digest.hexdigest(), size, hops))
             except OSError as error:
                 _warn(self.cache.folder, error)
-            return window(draft.file, size)
+            return window(draft.file, 0, size)
         except BaseException:
             draft.file.close()
             raise

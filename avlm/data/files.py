@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from avlm.data.doors import ANYWHERE, Doors, article
+from avlm.data.window import window
 from avlm.errors import AvlmError, MediaError
 from avlm.samples import MediaItem
 
@@ -74,20 +75,21 @@ def opened(item: MediaItem, limits: Limits) -> Iterator[BinaryIO]:
     if item.path is None and not item.url:
         raise MediaError(f"a part of type {item.kind} has neither a path nor data. Give it a path")
     with limits.doors.opened(item) as file:
-        if item.span is None:
-            _check_size(item, file.seek(0, os.SEEK_END), limits, "read. Cut or compress it")
-            file.seek(0)
-            yield file
-            return
-        _check_size(item, item.span[1], limits, "read. Cut or compress it")
-        file.seek(item.span[0])
-        yield io.BytesIO(file.read(item.span[1]))
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        if item.span is not None and sum(item.span) > size:
+            raise MediaError(
+                f"{item.name()}: ends at byte {sum(item.span)}, and its file has {size} bytes, so it is truncated. "
+                "Copy it again"
+            )
+        _check_size(item, size if item.span is None else item.span[1], limits, "read. Cut or compress it")
+        yield file if item.span is None else window(file, *item.span, own=False)
 
 
 def _check_size(item: MediaItem, count: int, limits: Limits, rest: str) -> None:
     if count == 0:
         raise MediaError(f"{item.name()}: is empty, so there is nothing to decode. Replace the file")
-    read_in_place = item.is_cut() and item.data is None and item.span is None
+    read_in_place = item.is_cut() and item.data is None
     if count > limits.max_bytes and not read_in_place:
         raise MediaError(f"{item.name()}: has {count} bytes, and at most {limits.max_bytes} are {rest}")
 

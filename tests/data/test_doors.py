@@ -252,6 +252,29 @@ def test_a_part_of_a_file_is_held_to_the_same_folders(place: Path) -> None:
         pass
 
 
+def test_a_part_is_a_file_by_itself(tmp_path: Path) -> None:
+    whole = bytes(range(256)) * 300
+    (tmp_path / "a.tar").write_bytes(whole)
+    reference = io.BytesIO(whole[1000:61_000])
+    with opened(MediaItem("image", path=tmp_path / "a.tar", span=(1000, 60_000)), limits(tmp_path)) as file:
+        for offset, whence, count in (
+            (0, 0, 10),
+            (5, 1, 20),
+            (-7, 2, 100),
+            (59_000, 0, -1),
+            (70_000, 0, 5),
+            (3, 0, 60_000),
+        ):
+            assert file.seek(offset, whence) == reference.seek(offset, whence)
+            assert file.read(count) == reference.read(count)
+            assert file.tell() == reference.tell()
+    with pytest.raises(MediaError) as error:
+        read(MediaItem("image", path=tmp_path / "a.tar", span=(76_000, 801), title="b.png"), limits(tmp_path))
+    assert str(error.value) == (
+        f"{tmp_path}/a.tar b.png: ends at byte 76801, and its file has 76800 bytes, so it is truncated. Copy it again"
+    )
+
+
 def test_a_file_is_handed_on_without_its_name(place: Path) -> None:
     """FFmpeg would choose its reader by the ending, and some of its readers open other files."""
     with opened(MediaItem("video", path=place / "data" / "in.png"), limits(place / "data")) as file:
