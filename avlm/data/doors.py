@@ -65,17 +65,25 @@ def doors_of(data: DataConfig, files: Iterable[str | Path]) -> Doors:
 
     Args:
         data: Settings of the run's data.
-        files: The data files that it reads, or folders of them; their own folders are open.
+        files: The data files that it reads, folders of them, or patterns; their own folders are open.
 
     Raises:
         MissingExtraError: A scheme may be fetched whose library is not installed.
     """
-    folders = [Path(file) if Path(file).is_dir() else Path(file).parent for file in files]
+    folders = [_folder(Path(file)) for file in files]
     folders += [Path(folder) for folder in (data.folder, *data.roots) if folder is not None]
     for found in data.sets.values():
         given = (found.folder, found.sounds) if isinstance(found, DataSet) else (found,)
         folders += [Path(folder) for folder in given if folder is not None]
     return Doors(roots_of(folders), None if data.fetch is None else Fetcher(data.fetch))
+
+
+def _folder(file: Path) -> Path:
+    """A folder itself, the folder of a file, and of a pattern the one above its first star."""
+    starred = next((i for i, part in enumerate(file.parts) if set(part) & set("*?[{")), None)
+    if starred is not None and not file.exists():
+        return Path(*file.parts[:starred])
+    return file if file.is_dir() else file.parent
 
 
 def roots_of(folders: Iterable[str | Path]) -> tuple[str, ...]:

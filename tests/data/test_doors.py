@@ -298,6 +298,14 @@ def test_the_folders_that_a_run_names_are_open_to_it(place: Path) -> None:
     assert pickle.loads(pickle.dumps(doors)) == doors
 
 
+def test_a_pattern_opens_the_folder_above_its_first_star(place: Path) -> None:
+    for pattern in ("*.tar", "{000..100}.tar", "{a,b}/part-?.tar", "[0-9]/x.tar"):
+        assert doors_of(DataConfig(), [place / pattern]).roots == (os.path.realpath(place),)
+    (place / "[odd]").mkdir()
+    (place / "[odd]" / "rows.jsonl").touch()
+    assert doors_of(DataConfig(), [place / "[odd]" / "rows.jsonl"]).roots == (os.path.realpath(place / "[odd]"),)
+
+
 def test_a_file_named_without_a_folder_lies_in_this_one(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place / "data")
     assert doors_of(DataConfig(), ["train.jsonl"]).roots == (os.path.realpath(place / "data"),)
