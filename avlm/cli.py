@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -266,12 +267,15 @@ def evaluate(
     metric: Annotated[list[str] | None, typer.Option(help="exact or wer; default: by each row's task.")] = None,
     swap: Annotated[bool, typer.Option(help="Also ask with swapped pictures and sounds.")] = True,
     max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 64,
+    root: Annotated[list[str] | None, typer.Option(help="A further folder that media may lie in.")] = None,
 ) -> None:
     """Score a model by task, and check that it looks and listens."""
+    from avlm.config.data import DataConfig
+
     _check_file("DATA", str(data))
     if out is not None:
         _check_writable(out)
-    report = _evaluate(model, data, metric or [], swap, max_tokens)
+    report = _evaluate(model, data, metric or [], swap, max_tokens, DataConfig(roots=tuple(root or ())))
     print(table(report))
     if out is not None:
         _write_json(out, report.as_dict())
@@ -517,10 +521,11 @@ def _parameters(model: Path) -> int:
     return total
 
 
-def _evaluate(
-    model: str, data: Path, metric: list[str], swap: bool, max_tokens: int, settings: DataConfig | None = None
-) -> Report:
+def _evaluate(model: str, data: Path, metric: list[str], swap: bool, max_tokens: int, settings: DataConfig) -> Report:
     from avlm.convert.weights import load_model
+    from avlm.data.doors import doors_of
+    from avlm.data.files import LIMITS
+    from avlm.data.media import MediaReader
     from avlm.data.sources import open_source
     from avlm.eval.benchmarks import evaluate as run
     from avlm.eval.metrics import metrics_for
@@ -532,6 +537,8 @@ def _evaluate(
     _quiet()
     source = open_source(str(data), settings)
     loaded, processor = load_model(model)
+    limits = replace(LIMITS, doors=doors_of(settings, [data]))
+    processor.use_reader(MediaReader(processor.media_spec(), limits=limits))
     with counted("answers", make_console()) as progress:
         report = run(
             loaded, processor, list(source), metric=metric, swap=swap, max_tokens=max_tokens, progress=progress

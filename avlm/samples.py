@@ -13,6 +13,7 @@ Shapes in this file:
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -86,8 +87,20 @@ class MediaItem:
     def name(self) -> str:
         """What to call it in a message."""
         if self.path is None:
-            return self.title or self.url or f"the {self.kind} given as data"
+            return self.title or shown_url(self.url) or f"the {self.kind} given as data"
         return f"{self.path} {self.title}" if self.title else str(self.path)
+
+
+def shown_url(url: str) -> str:
+    """A URL as messages and records show it: without what people hide secrets in, its query, user and password.
+
+    Returns:
+        At most 200 characters that can be printed; nothing for a data URL.
+    """
+    if url[:5].lower() == "data:":
+        return ""
+    shown = re.sub(r"^([\w+.-]*:[/\\]*)[^/?#]*@", r"\1", re.sub(r"[?#].*", "", url, flags=re.DOTALL))
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in shown[:200])
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from avlm.config.base import Settings
+from avlm.config.hosts import pattern_of
 
 
 class DataSet(Settings):
@@ -81,6 +82,73 @@ def paths_of(data: TrainData | None) -> list[str]:
 Order = Literal["shuffled", "as_is", "by_length", "curriculum"]
 
 
+Scheme = Literal["http", "https", "s3", "gs", "az", "hf"]
+
+
+class Fetch(Settings):
+    """What may be fetched for media that are given by URL. Without it nothing is.
+
+    A host is asked only at public addresses, which are checked after its name is resolved, and again after each
+    redirect. What was fetched once is kept in a folder and not asked for again.
+    """
+
+    schemes: tuple[Scheme, ...] = Field(("https",), min_length=1)
+    """`http` and `https` are fetched by avlm itself; the others by fsspec, with a library for each."""
+    hosts: tuple[str, ...] = ()
+    """Hosts that may be asked: a name, `*.example.org` for every name below that one, `*` for every host. Of
+    `s3://bucket/key` and its kin the first part is meant: the bucket."""
+    private_hosts: tuple[str, ...] = ()
+    """Hosts that may be asked at addresses of the own network and machine too. They need not stand in `hosts`."""
+    ports: tuple[int, ...] = ()
+    """Ports that may be asked besides 80 of http and 443 of https."""
+    options: dict[Scheme, dict[str, str | int | float | bool]] = {}
+    """By scheme, what is handed to its library, such as `{s3: {anon: true}}`. Keys and passwords are better left where
+    that library looks for them by itself, as settings are written down."""
+
+    folder: str | None = None
+    """Where what was fetched is kept; default: `avlm/media` in the user's folder for caches (`XDG_CACHE_HOME`)."""
+    cache_mb: int = Field(10_240, ge=0)
+    """What may be kept there. What was longest not used goes first; 0 keeps nothing."""
+
+    max_bytes: int = Field(512 * 2**20, ge=1)
+    """Of one file."""
+    connect_s: float = Field(10.0, gt=0)
+    """Time that a connection may take."""
+    read_s: float = Field(30.0, gt=0)
+    """Time that a host may be silent."""
+    total_s: float = Field(300.0, gt=0)
+    """Time for one file, with its redirects, tries and waits."""
+    retries: int = Field(3, ge=0)
+    """Further tries after what may pass: too many requests, a fault of the server, a broken connection, no answer."""
+    wait_s: float = Field(1.0, ge=0)
+    """Before the first further try, twice as long before each one after it; a host may ask for longer."""
+    max_wait_s: float = Field(60.0, ge=0)
+    """A host that asks for a longer wait is not waited for."""
+    redirects: int = Field(5, ge=0)
+    """How many are followed, one after another."""
+    at_once: int = Field(8, ge=1)
+    """Downloads that one process has under way at the same time."""
+
+    @field_validator("hosts", "private_hosts")
+    @classmethod
+    def _are_hosts(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(pattern_of, patterns))
+
+    @field_validator("private_hosts")
+    @classmethod
+    def _are_named(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        if "*" in patterns:
+            raise ValueError("'*' would open the whole own network. Name its hosts (files.intern, *.intern)")
+        return patterns
+
+    @field_validator("ports")
+    @classmethod
+    def _are_ports(cls, ports: tuple[int, ...]) -> tuple[int, ...]:
+        if not all(0 < port < 65536 for port in ports):
+            raise ValueError("has a number that is no port. Give numbers from 1 to 65535")
+        return ports
+
+
 class DataConfig(Settings):
     """The rows a run learns from and is measured on."""
 
@@ -93,6 +161,10 @@ class DataConfig(Settings):
     """What media paths are relative to; default: the data file's own folder."""
     sets: dict[str, str | DataSet] = {}
     """For rows that name their `set`: the folder of its media."""
+    roots: tuple[str, ...] = ()
+    """Further folders that media may lie in. The folders of the data files, `folder` and those of `sets` are open."""
+    fetch: Fetch | None = None
+    """What may be fetched for media that are given by URL; default: nothing."""
     system: SystemPrompts | None = None
     """System prompts by modality; default: those that the model directory carries, or none."""
     order: Order = "shuffled"

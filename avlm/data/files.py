@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import io
 import os
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import BinaryIO
 
+from avlm.data.doors import ANYWHERE, Doors, article
+from avlm.data.window import window
 from avlm.errors import AvlmError, MediaError
 from avlm.samples import MediaItem
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a file may be before it is refused unread, or half read."""
+    """What a file may be, and where from, before it is refused unread, or half read."""
 
     max_bytes: int = 512 * 2**20
     """Of a file that is taken whole. A cut of a sound or a video is read where it lies, so its file may be larger."""
@@ -27,6 +27,8 @@ class Limits:
     max_seconds: float = 3600.0
     max_decode_s: float = 300.0
     """Time that decoding one video may take."""
+    doors: Doors = ANYWHERE
+    """Where files may lie, and what may be fetched. It is carried here so that no reader can be without it."""
 
 
 LIMITS = Limits()
@@ -49,15 +51,11 @@ def about(item: MediaItem) -> Iterator[None]:
         ) from error
 
 
-def article(kind: str) -> str:
-    return {"image": "a picture", "audio": "a recording", "video": "a video"}[kind]
-
-
 def read(item: MediaItem, limits: Limits) -> bytes:
     """The item's bytes, refused before they are read when they are too many or no file at all.
 
     Raises:
-        MediaError: Missing, no file, empty or too large.
+        MediaError: Missing, no file, not to be read or fetched, empty or too large.
     """
     with opened(item, limits) as file:
         return file.read()
@@ -68,38 +66,30 @@ def opened(item: MediaItem, limits: Limits) -> Iterator[BinaryIO]:
     """The item's bytes as a file to read and to seek in.
 
     Raises:
-        MediaError: Missing, no file, empty or too large.
+        MediaError: Missing, no file, not to be read or fetched, empty or too large.
     """
     if item.data is not None:
         _check_size(item, len(item.data), limits, "decoded. Cut it")
         yield io.BytesIO(item.data)
         return
-    if item.path is None:
+    if item.path is None and not item.url:
         raise MediaError(f"a part of type {item.kind} has neither a path nor data. Give it a path")
-    _check_file(item, item.path, limits)
-    # By number, so that it has no name: FFmpeg would choose its reader by the ending and not by what is in the file.
-    with open(os.open(item.path, os.O_RDONLY | getattr(os, "O_BINARY", 0)), "rb") as file:
-        if item.span is None:
-            yield file
-            return
-        file.seek(item.span[0])
-        yield io.BytesIO(file.read(item.span[1]))
-
-
-def _check_file(item: MediaItem, path: Path, limits: Limits) -> None:
-    try:
-        info = path.stat()
-    except OSError:
-        raise MediaError(f"{path}: there is no such file. Check the path; it is relative to the data file") from None
-    if not stat.S_ISREG(info.st_mode):
-        raise MediaError(f"{path}: is not a regular file. Give the path of {article(item.kind)}")
-    _check_size(item, info.st_size if item.span is None else item.span[1], limits, "read. Cut or compress it")
+    with limits.doors.opened(item) as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        if item.span is not None and sum(item.span) > size:
+            raise MediaError(
+                f"{item.name()}: ends at byte {sum(item.span)}, and its file has {size} bytes, so it is truncated. "
+                "Copy it again"
+            )
+        _check_size(item, size if item.span is None else item.span[1], limits, "read. Cut or compress it")
+        yield file if item.span is None else window(file, *item.span, own=False)
 
 
 def _check_size(item: MediaItem, count: int, limits: Limits, rest: str) -> None:
     if count == 0:
         raise MediaError(f"{item.name()}: is empty, so there is nothing to decode. Replace the file")
-    read_in_place = item.is_cut() and item.path is not None and item.span is None
+    read_in_place = item.is_cut() and item.data is None
     if count > limits.max_bytes and not read_in_place:
         raise MediaError(f"{item.name()}: has {count} bytes, and at most {limits.max_bytes} are {rest}")
 

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from avlm.config.media import MediaSpec
 from avlm.data.decode import decode_audio, decode_image, decode_video, resample
+from avlm.data.doors import article
 from avlm.data.features import heard_chunks
-from avlm.data.files import LIMITS, Limits, article
+from avlm.data.files import LIMITS, Limits
 from avlm.data.foreman import note
 from avlm.data.pictures import PreparedImage, prepare_image, prepare_picture
 from avlm.errors import MediaError
@@ -46,8 +47,8 @@ class PreparedVideo:
 Prepared = PreparedImage | PreparedAudio | PreparedVideo
 
 
-_Key = tuple[str, Path, tuple[int, int] | None, float, float | None]
-"""Kind, file, the part of the file, and the cut of it."""
+_Key = tuple[str, Path | str, tuple[int, int] | None, float, float | None]
+"""Kind, file or URL, the part of the file, and the cut of it."""
 
 
 class MediaReader:
@@ -75,7 +76,8 @@ class MediaReader:
         Raises:
             MediaError: It cannot be decoded, or the model has no sense for it.
         """
-        key = (item.kind, item.path, item.span, item.start_s, item.end_s) if item.path is not None else None
+        place = item.path or item.url
+        key = (item.kind, place, item.span, item.start_s, item.end_s) if place and item.data is None else None
         if key is not None:
             with self._lock:
                 if key in self._kept:

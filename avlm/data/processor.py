@@ -33,6 +33,7 @@ from avlm.data.text import (
     written,
 )
 from avlm.data.turns import addressed
+from avlm.data.urls import is_data_url
 from avlm.errors import ConfigError, DataError, MediaError
 from avlm.samples import Clip, Encoded, MediaItem, Picture, Sample, Sound, Text, Turn
 
@@ -355,7 +356,9 @@ def conversation_sample(messages: Sequence[dict[str, Any]], *, bare: bool = Fals
 def media_item(
     kind: Any, value: Any, rate_hz: int | None = None, *, start_s: float = 0.0, end_s: float | None = None
 ) -> MediaItem:
-    """One medium from whatever the caller has: a path, bytes, a PIL picture, an array.
+    """One medium from whatever the caller has: a path, a URL, bytes, a PIL picture, an array.
+
+    A data URL is read; any other is fetched only by a reader that may (`Limits.doors`).
 
     Args:
         rate_hz: Of a sound given as an array; default 16,000.
@@ -367,11 +370,8 @@ def media_item(
     if isinstance(value, MediaItem):
         return value if not start_s and end_s is None else replace(value, start_s=start_s, end_s=end_s)
     if isinstance(value, (str, Path)):
-        if "://" in str(value) or str(value).startswith("data:"):
-            raise DataError(
-                f"{str(value)[:60]}: is a URL, and nothing is fetched. "
-                "Download the file and give its path, or give its bytes"
-            )
+        if isinstance(value, str) and ("://" in value or is_data_url(value)):
+            return MediaItem(kind, url=value, start_s=start_s, end_s=end_s)
         return MediaItem(kind, path=Path(value), start_s=start_s, end_s=end_s)
     if isinstance(value, (bytes, bytearray)):
         return MediaItem(kind, data=bytes(value), start_s=start_s, end_s=end_s)

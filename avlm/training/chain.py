@@ -21,6 +21,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -35,6 +36,8 @@ from avlm.config.run import RunConfig, Stage
 from avlm.convert.compose import Composed, compose
 from avlm.convert.weights import load_model, publish_copy, save_model, save_part
 from avlm.data.blend import Blend
+from avlm.data.doors import doors_of
+from avlm.data.files import LIMITS
 from avlm.data.loader import StepLoader
 from avlm.data.media import MediaReader
 from avlm.data.processor import AvlmProcessor
@@ -63,6 +66,8 @@ FREE_DATA = (
     "eval",
     "train",
     "folder",
+    "roots",
+    "fetch",
     "max_bad",
     "max_bad_run",
     "too_long",
@@ -323,7 +328,9 @@ class Run:
         model, processor = self._begin(stage)
         if self.config.precision is not None:
             cast_weights(model, getattr(torch, self.config.precision))
-        processor.use_reader(MediaReader(processor.media_spec(), self.config.data.cache_mb))
+        files = [*self._sources, *([] if self.config.data.eval is None else [self.config.data.eval])]
+        limits = replace(LIMITS, doors=doors_of(self.config.data, files))
+        processor.use_reader(MediaReader(processor.media_spec(), self.config.data.cache_mb, limits))
         if self.config.data.system is not None:
             processor.use_system(self.config.data.system)
         writer = processor if stage.template is None else processor.with_template(stage.template)

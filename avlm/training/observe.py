@@ -250,7 +250,7 @@ def _answer(sample: Sample, text: str) -> dict[str, Any]:
         "id": sample.id,
         "task": sample.task,
         "prompt": asked[-1].text() if asked else "",
-        "media": [{"type": item.kind, "path": str(item.path)} for item in sample.media()],
+        "media": [{"type": item.kind, "path": str(item.path or item.name())} for item in sample.media()],
         "expected": expected[-1].text() if expected else "",
         "answer": text,
     }

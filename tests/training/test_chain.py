@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -386,6 +387,30 @@ def test_bad_samples_are_left_out_and_listed_once(small_run: Small, tmp_path: Pa
     metrics = read_lines(tmp_path / "run" / "metrics.jsonl")
     # 12 good rows of 18 that are rows at all; ten steps of four are two epochs and a bit
     assert sum(row["samples"] for row in metrics[:9]) == 24
+
+
+def test_media_outside_of_the_folders_of_a_run_are_left_out_until_they_are_opened(
+    small_run: Small, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere").resolve()
+    closed = small_run("run", ["data.max_bad=0.9"])
+    opened = small_run("opened", [f"data.roots=[{elsewhere}]"])
+    shutil.copy(next(tmp_path.glob("**/*.png")), elsewhere / "a.png")
+    (tmp_path / "link.png").symlink_to(elsewhere / "a.png")
+    text = {"type": "text", "text": "What?"}
+    add_rows(
+        tmp_path / "rows.jsonl",
+        question("link", {"type": "image", "path": "link.png"}, text),
+        question("absolute", {"type": "image", "path": str(elsewhere / "a.png")}, text),
+        question("up", {"type": "image", "path": f"../../../../../../..{elsewhere}/a.png"}, text),
+    )
+    train(one_stage(closed, steps=4))
+    listed = {row["sample_id"]: row["reason"] for row in read_lines(tmp_path / "run" / "quarantine.jsonl")}
+    assert listed.keys() == {"link", "absolute", "up"}
+    assert f"link.png: leads to {elsewhere}/a.png, outside of the folders that media are read from" in listed["link"]
+    assert all(f"data.roots=[{elsewhere}]" in reason for reason in listed.values())
+    train(one_stage(opened, steps=4))  # the advice holds
+    assert not read_lines(tmp_path / "opened" / "quarantine.jsonl")
 
 
 def test_bad_rows_of_one_stage_are_not_listed_again_by_the_next(small_run: Small, tmp_path: Path) -> None:
