@@ -32,17 +32,30 @@ class SystemPrompts(Settings):
     audio: str | None = None
 
 
+Column = Literal[
+    "messages", "conversations", "image", "images", "audio", "audios", "video", "videos", "question", "answer",
+    "history", "system", "task", "id", "set",
+]  # fmt: skip
+"""What a column of somebody else's rows may be."""
+
+
 class DataConfig(Settings):
     """The rows a run learns from and is measured on."""
 
     train: str | None = None
-    """JSON lines, or a JSON list in the form of LLaVA, VITA or ShareGPT."""
+    """Rows in any of the forms of docs/data.md: a file, a folder, a pattern of files; ``PATH:NAME`` is a part of it."""
     eval: str | None = None
     """Held-out rows."""
     folder: str | None = None
     """What media paths are relative to; default: the data file's own folder."""
     sets: dict[str, str | DataSet] = {}
     """For rows that name their `set`: the folder of its media."""
+    columns: dict[Column, str] = {}
+    """What the columns of the rows are, where they have other names: ``{image: jpg, question: q, answer: json[a]}``."""
+    run_code: bool = False
+    """Run Python that lies in a dataset (an Energon dataset's `sample_loader`)."""
+    spool: str | None = None
+    """Folder that rows which can only be read in their order are written to once, to be read in any."""
     system: SystemPrompts | None = None
     """System prompts by modality; default: those that the model directory carries, or none."""
     too_long: Literal["refuse", "drop"] = "refuse"

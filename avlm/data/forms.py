@@ -75,7 +75,7 @@ def parse_row(row: Any, media: Whereabouts, where: str = "", form: Form | None =
         _word(row, "id")
         unbroken(sample_id, "id")
     except DataError as error:
-        shown = f" (id {json.dumps(sample_id)})" if named or key else ""
+        shown = f" (id {json.dumps(sample_id)})" if named else ""
         writable = sample_id.encode(errors="replace").decode()
         raise DataError(error.reason, where=where + shown, sample_id=writable) from None
     return Sample(sample_id, turns, task, where)

@@ -51,12 +51,11 @@ def role_of(message: dict[str, Any]) -> Role:
     Raises:
         DataError: It is from nobody that is known, calls tools, or is not to be learned.
     """
-    role = message.get("role")
-    if role == "developer":  # OpenAI's later name for it
-        role = "system"
-    if role not in ROLES:
+    given = "system" if message.get("role") == "developer" else message.get("role")  # OpenAI's later name for it
+    role = next((known for known in ROLES if known == given), None)
+    if role is None:
         raise DataError(
-            f"a message has the role {json.dumps(role, default=repr)}, and roles are {', '.join(ROLES)}. Correct it"
+            f"a message has the role {json.dumps(given, default=repr)}, and roles are {', '.join(ROLES)}. Correct it"
         )
     if message.get("tool_calls"):
         raise DataError('an answer calls tools ("tool_calls"), and models here answer in words. Leave such rows out')
@@ -100,8 +99,8 @@ def _part(part: Any, media: Whereabouts) -> Text | MediaItem:
     if isinstance(kind, str) and kind in _OPENAI:
         return _openai_part(part, kind, media)
     if kind not in KINDS:
-        given = json.dumps(kind, default=repr)
-        raise DataError(f"a part has the type {given}, and parts are text, image, audio or video. Correct its type")
+        named = json.dumps(kind, default=repr)
+        raise DataError(f"a part has the type {named}, and parts are text, image, audio or video. Correct its type")
     alt = part.get("alt")
     if alt is not None and not isinstance(alt, str):
         raise DataError(

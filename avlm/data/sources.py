@@ -1,14 +1,275 @@
-"""Whatever rows can be read from, opened by what is there."""
+"""Whatever rows can be read from, opened by what is there.
+
+JSON lines, a JSON list        a file                                    `readers.jsonlines`
+tars of samples (WebDataset)   a tar, a folder, a pattern with braces    `readers.webdataset`
+Parquet, Arrow, save_to_disk   a file, a folder                          `readers.tables`
+an Energon dataset, a blend    a prepared folder, a metadataset's YAML   `readers.energon`
+LLaMA-Factory's lists          dataset_info.json:NAME                    `readers.lists`
+a reader of one's own          FILE.py:CLASS, MODULE:CLASS               `readers.own`
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
 from avlm.config.data import DataConfig
+from avlm.data.fields import Field, field_of
+from avlm.data.folders import Folders
+from avlm.data.readers import energon, own, tables
+from avlm.data.readers.joined import JoinedSource
 from avlm.data.readers.jsonlines import JsonLines
+from avlm.data.readers.lists import Listed, is_list_of_sets, listed
+from avlm.data.readers.taking import Parser, Progress, Reshape
+from avlm.data.readers.webdataset import WebDataset, tars_in
 from avlm.data.rows import RowSource
+from avlm.data.writers import ROWS, write_rows
+from avlm.errors import ConfigError, DataError
+from avlm.samples import Sample
+
+SPLITS = {"train": ("train",), "eval": ("val", "validation", "eval", "dev", "test")}
+"""What the part of a dataset is called that is learned from, and what is held out: the first that is there."""
+_CODE = re.compile(r"(?:.*\.py|[A-Za-z_][\w.]*):[A-Za-z_]\w*")
+_BINARY = {
+    b"\x1f\x8b": "compressed with gzip. Unpack it",
+    b"BZh": "compressed with bzip2. Unpack it",
+    b"\xfd7zXZ": "compressed with xz. Unpack it",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd. Unpack it",
+    b"PK\x03\x04": "a zip archive. Unpack it",
+}
 
 
-def open_source(path: str, data: DataConfig | None = None) -> RowSource:
-    return JsonLines(path, data)
+def open_source(
+    path: str | Path,
+    data: DataConfig | None = None,
+    *,
+    use: Literal["train", "eval"] = "train",
+    progress: Progress | None = None,
+) -> RowSource:
+    """The rows of whatever is there; `kind` of what comes says what it was taken for.
+
+    Args:
+        path: What the table above says. ``PATH:NAME`` is a part of it: a split, or a data set of a list.
+        data: Where media lie, what columns are called, and which share of each set is read.
+        use: Which split is meant where none is named.
+        progress: Called with what is done and all there is, where that takes longer than two seconds.
+
+    Raises:
+        ConfigError: There is nothing, nothing that can be read, or no such part.
+        MissingExtraError: A library that reads such files is not installed.
+    """
+    data = data or DataConfig()
+    columns = {name: field_of(text, f"data.columns.{name}") for name, text in data.columns.items()}
+    found, name = _part(str(path))
+    if name is not None and (found.endswith(".py") or not Path(found).exists()):
+        return _own(str(path), data, columns, progress)
+    return _Opening(data, columns, (name,) if name else SPLITS[use], name, progress).open(found)
 
 
-__all__ = ["JsonLines", "open_source"]
+def _part(path: str) -> tuple[str, str | None]:
+    """A path, and what is named behind its colon."""
+    if Path(path).exists():
+        return path, None
+    before, _, name = path.rpartition(":")
+    if before and "/" not in name and (Path(before).exists() or _CODE.fullmatch(path)):
+        return before, name
+    return path, None
+
+
+class _Opening:
+    """How something is opened.
+
+    Args:
+        splits: Names of the split that is wanted, the first that is there.
+        name: What the user named behind the colon, if anything.
+    """
+
+    def __init__(
+        self,
+        data: DataConfig,
+        columns: Mapping[str, Field],
+        splits: tuple[str, ...],
+        name: str | None,
+        progress: Progress | None,
+    ) -> None:
+        self.data, self.columns, self.splits, self.name, self.progress = data, columns, splits, name, progress
+
+    def open(self, path: str, reshape: Reshape | None = None) -> RowSource:
+        """Open what is there.
+
+        Args:
+            reshape: Makes another form of each row first.
+        """
+        found = Path(path)
+        if found.is_dir():
+            return self._folder(found, reshape)
+        if is_list_of_sets(found):
+            return self._listed(listed(found, self.name))
+        if energon.is_metadataset(found):
+            return self._blend(found)
+        self._no_parts(found)
+        if ("{" in path and not found.exists()) or found.suffix == ".tar":
+            return self._tars(tars_in(path), Path(path).name)
+        if found.suffix in tables.ENDINGS:
+            return self._tables([found], found.name, reshape)
+        _text_only(found)
+        return JsonLines(found, self.data, columns=self.columns, reshape=reshape, progress=self.progress)
+
+    def _folder(self, folder: Path, reshape: Reshape | None) -> RowSource:
+        if energon.is_prepared(folder):
+            split = chosen(energon.splits_of(folder), self.splits, folder)
+            return energon.energon_dataset(folder, self.data, split, progress=self.progress)
+        if is_list_of_sets(folder / "dataset_info.json"):
+            return self._listed(listed(folder / "dataset_info.json", self.name))
+        splits = tables.splits_of(folder)
+        if splits:
+            split = chosen(list(splits), self.splits, folder)
+            return self._tables(splits[split], f"{folder.name}:{split}", reshape)
+        self._no_parts(folder)
+        files = tables.files_of(folder)
+        if files:
+            return self._tables(files, folder.name, reshape)
+        lines = [folder / ROWS] if (folder / ROWS).is_file() else [*folder.glob("*.jsonl"), *folder.glob("*.json")]
+        if len(lines) == 1:
+            return JsonLines(lines[0], self.data, columns=self.columns, reshape=reshape, progress=self.progress)
+        tars = tars_in(str(folder))
+        if tars and not lines:
+            return self._tars(tars, folder.name)
+        what = (
+            f"{len(lines)} files of JSON, and which is meant is not known"
+            if lines
+            else "no rows in a form that is read"
+        )
+        raise ConfigError(
+            f"{folder}: is a folder with {what}. Give a file of JSON lines, or a folder with tars, with Parquet or Arrow "
+            "files, or of an Energon dataset (docs/data.md)"
+        )
+
+    def _no_parts(self, path: Path) -> None:
+        if self.name is not None:
+            raise ConfigError(f"{path}: has no parts, so there is no {self.name!r} in it. Give the path alone")
+
+    def _tars(self, tars: list[Path], name: str) -> WebDataset:
+        return WebDataset(tars, self.data, name=name, columns=self.columns, progress=self.progress)
+
+    def _tables(self, files: list[Path], name: str, reshape: Reshape | None) -> tables.Tables:
+        return tables.Tables(files, self.data, name=name, columns=self.columns, reshape=reshape, progress=self.progress)
+
+    def _listed(self, wanted: Listed) -> RowSource:
+        folder = self.data.folder or str(wanted.path if wanted.path.is_dir() else wanted.path.parent)
+        inner = _Opening(self.data.model_copy(update={"folder": folder}), {}, SPLITS["train"], None, self.progress)
+        if not wanted.path.exists():
+            raise ConfigError(
+                f"{wanted.path}: there is no such file, and dataset_info.json names it. Correct file_name"
+            )
+        source = inner.open(str(wanted.path), wanted)
+        source.name, source.kind = str(self.name), f"a data set of LLaMA-Factory ({wanted.formatting}): {source.kind}"
+        return source
+
+    def _blend(self, path: Path) -> RowSource:
+        split = chosen(energon.splits_of(path), self.splits, path)
+        leaves, epochs = energon.leaves(path, split)
+        sources = [self._leaf(leaf) for leaf in leaves]
+        weights = [leaf.weight * (len(source) if epochs else 1) for leaf, source in zip(leaves, sources, strict=True)]
+        kind = f"an Energon blend of {len(sources)}, split {split}"
+        return JoinedSource(sources, weights, name=path.name, kind=kind)
+
+    def _leaf(self, leaf: energon.Leaf) -> RowSource:
+        if leaf.path.suffix == ".jsonl":
+            media = leaf.media()
+            folder = self.data.folder if media is None else str(leaf.path.parent / media)
+            data = self.data.model_copy(update={"folder": folder})
+            return JsonLines(leaf.path, data, columns=self.columns, progress=self.progress)
+        if not energon.is_prepared(leaf.path):
+            raise ConfigError(f"{leaf.path}: is no Energon dataset, and a blend names it. Run `energon prepare` on it")
+        return energon.energon_dataset(
+            leaf.path,
+            self.data,
+            leaf.split,
+            dataset_config=leaf.reference.get("dataset_config"),
+            split_config=leaf.reference.get("split_config"),
+            subset=leaf.subset,
+            progress=self.progress,
+        )
+
+
+def chosen(known: list[str], wanted: tuple[str, ...], path: Path) -> str:
+    """The first split that is wanted and there.
+
+    Raises:
+        ConfigError: None is.
+    """
+    for name in wanted:
+        if name in known:
+            return name
+    raise ConfigError(
+        f"{path}: has no split {' or '.join(wanted)} (it has {', '.join(known) or 'none'}). "
+        f"Write {path}:SPLIT with one of those"
+    )
+
+
+def _text_only(path: Path) -> None:
+    """Refuse what cannot be lines of JSON, by its first bytes.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    if not path.is_file():
+        return  # who reads it says so
+    with path.open("rb") as file:
+        begins = file.read(512)
+    for start, what in _BINARY.items():
+        if begins.startswith(start):
+            raise ConfigError(f"{path}: is {what}, and give what is in it")
+    if b"\0" in begins and not begins.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise ConfigError(
+            f"{path}: is no text, and its name does not say what it is. Give JSON lines, .tar, .parquet or .arrow "
+            "(docs/data.md)"
+        )
+
+
+# ---------------------------------------------------------------- readers of one's own
+
+
+def _own(text: str, data: DataConfig, columns: Mapping[str, Field], progress: Progress | None) -> RowSource:
+    reader = own.made_reader(text, data)
+    if hasattr(reader, "facts") and hasattr(reader, "fingerprint"):
+        whole: RowSource = reader
+        return whole
+    if hasattr(reader, "__getitem__") and hasattr(reader, "__len__"):
+        return own.OwnSource(text, data, columns=columns, reader=reader, progress=progress)
+    if not hasattr(reader, "__iter__"):
+        raise ConfigError(f"{text}: has neither __getitem__ and __len__ nor __iter__, so it reads nothing. Write them")
+    return _spooled(text, reader, data, columns, progress)
+
+
+def _spooled(
+    text: str, reader: Any, data: DataConfig, columns: Mapping[str, Field], progress: Progress | None
+) -> RowSource:
+    """Rows that come in their order only, written to tars once and read from there."""
+    if data.spool is None:
+        raise ConfigError(
+            f"{text}: reads rows in their order only, and training reads them in any. Give the reader __len__ and "
+            "__getitem__, or a folder that its rows are written to once: data.spool=FOLDER"
+        )
+    folder = Path(data.spool)
+    bad: list[DataError] = []
+    if not folder.is_dir() or not any(folder.iterdir()):
+        parser = Parser(Folders(Path(data.folder or "."), data.sets), columns)
+
+        def each() -> Any:
+            for number, row in enumerate(own.rows_of(reader, text.rpartition(":")[2], parser)):
+                if progress is not None and number % 256 == 255:
+                    progress(number + 1, 0)
+                yield (row, "") if isinstance(row, Sample) else row
+
+        bad = write_rows(each(), folder, to="webdataset").bad
+    source = WebDataset(tars_in(str(folder)), data, name=text.rpartition(":")[2], progress=progress)
+    source.kind = f"a reader of your own ({text}), from {folder}"
+    source.errors += bad
+    return source
+
+
+__all__ = ["JoinedSource", "JsonLines", "open_source"]

@@ -72,6 +72,7 @@ class JsonLines:
         if not self.facts:
             first = f" The first row: {self.errors[0].reason}" if self.errors else " It is empty."
             raise ConfigError(f"{self.path}: has no row that can be read, so there is nothing to learn from.{first}")
+        self.kind = f"{'a JSON list' if self.listed else 'JSON lines'} of {self.parser.form}"
         kept = shares(self.facts, self.parser.folders)
         if kept is not None:
             self.facts, self._places = self.facts.kept(kept), self._places.kept(kept)
@@ -107,11 +108,6 @@ class JsonLines:
             self._places.append(number, offset, size)
         except DataError as error:
             self.errors.append(error)
-
-    @property
-    def kind(self) -> str:
-        """What the file was taken for."""
-        return f"{'a JSON list' if self.listed else 'JSON lines'} of {self.parser.form}"
 
     def __len__(self) -> int:
         return len(self.facts)

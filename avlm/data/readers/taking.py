@@ -17,7 +17,7 @@ from avlm.samples import Sample
 
 Progress = Callable[[int, int], None]
 """Called with what is done and all there is."""
-Reshape = Callable[[dict[str, Any]], dict[str, Any]]
+Reshape = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 QUIET_S = 2.0
 """What takes less is not worth a bar."""
@@ -72,23 +72,37 @@ class Parser:
 
     def shaped(self, row: Any) -> Any:
         """A row under the names that are used here."""
-        if isinstance(row, dict):
+        if isinstance(row, Mapping):
             if self.columns:
                 row = renamed(row, self.columns)
             if self.reshape is not None:
                 row = self.reshape(row)
         return row
 
-    def parse(self, row: Any, where: str, media: Whereabouts | None = None, key: str = "") -> tuple[Sample, str]:
-        """The sample of a row, and the set that it is from.
+    def parse(self, row: Any, where: str) -> tuple[Sample, str]:
+        """The sample of a row as the file has it, and the set that it is from.
 
         Raises:
             DataError: It is wrong.
         """
         row = self.shaped(row)
         self.form = self.form or recognise(row)
-        sample = parse_row(row, media or self.folders, where, self.form, key)
-        if self.form != "conversations":
+        return self.parse_shaped(row, where, self.form)
+
+    def parse_shaped(
+        self, row: Any, where: str, form: Form | None, media: Whereabouts | None = None, key: str = ""
+    ) -> tuple[Sample, str]:
+        """The sample of a row under the names that are used here, and the set that it is from.
+
+        Args:
+            media: Where its media are, if not in the folders.
+            key: What it is called where it has no id.
+
+        Raises:
+            DataError: It is wrong.
+        """
+        sample = parse_row(row, media or self.folders, where, form, key)
+        if form != "conversations":
             return sample, row["set"] if isinstance(row.get("set"), str) else ""
         return sample, set_name(row)
 
