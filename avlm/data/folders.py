@@ -65,8 +65,9 @@ class Folders:
             return MediaItem(kind, path=folder / path, **more)
         span = tar.span(os.path.normpath(path))
         if span is None:
+            cut = f" (it {tar.cut})" if tar.cut else ""
             raise DataError(
-                f"the tar {folder.name} has no member {path}, so there is no such {kind}. "
+                f"the tar {folder.name} has no member {path}{cut}, so there is no such {kind}. "
                 "Put it there, or correct the path"
             )
         return MediaItem(kind, path=folder, span=span, title=path, **more)

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from avlm.config.data import DataConfig
-from avlm.data.fields import Field, field_of
+from avlm.data.fields import Field
 from avlm.data.folders import Folders
 from avlm.data.readers import energon, own, tables
 from avlm.data.readers.joined import JoinedSource
 from avlm.data.readers.jsonlines import JsonLines
 from avlm.data.readers.lists import Listed, is_list_of_sets, listed
-from avlm.data.readers.taking import Parser, Progress, Reshape
+from avlm.data.readers.taking import Parser, Progress, Reshape, columns_of
 from avlm.data.readers.webdataset import WebDataset, tars_in
 from avlm.data.rows import RowSource
 from avlm.data.writers import ROWS, write_rows
@@ -61,7 +61,7 @@ def open_source(
         MissingExtraError: A library that reads such files is not installed.
     """
     data = data or DataConfig()
-    columns = {name: field_of(text, f"data.columns.{name}") for name, text in data.columns.items()}
+    columns = columns_of(data)
     found, name = _part(str(path))
     if name is not None and (found.endswith(".py") or not Path(found).exists()):
         return _own(str(path), data, columns, progress)
@@ -137,14 +137,10 @@ class _Opening:
         tars = tars_in(str(folder))
         if tars and not lines:
             return self._tars(tars, folder.name)
-        what = (
-            f"{len(lines)} files of JSON, and which is meant is not known"
-            if lines
-            else "no rows in a form that is read"
-        )
+        what = f"{len(lines)} files of JSON, and one is to be named" if lines else "no rows in a form that is read"
         raise ConfigError(
-            f"{folder}: is a folder with {what}. Give a file of JSON lines, or a folder with tars, with Parquet or Arrow "
-            "files, or of an Energon dataset (docs/data.md)"
+            f"{folder}: is a folder with {what}. Give a file of JSON lines, or a folder with tars, with Parquet or "
+            "Arrow files, or of an Energon dataset (docs/data.md)"
         )
 
     def _no_parts(self, path: Path) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -130,6 +131,8 @@ class Tar:
             at = begins = member.ends
             if kind in _FILES and not member.name.endswith("/"):
                 yield member
+        if stop is None and at > self.size:
+            raise self._cut(self.size)
 
     def _size_in(self, header: bytes, at: int) -> int:
         """The size that a header tells, if it is one: its sum must be right."""
@@ -146,7 +149,7 @@ class Tar:
             raise self._damaged(at) from None
 
     def _cut(self, at: int, name: str = "") -> CutError:
-        what = f"in the middle of {name}" if name else f"in the middle of a header, at byte {at}"
+        what = f"in the middle of {name}" if name else f"in the middle of a block, at byte {at}"
         return CutError(
             f"ends {what}, so nothing from there on can be read. Copy or write the tar again",
             where=self.path.name,
@@ -198,18 +201,24 @@ class TarFolder:
     """A tar of media that are asked for by name: 24 bytes for each of its files.
 
     Raises:
-        ConfigError: It cannot be opened, is compressed, damaged, or no tar.
+        ConfigError: It cannot be opened, is compressed, or nothing can be read in it.
+
+    Attributes:
+        cut: What is wrong with it, where it is truncated or damaged and was read as far as it goes.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.cut = ""
         found = Columns(key="q", offset="q", size="q")
         with Tar(path) as tar:
             try:
                 for member in tar.members():
                     found.append(_key(member.name), member.offset, member.size)
             except CutError as error:
-                raise ConfigError(f"{error.where}: {error.reason}") from None
+                self.cut = error.reason
+        if self.cut and not len(found):
+            raise ConfigError(f"{path}: {self.cut}")
         keys, offsets, sizes = found["key"], found["offset"], found["size"]
         order = np.argsort(keys, kind="stable")
         self._keys = keys[order]
@@ -227,13 +236,12 @@ class TarFolder:
         _, offset, size = self._columns.row(at)
         return offset, size
 
-    def __getstate__(self) -> dict[str, object]:
-        return {"path": self.path, "columns": self._columns}
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "cut": self.cut, "columns": self._columns}
 
-    def __setstate__(self, state: dict[str, object]) -> None:
-        self.path, columns = state["path"], state["columns"]  # type: ignore[assignment]
-        assert isinstance(columns, Columns)
-        self._columns, self._keys = columns, columns["key"]
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.path, self.cut, self._columns = state["path"], state["cut"], state["columns"]
+        self._keys = self._columns["key"]
 
 
 def _key(name: str) -> int:

@@ -296,4 +296,3 @@ def _add(tar: tarfile.TarFile, name: str, file: BinaryIO, size: int) -> None:
     member = tarfile.TarInfo(name)
     member.size, member.mode = size, 0o644
     tar.addfile(member, file)
-    tar.members.clear()  # it would remember every one of them

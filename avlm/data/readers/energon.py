@@ -20,7 +20,7 @@ from avlm.config.data import DataConfig
 from avlm.data.fields import ABSENT, Field, field_of
 from avlm.data.readers.code import function_of
 from avlm.data.readers.members import Fields, natural_row
-from avlm.data.readers.taking import Progress
+from avlm.data.readers.taking import Progress, columns_of
 from avlm.data.readers.types import TYPES
 from avlm.data.readers.webdataset import Shape, WebDataset, expanded
 from avlm.errors import ConfigError, DataError
@@ -60,12 +60,11 @@ def energon_dataset(
     config = _yaml(path / META / (dataset_config or "dataset.yaml"))
     total = sum(counts[name] for name in tars)
     taken = _taken(path, left_out, (subset or Subset()).bounds(total))
-    columns = {name: field_of(text, f"data.columns.{name}") for name, text in data.columns.items()}
     made = WebDataset(
         [path / name for name in tars],
         data,
         name=path.name,
-        columns=columns,
+        columns=columns_of(data),
         shape=shape_of(path, config, data),
         taken=taken,
         progress=progress,
@@ -176,7 +175,7 @@ def shape_of(path: Path, config: Mapping[str, Any], data: DataConfig) -> Shape:
             f"{path}: its samples are of type {name}, and it is not known what they ask and answer. Say with "
             "data.columns what its members are, or write a reader of your own (docs/data.md)"
         )
-    make = known or (lambda values: values)
+    make: Callable[[Mapping[str, Any]], dict[str, Any]] = known or dict
     field_map, loader = config.get("field_map"), config.get("sample_loader")
     if isinstance(field_map, dict):
         fields = {str(key): field_of(str(text), f"{path}: field_map.{key}") for key, text in field_map.items()}

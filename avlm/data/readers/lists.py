@@ -1,4 +1,4 @@
-"""LLaMA-Factory's `dataset_info.json`: data sets by name, each with its file, its form, and what its columns are called.
+"""LLaMA-Factory's `dataset_info.json`: data sets by name, each with its file, its form, and its columns' names.
 
 Source:
     LLaMA-Factory's data/README.md.
@@ -82,7 +82,7 @@ class Listed:
 
 
 def is_list_of_sets(path: Path) -> bool:
-    """Whether a file is a `dataset_info.json` of LLaMA-Factory; Hugging Face's `datasets` has files of that name too."""
+    """Whether a file is LLaMA-Factory's; Hugging Face's `datasets` has files of that name too."""
     if path.name != "dataset_info.json" or not path.is_file():
         return False
     found = _read(path)

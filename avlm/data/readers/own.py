@@ -5,15 +5,15 @@ It is made without arguments, or with the run's data settings, and has
     __len__ and __getitem__    rows by number, in any order and from any process; or
     __iter__                   rows in their order only; they are written to `data.spool` once
 
-A row is a `Sample`, or an object in one of the forms that are read (docs/data.md). `where(index)` and `fingerprint()` are
-used where it has them.
+A row is a `Sample`, or an object in one of the forms that are read (docs/data.md). `where(index)` and `fingerprint()`
+are used where it has them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,8 +40,9 @@ def made_reader(text: str, data: DataConfig) -> Any:
     found = named_in(module_of(file), name, file)
     if not inspect.isclass(found):
         raise ConfigError(f"{text}: is {type(found).__name__} and no class. Name a class that reads rows")
+    make: Callable[..., Any] = found
     try:
-        return found(data) if inspect.signature(found).parameters else found()
+        return make(data) if inspect.signature(make).parameters else make()
     except AvlmError:
         raise
     except Exception as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -200,7 +201,8 @@ class reading:  # noqa: N801 (used as a context)
 
     def __exit__(self, kind: Any, error: BaseException | None, _: object) -> None:
         if isinstance(error, Exception) and not isinstance(error, (ConfigError, DataError, MissingExtraError)):
-            detail = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
+            known = isinstance(error, OSError) and error.errno is not None
+            detail = os.strerror(error.errno) if known else type(error).__name__
             raise ConfigError(
                 f"{self.path}: not readable as {self.path.suffix[1:]} ({detail}). Copy or write the file again"
             ) from None

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from avlm.data.fields import Field
+from avlm.config.data import DataConfig
+from avlm.data.fields import Field, field_of
 from avlm.data.folders import Folders, Whereabouts
 from avlm.data.forms import Form, parse_row, recognise, renamed, set_name
 from avlm.data.rows import RowTable
+from avlm.errors import DataError
 from avlm.samples import Sample
 
 Progress = Callable[[int, int], None]
@@ -55,6 +57,15 @@ class Ticker:
             self.progress(self.total, self.total)
 
 
+def columns_of(data: DataConfig) -> dict[str, Field]:
+    """What the user says that columns are.
+
+    Raises:
+        ConfigError: One of them names none.
+    """
+    return {str(name): field_of(text, f"data.columns.{name}") for name, text in data.columns.items()}
+
+
 class Parser:
     """Rows to samples: what a file's rows are, once that is known, and what their columns are called.
 
@@ -85,7 +96,10 @@ class Parser:
         Raises:
             DataError: It is wrong.
         """
-        row = self.shaped(row)
+        try:
+            row = self.shaped(row)
+        except DataError as error:
+            raise DataError(error.reason, where=where) from None
         self.form = self.form or recognise(row)
         return self.parse_shaped(row, where, self.form)
 
