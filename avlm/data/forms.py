@@ -91,10 +91,10 @@ def _turns(row: dict[str, Any], form: Form, media: Whereabouts) -> tuple[Turn, .
     said = row.get(form, row.get("conversation") if form == "conversations" else None)
     if isinstance(said, str):  # tables of some collections hold the list as a text
         said = _from_text(said)
-    if not isinstance(said, list) or not said:
-        raise DataError(f'has no list "{form}" with a message in it. {_FORMS[form]}')
     if "chosen" in row and "rejected" in row:
         said = _preferred(row["chosen"], said)
+    if not isinstance(said, list) or not said:
+        raise DataError(f'has no list "{form}" with a message in it. {_FORMS[form]}')
     if form == "conversations":
         return conversation(row, said, media)
     if any(row.get(name) for name in _LISTS):
@@ -109,11 +109,11 @@ def _from_text(said: str) -> Any:
         return None
 
 
-def _preferred(chosen: Any, said: list[Any]) -> list[Any]:
+def _preferred(chosen: Any, said: Any) -> Any:
     """What is learned of a pair of answers: the better one. The other is never learned."""
-    if isinstance(chosen, list):
-        return chosen
-    return [*said, chosen] if isinstance(chosen, dict) else said
+    if isinstance(chosen, dict) and isinstance(said, list):
+        return [*said, chosen]
+    return chosen if isinstance(chosen, list) else said
 
 
 def _with_system(row: dict[str, Any], turns: tuple[Turn, ...]) -> tuple[Turn, ...]:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, overload
 
 import numpy as np
 
-from avlm.data.columns import Columns
+from avlm.data.rownumbers import Columns
 from avlm.errors import DataError
 from avlm.samples import MediaKind, Sample
 
@@ -153,6 +154,8 @@ class RowSource(Protocol):
     """What to call it in messages and in a run's records."""
     kind: str
     """What the source was taken for, in words."""
+    roots: tuple[Path, ...]
+    """Folders that its files and media lie in."""
     facts: RowTable
     """What is known of each row that can be read."""
     errors: list[DataError]

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from avlm.config.data import DataConfig
 from avlm.data.fields import Field
-from avlm.data.folders import Folders
+from avlm.data.folders import folders_of
 from avlm.data.readers import energon, own, tables
 from avlm.data.readers.joined import JoinedSource
 from avlm.data.readers.jsonlines import JsonLines
@@ -167,6 +167,9 @@ class _Opening:
     def _blend(self, path: Path) -> RowSource:
         split = chosen(energon.splits_of(path), self.splits, path)
         leaves, epochs = energon.leaves(path, split)
+        leaves = [leaf for leaf in leaves if leaf.weight > 0]  # what weighs nothing is never read
+        if not leaves:
+            raise ConfigError(f"{path}: every weight of split {split} is 0, so nothing is read. Give one more")
         sources = [self._leaf(leaf) for leaf in leaves]
         weights = [leaf.weight * (len(source) if epochs else 1) for leaf, source in zip(leaves, sources, strict=True)]
         kind = f"an Energon blend of {len(sources)}, split {split}"
@@ -231,9 +234,6 @@ def _text_only(path: Path) -> None:
 
 def _own(text: str, data: DataConfig, columns: Mapping[str, Field], progress: Progress | None) -> RowSource:
     reader = own.made_reader(text, data)
-    if hasattr(reader, "facts") and hasattr(reader, "fingerprint"):
-        whole: RowSource = reader
-        return whole
     if hasattr(reader, "__getitem__") and hasattr(reader, "__len__"):
         return own.OwnSource(text, data, columns=columns, reader=reader, progress=progress)
     if not hasattr(reader, "__iter__"):
@@ -253,7 +253,7 @@ def _spooled(
     folder = Path(data.spool)
     bad: list[DataError] = []
     if not folder.is_dir() or not any(folder.iterdir()):
-        parser = Parser(Folders(Path(data.folder or "."), data.sets), columns)
+        parser = Parser(folders_of(Path("here"), data), columns)
 
         def each() -> Any:
             for number, row in enumerate(own.rows_of(reader, text.rpartition(":")[2], parser)):

@@ -9,6 +9,7 @@ Source:
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from avlm.data.columns import Columns
+from avlm.data.rownumbers import Columns
 from avlm.errors import ConfigError, DataError
 
 BLOCK = 512
@@ -60,12 +61,14 @@ class Tar:
     """A tar as a file to read parts of.
 
     Raises:
-        ConfigError: It cannot be opened, or is compressed.
+        ConfigError: It cannot be opened, is no regular file, or is compressed.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
+            if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
+                raise ConfigError(f"{path}: is not a regular file. Give a tar")
             self._number = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         except OSError as error:
             raise ConfigError(f"{path}: not readable ({error.strerror}). Give an existing tar") from None

@@ -369,7 +369,11 @@ class Run:
         """The first held-out samples of each task (training ones where nothing is held out)."""
         wanted = self.config.samples.prompts
         held_out = self.config.data.eval
-        source = next(iter(self._sources.values())) if held_out is None else open_source(held_out, self.config.data)
+        source = (
+            next(iter(self._sources.values()))
+            if held_out is None
+            else open_source(held_out, self.config.data, use="eval")
+        )
         taken: dict[str, int] = {}
         found = []
         for i, facts in enumerate(source.facts):

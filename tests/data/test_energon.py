@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import pickle
@@ -10,17 +11,23 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 import yaml
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from avlm.config.data import DataConfig
 from avlm.data.files import LIMITS, read
+from avlm.data.folders import Folders
+from avlm.data.forms import parse_row, recognise
 from avlm.data.readers.joined import JoinedSource
+from avlm.data.readers.types import TYPES
 from avlm.data.sources import open_source
-from avlm.errors import ConfigError
-from avlm.samples import Sample, Text
+from avlm.errors import ConfigError, DataError
+from avlm.samples import MediaItem, Sample, Text
 
 energon = pytest.importorskip(
     "megatron.energon", reason="megatron-energon is not installed: pip install 'avlm[energon]'"
@@ -318,9 +325,9 @@ def test_a_blend_is_its_datasets_with_their_weights(two: Path) -> None:
         },
     )
     source = open_source(outer)
-    assert isinstance(source, JoinedSource) and [part.name for part in source.sources] == ["a", "b", "a"]
+    assert isinstance(source, JoinedSource) and [part.name for part in source.members] == ["a", "b", "a"]
     assert source.weights == pytest.approx(weights_of(outer)) and source.weights == pytest.approx([0.6, 0.08, 0.32])
-    assert [len(part) for part in source.sources] == [6, 4, 6] and source.kind == "an Energon blend of 3, split train"
+    assert [len(part) for part in source.members] == [6, 4, 6] and source.kind == "an Energon blend of 3, split train"
     assert [sample.id for sample in open_source(outer, use="eval")] == [key for key, _ in theirs(outer, "val", Crude)]
     every = {sample.id for sample in source}
     assert every == {f"a{i:04d}" for i in range(2, 8)} | {f"b{i:04d}" for i in range(2, 6)}
@@ -382,6 +389,93 @@ def test_a_dataset_that_changed_since_it_was_prepared_is_refused(two: Path) -> N
     (two / "b" / ".nv-meta" / "split.yaml").unlink()
     with pytest.raises(ConfigError, match=r"split.json: not readable \(No such file or directory\)"):
         open_source(two / "b")
+
+
+ANY = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 3) | st.floats() | st.text("ab<image>[0]", max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["q", "a", "w", "range", "path"]), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+FIELDS = st.sampled_from(["json", "json[q]", "json[a][0]", "png", "txt,json[w]", "json[", "", "bin"])
+NAMES = [
+    "image",
+    "caption",
+    "context",
+    "answers",
+    "answer_weights",
+    "text",
+    "label",
+    "sequence",
+    "images",
+    "texts",
+    "similarity_matrix",
+    "matched_text_indices",
+    "video",
+]
+
+
+@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis.given(
+    row=ANY,
+    kind=st.sampled_from([*TYPES, "Crude", "Mine"]),
+    fields=st.dictionaries(st.sampled_from(NAMES), FIELDS, max_size=6),
+    wrong=st.dictionaries(st.sampled_from([".info.json", "split.yaml", "dataset.yaml"]), ANY, max_size=1),
+)
+def test_any_sample_and_any_settings_are_rows_or_are_refused(
+    tmp_path: Path, row: Any, kind: str, fields: dict[str, str], wrong: dict[str, Any]
+) -> None:
+    made = tars(tmp_path / "any", [{"json": json.dumps(row).encode(), "png": png(0), "txt": b"words", "bin": b"?"}] * 2)
+    config = {"sample_type": {"__module__": "megatron.energon", "__class__": f"{kind}Sample"}, "field_map": fields}
+    meta = {
+        ".info.json": {"shard_counts": {"s-000.tar": 2}},
+        "split.yaml": {"split_parts": {"train": ["s-000.tar"]}, "exclude": []},
+        "dataset.yaml": {"__class__": "CrudeWebdataset"} if kind == "Crude" else config,
+    }
+    (made / ".nv-meta").mkdir(exist_ok=True)
+    for name, content in {**meta, **wrong}.items():
+        (made / ".nv-meta" / name).write_text(yaml.safe_dump(content))
+    with contextlib.suppress(ConfigError, DataError):
+        for sample in open_source(made):
+            assert all(isinstance(part, (Text, MediaItem)) for turn in sample.turns for part in turn.parts)
+
+
+NUMBERS = st.lists(st.lists(st.floats() | st.text(max_size=1) | st.none(), max_size=3), max_size=3)
+
+
+@settings(deadline=None, max_examples=600)
+@hypothesis.given(
+    kind=st.sampled_from(list(TYPES)),
+    values=st.dictionaries(
+        st.sampled_from(NAMES),
+        ANY | NUMBERS | st.lists(st.text(max_size=2) | st.just(MediaItem("image", data=b"x")), max_size=3),
+    ),
+)
+def test_any_values_of_a_type_are_a_row_or_are_refused(kind: str, values: dict[str, Any]) -> None:
+    with contextlib.suppress(DataError):
+        row = TYPES[kind](values)
+        assert parse_row(row, Folders(), "x", recognise(row)).turns
+
+
+@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis.given(
+    split=st.dictionaries(
+        st.sampled_from(["path", "blend", "blend_epochized", "datasets", "join", "subset", "weight"]),
+        ANY
+        | st.lists(
+            st.dictionaries(
+                st.sampled_from(["path", "weight", "repetitions", "subset", "split_part", "aux"]), ANY, max_size=3
+            ),
+            max_size=2,
+        ),
+        max_size=4,
+    )
+)
+def test_any_blend_is_read_or_refused(tmp_path: Path, split: Any) -> None:
+    with contextlib.suppress(ConfigError, DataError):
+        open_source(blend(tmp_path / "any.yaml", {"train": split}))
 
 
 def test_a_type_that_nobody_knows_is_refused(two: Path) -> None:

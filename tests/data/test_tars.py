@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import string
 import tarfile
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from avlm.data.columns import SMALL_BYTES, Columns
+from avlm.data.rownumbers import SMALL_BYTES, Columns
 from avlm.data.tars import CutError, Tar, TarFolder
 from avlm.errors import ConfigError
 
@@ -120,6 +121,11 @@ def test_what_is_no_tar_is_one_message(tmp_path: Path) -> None:
         tar.addfile(tarfile.TarInfo("a"))
     with pytest.raises(ConfigError, match=r"a.tar: is a compressed tar, .* Unpack it to a plain \.tar"):
         members(path)
+    os.mkfifo(tmp_path / "pipe.tar")
+    (tmp_path / "folder.tar").mkdir()
+    for name in ("pipe.tar", "folder.tar"):
+        with pytest.raises(ConfigError, match=rf"{name}: is not a regular file. Give a tar"):
+            members(tmp_path / name)
     with pytest.raises(ConfigError, match=r"b.tar: not readable \(No such file or directory\)"):
         members(tmp_path / "b.tar")
 

@@ -32,6 +32,7 @@ class Made:
     """Samples at hand, as a source."""
 
     name = kind = "made"
+    roots = ()
 
     def __init__(self, samples: list[Sample], sets: list[str] | None = None) -> None:
         self.samples = samples
@@ -143,7 +144,7 @@ def test_a_medium_of_several_rows_is_one_file(talks: Path, tmp_path: Path) -> No
 
 
 def test_tars_are_of_a_size_and_their_keys_unique(talks: Path, tmp_path: Path) -> None:
-    done = convert_rows(open_source(talks), tmp_path / "my.out", to="webdataset", shard_mb=0.009)
+    done = convert_rows(open_source(talks), tmp_path / "my.out", to="webdataset", shard_mb=0.0085)
     names = sorted(path.name for path in done.path.iterdir())
     assert names == [f"my_out-{i:06d}.tar" for i in range(len(names))] and len(names) == 5
     keys = []
@@ -166,7 +167,7 @@ def test_energon_prepares_what_is_written_for_it(talks: Path, tmp_path: Path) ->
     )
     from megatron.energon.cli.main import main
 
-    done = convert_rows(open_source(talks), tmp_path / "out", to="energon", shard_mb=0.009)
+    done = convert_rows(open_source(talks), tmp_path / "out", to="energon", shard_mb=0.0085)
     assert len(open_source(done.path)) == 10
     main(
         [

@@ -22,6 +22,7 @@ class JoinedSource:
         name: What to call it.
 
     Attributes:
+        members: The sources.
         starts: int64 [sources + 1]; of each the number of its first row, and the number of all.
     """
 
@@ -30,11 +31,12 @@ class JoinedSource:
     ) -> None:
         if not sources:
             raise ConfigError("no data set is named, so there is nothing to learn from. Name one")
-        self.sources = list(sources)
+        self.members = list(sources)
         self.weights = None if weights is None else [float(weight) for weight in weights]
         self.name = name or " + ".join(source.name for source in sources)
         self.kind = kind or f"{len(sources)} data sets, one behind the other"
         self.facts = RowTable.joined([source.facts for source in sources])
+        self.roots = tuple(dict.fromkeys(root for source in sources for root in source.roots))
         self.errors: list[DataError] = [error for source in sources for error in source.errors]
         self.starts = np.cumsum([0, *(len(source) for source in sources)])
 
@@ -56,16 +58,16 @@ class JoinedSource:
             DataError: The row is wrong after all.
         """
         number, row = self.part(index)
-        return self.sources[number][row]
+        return self.members[number][row]
 
     def __iter__(self) -> Iterator[Sample]:
-        return (sample for source in self.sources for sample in source)
+        return (sample for source in self.members for sample in source)
 
     def where(self, index: int) -> str:
         """What to call the place of a row in a message: as its source does."""
         number, row = self.part(index)
-        return self.sources[number].where(row)
+        return self.members[number].where(row)
 
     def fingerprint(self) -> str:
         """A digest of the sources' own, in their order."""
-        return hashlib.sha256(" ".join(source.fingerprint() for source in self.sources).encode()).hexdigest()
+        return hashlib.sha256(" ".join(source.fingerprint() for source in self.members).encode()).hexdigest()

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from avlm.config.data import DataConfig
-from avlm.data.columns import Columns
 from avlm.data.fields import Field
 from avlm.data.folders import folders_of
 from avlm.data.readers.taking import Parser, Progress, Reshape, Ticker, shares
+from avlm.data.rownumbers import Columns
 from avlm.data.rows import RowTable, facts_of
 from avlm.errors import ConfigError, DataError
 from avlm.samples import Sample
@@ -72,6 +72,7 @@ class JsonLines:
         if not self.facts:
             first = f" The first row: {self.errors[0].reason}" if self.errors else " It is empty."
             raise ConfigError(f"{self.path}: has no row that can be read, so there is nothing to learn from.{first}")
+        self.roots = tuple(dict.fromkeys((self.path.parent, self.parser.folders.base)))
         self.kind = f"{'a JSON list' if self.listed else 'JSON lines'} of {self.parser.form}"
         kept = shares(self.facts, self.parser.folders)
         if kept is not None:

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from avlm.config.data import DataConfig
-from avlm.data.columns import Columns
 from avlm.data.fields import Field
-from avlm.data.folders import Folders
+from avlm.data.folders import folders_of
 from avlm.data.forms import recognise
 from avlm.data.readers.code import module_of, named_in
 from avlm.data.readers.taking import Parser, Progress, Ticker
+from avlm.data.rownumbers import Columns
 from avlm.data.rows import RowTable, facts_of
 from avlm.errors import AvlmError, ConfigError, DataError
 from avlm.samples import Sample
@@ -101,7 +101,9 @@ class OwnSource:
         self.text, self.data = text, data
         self.name = text.rpartition(":")[2]
         self.kind = f"a reader of your own ({text})"
-        self.parser = Parser(Folders(Path(data.folder or "."), data.sets), columns)
+        self.parser = Parser(folders_of(Path("here"), data), columns)
+        file = Path(text.rpartition(":")[0])
+        self.roots = (*([file.parent] if file.suffix == ".py" else []), self.parser.folders.base)
         self.facts = RowTable()
         self.errors: list[DataError] = []
         self._numbers = Columns(number="q")

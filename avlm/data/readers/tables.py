@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from avlm.config.data import DataConfig
-from avlm.data.columns import Columns
 from avlm.data.fields import Field
 from avlm.data.folders import folders_of
 from avlm.data.forms import recognise
 from avlm.data.readers.taking import Parser, Progress, Reshape, Ticker, shares
+from avlm.data.rownumbers import Columns
 from avlm.data.rows import RowTable, facts_of
 from avlm.errors import ConfigError, DataError, MissingExtraError
 from avlm.samples import MediaItem, MediaKind, Sample
@@ -67,6 +67,7 @@ class Tables:
         self.files = list(files)
         self.name = name or self.files[0].name
         self.parser = Parser(folders_of(self.files[0], data or DataConfig()), columns, reshape)
+        self.roots = tuple(dict.fromkeys([*(path.parent for path in self.files), self.parser.folders.base]))
         self.facts = RowTable()
         self.errors: list[DataError] = []
         self._places = Columns(group="i", row="i", number="q")
@@ -201,8 +202,8 @@ class reading:  # noqa: N801 (used as a context)
 
     def __exit__(self, kind: Any, error: BaseException | None, _: object) -> None:
         if isinstance(error, Exception) and not isinstance(error, (ConfigError, DataError, MissingExtraError)):
-            known = isinstance(error, OSError) and error.errno is not None
-            detail = os.strerror(error.errno) if known else type(error).__name__
+            number = error.errno if isinstance(error, OSError) else None
+            detail = type(error).__name__ if number is None else os.strerror(number)
             raise ConfigError(
                 f"{self.path}: not readable as {self.path.suffix[1:]} ({detail}). Copy or write the file again"
             ) from None

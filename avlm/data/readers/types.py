@@ -83,7 +83,7 @@ def similar(values: Values) -> dict[str, Any]:
     matched = _listed(values.get("matched_text_indices"))
     if not matched:
         rows = _listed(values.get("similarity_matrix"))
-        matched = [max(range(len(row)), key=lambda i: (row[i], -i)) for row in rows if isinstance(row, list) and row]
+        matched = [max(range(len(row)), key=lambda i: (row[i], -i)) for row in rows if _are_numbers(row)]
     if len(matched) != len(media) or not all(isinstance(i, int) and 0 <= i < len(texts) for i in matched):
         raise DataError(
             f"has {len(media)} media, {len(texts)} texts and says of {len(matched)} media which text is theirs. "
@@ -94,6 +94,10 @@ def similar(values: Values) -> dict[str, Any]:
         sequence += [item for item, at in zip(media, matched, strict=True) if at == number]
         sequence.append(text)
     return _document(sequence)
+
+
+def _are_numbers(row: Any) -> bool:
+    return isinstance(row, list) and bool(row) and all(isinstance(value, (int, float)) for value in row)
 
 
 def _document(sequence: list[Any]) -> dict[str, Any]:

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from avlm.config.data import DataConfig
-from avlm.data.columns import Columns
 from avlm.data.fields import Field
 from avlm.data.folders import Beside, Folders, folders_of
 from avlm.data.forms import recognise
 from avlm.data.readers.members import Fields, natural_row, split_name
 from avlm.data.readers.taking import Parser, Progress, Ticker, shares
+from avlm.data.rownumbers import Columns
 from avlm.data.rows import RowTable, facts_of
 from avlm.data.tars import CutError, Member, Tar
 from avlm.errors import ConfigError, DataError
@@ -61,6 +61,7 @@ class WebDataset:
         self.name = name or self.tars[0].name
         self.kind = f"{len(tars)} tar{'' if len(tars) == 1 else 's'} of samples (WebDataset)"
         self.folders: Folders = folders_of(self.tars[0], data or DataConfig())
+        self.roots = tuple(dict.fromkeys([*(path.parent for path in self.tars), self.folders.base]))
         self.parser = Parser(self.folders, columns)
         self.shape = shape
         self.facts = RowTable()
