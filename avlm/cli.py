@@ -535,9 +535,9 @@ def _evaluate(model: str, data: Path, metric: list[str], swap: bool, max_tokens:
     metrics_for("", metric)
     Sampling(max_tokens=max_tokens)  # both are refused now rather than when the model has been loaded
     _quiet()
-    source = open_source(str(data), settings)
+    source = open_source(str(data), settings, use="eval")
     loaded, processor = load_model(model)
-    limits = replace(LIMITS, doors=doors_of(settings, [data]))
+    limits = replace(LIMITS, doors=doors_of(settings, source.roots))
     processor.use_reader(MediaReader(processor.media_spec(), limits=limits))
     with counted("answers", make_console()) as progress:
         report = run(

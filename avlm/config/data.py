@@ -149,12 +149,19 @@ class Fetch(Settings):
         return ports
 
 
+Column = Literal[
+    "messages", "conversations", "image", "images", "audio", "audios", "video", "videos", "question", "answer",
+    "history", "system", "task", "id", "set",
+]  # fmt: skip
+"""What a column of somebody else's rows may be."""
+
+
 class DataConfig(Settings):
     """The rows a run learns from and is measured on."""
 
     train: TrainData | None = None
-    """JSON lines, or a JSON list in the form of LLaVA, VITA or ShareGPT; or a list of such, each with `path` and, for
-    a blend, `weight`."""
+    """Rows in any of the forms of docs/data.md: a file, a folder, a pattern of files; ``PATH:NAME`` is a part of it. Or
+    a list of such, each with `path` and, for a blend, `weight`."""
     eval: str | None = None
     """Held-out rows."""
     folder: str | None = None
@@ -165,6 +172,12 @@ class DataConfig(Settings):
     """Further folders that media may lie in. The folders of the data files, `folder` and those of `sets` are open."""
     fetch: Fetch | None = None
     """What may be fetched for media that are given by URL; default: nothing."""
+    columns: dict[Column, str] = {}
+    """What the columns of the rows are, where they have other names: ``{image: jpg, question: q, answer: json[a]}``."""
+    run_code: bool = False
+    """Run Python that lies in a dataset (an Energon dataset's `sample_loader`)."""
+    spool: str | None = None
+    """Folder that rows which can only be read in their order are written to once, to be read in any."""
     system: SystemPrompts | None = None
     """System prompts by modality; default: those that the model directory carries, or none."""
     order: Order = "shuffled"

@@ -12,8 +12,9 @@ import pytest
 from avlm.config.data import DataConfig, paths_of
 from avlm.config.io import override
 from avlm.config.run import RunConfig, Stage
-from avlm.data.blend import Blend, plan_of
 from avlm.data.plan import Measures
+from avlm.data.planned import plan_of
+from avlm.data.readers.joined import blended
 from avlm.data.rows import RowSource
 from avlm.data.selection import stage_rows
 from avlm.data.sources import open_source
@@ -37,7 +38,7 @@ def sources(tmp_path: Path) -> list[RowSource]:
 
 
 def test_a_blend_is_its_members_end_to_end(sources: list[RowSource]) -> None:
-    blend = Blend(sources, [None, None])
+    blend = blended(sources, [None, None])
     ids = [f"a{i}" for i in range(5)] + [f"b{i}" for i in range(30)]
     assert len(blend) == 35
     assert [blend[i].id for i in range(35)] == [sample.id for sample in blend] == ids
@@ -45,23 +46,23 @@ def test_a_blend_is_its_members_end_to_end(sources: list[RowSource]) -> None:
     assert (blend.where(4), blend.where(5)) == (sources[0].where(4), sources[1].where(0))
     assert blend.errors == sources[1].errors and len(blend.errors) == 1
     assert [sample.id for sample in pickle.loads(pickle.dumps(blend))] == ids
-    for outside in (-1, 35):
+    for outside in (-36, 35):
         with pytest.raises(IndexError):
             blend[outside]
 
 
 def test_its_fingerprint_follows_from_its_members(sources: list[RowSource], tmp_path: Path) -> None:
-    blend = Blend(sources, [None, None])
+    blend = blended(sources, [None, None])
     assert list(blend.fingerprints().values()) == [source.fingerprint() for source in sources]
     other = open_source(written(tmp_path / "c.jsonl", 6, "a"), DataConfig())
-    assert len({blend.fingerprint(), Blend([other, sources[1]], [None, None]).fingerprint()}) == 2
-    twice = Blend([sources[0], sources[0]], [1, 2]).fingerprints()
+    assert len({blend.fingerprint(), blended([other, sources[1]], [None, None]).fingerprint()}) == 2
+    twice = blended([sources[0], sources[0]], [1, 2]).fingerprints()
     assert len(twice) == 2
 
 
 def test_a_stage_reads_a_blend_by_its_weights(sources: list[RowSource]) -> None:
     """The rows that a stage can learn from are counted for each source; a source without any has no turn."""
-    blend = Blend(sources, [3, 1])
+    blend = blended(sources, [3, 1])
     stage = Stage(name="s", steps=10, batch_samples=8)
     plan = plan_of(blend, stage_rows(blend.facts, stage), stage, DataConfig(), 0)
     read = [row for k in range(10) for row, _ in plan.samples(k)]
@@ -70,16 +71,16 @@ def test_a_stage_reads_a_blend_by_its_weights(sources: list[RowSource]) -> None:
     rows = stage_rows(blend.facts, only)
     plan = plan_of(blend, rows, only, DataConfig(), 0)
     assert {blend[rows[row]].task for k in range(10) for row, _ in plan.samples(k)} == {"b"}
-    whole = plan_of(Blend(sources, [None, None]), range(35), stage, DataConfig(), 0)
+    whole = plan_of(blended(sources, [None, None]), range(35), stage, DataConfig(), 0)
     assert sorted(row for k in range(5) for row, epoch in whole.samples(k) if epoch == 0) == list(range(35))
 
 
 def test_the_state_names_the_member_that_changed(sources: list[RowSource], tmp_path: Path) -> None:
     stage = Stage(name="s", steps=10, batch_samples=8)
-    plan = plan_of(Blend(sources, [3, 1]), range(35), stage, DataConfig(), 0)
+    plan = plan_of(blended(sources, [3, 1]), range(35), stage, DataConfig(), 0)
     path = tmp_path / "b.jsonl"
     path.write_text(path.read_text().replace("yes", "no", 1))
-    changed = Blend([sources[0], open_source(str(path), DataConfig())], [3, 1])
+    changed = blended([sources[0], open_source(str(path), DataConfig())], [3, 1])
     with pytest.raises(ConfigError, match=r"^b\.jsonl has changed since step 4 was saved"):
         plan_of(changed, range(35), stage, DataConfig(), 0).resume(plan.state(4))
 
@@ -87,7 +88,7 @@ def test_the_state_names_the_member_that_changed(sources: list[RowSource], tmp_p
 def test_measures_are_those_of_the_stages_rows(sources: list[RowSource]) -> None:
     measures = Measures(np.arange(35) + 10, np.arange(35) * 2)
     stage = Stage(name="s", epochs=1, batch_rows=2, row_tokens=100)
-    plan = plan_of(Blend(sources, [None, None]), np.arange(5, 35), stage, DataConfig(), 0, measures)
+    plan = plan_of(blended(sources, [None, None]), np.arange(5, 35), stage, DataConfig(), 0, measures)
     for k in range(plan.steps(1)):
         step = plan.step(k)
         for row, (squares, encoders) in zip(step.rows, step.costs, strict=True):
