@@ -102,10 +102,8 @@ def sound_length_s(item: MediaItem, limits: Limits) -> float | None:
         As `sound_of`.
     """
     with _container(item, limits) as container:
-        if not container.streams.audio or not _knows_its_tracks(container):
-            return None
-        track = container.streams.audio[0]
-        if not _duration_s(container, track):
+        track = container.streams.audio[0] if container.streams.audio else None
+        if track is None or not _knows_exactly(container, track):
             return None
         return _way(item, limits, container, track, _start_s(track), None, math.inf).length_s
 
@@ -141,10 +139,11 @@ def _origin_s(container: Any) -> float:
     return max(0.0, float(container.start_time or 0) / 1_000_000)  # broadcasts do not begin at 0
 
 
-def _knows_its_tracks(container: Any) -> bool:
-    """Whether the header has the exact length of each track: by its edit list, without what an encoder needs to begin
-    and to end (ISO/IEC 14496-12, section 8.6.6)."""
-    return bool(container.format.name.split(",")[0] == "mov")
+def _knows_exactly(container: Any, track: Any) -> bool:
+    """Whether the header has the exact length of a track: by its edit list, without what an encoder needs to begin and
+    to end (ISO/IEC 14496-12, section 8.6.6). A file in fragments has no table of its samples, and guesses."""
+    by_name = container.format.name.split(",")[0] == "mov"
+    return bool(by_name and track.frames and _duration_s(container, track))
 
 
 def sound_of(item: MediaItem, limits: Limits) -> tuple[Sound, float] | None:
@@ -164,7 +163,7 @@ def sound_of(item: MediaItem, limits: Limits) -> tuple[Sound, float] | None:
             if not container.streams.audio:
                 return None
             track = container.streams.audio[0]
-            known = _knows_its_tracks(container) and _duration_s(container, track) > 0
+            known = _knows_exactly(container, track)
             way = _way(item, limits, container, track, _start_s(track), back, deadline)
             ears = _Ears(track, way)
             if _decode(container, [ears], way):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import time
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -26,12 +27,17 @@ from avlm.errors import MediaError
 from avlm.layout import resampled_count, timed_count
 from avlm.samples import Clip, MediaItem, Picture, Sound
 
-PICTURES = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO")
-"""Formats that are decoded; among Pillow's others are some that start another program (EPS)."""
+PICTURES = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+"""Formats that are decoded; among Pillow's others are some that start another program (EPS), and some whose size is not
+known before they are decoded (ICO)."""
 BLOCK = 2**20
 """Samples of a recording, over all its channels, that are decoded at once."""
 LEAD = 2**16
 """Most samples that are decoded before the place that is wanted."""
+MOST_SCANS = 200
+"""Scans of a JPEG; progressive ones have about ten. Each goes over all pixels, so thousands take minutes."""
+LOUDEST = 1e6
+"""A recording whose loudest sample is above this is none: full scale is 1, or 32768 where a program forgot to scale."""
 QUIETEST = 1e-4
 """A recording whose loudest sample is below this (-80 dB) is silent."""
 
@@ -63,8 +69,10 @@ def decode_image(item: MediaItem, limits: Limits = LIMITS) -> Picture:
     with about(item):
         data = read(item, limits)
         with opened_image(item, io.BytesIO(data), limits) as image:
-            if image.format in ("JPEG", "MPO") and not _jpeg_ends(data):
-                raise MediaError(f"{item.name()}: is truncated: its end marker is missing. Copy the picture again")
+            if image.format in ("JPEG", "MPO"):
+                _check_jpeg(item, data)
+            elif image.format == "PNG":
+                _check_png(item, data)
             return to_picture(image)
     raise AssertionError
 
@@ -90,15 +98,40 @@ def opened_image(item: MediaItem, file: BinaryIO, limits: Limits) -> Iterator[PI
             ) from None
 
 
-def _jpeg_ends(data: bytes) -> bool:
-    """Whether a JPEG has an end marker behind the beginning of its scan; a thumbnail in its header has one of its own.
+def _check_jpeg(item: MediaItem, data: bytes) -> None:
+    """Refuse a JPEG without an end marker behind the beginning of its scan (a thumbnail in its header has its own), and
+    one of endless scans.
 
-    Where a download broke off and the rest is zeros, that is all there is to see of it: zeros are grey.
+    Where a download broke off and the rest is zeros, the missing end is the only sign: zeros are decoded to grey.
     """
     at = 2
     while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != b"\xda":
         at += 1 if data[at + 1 : at + 2] == b"\xff" else 2 + int.from_bytes(data[at + 2 : at + 4])
-    return data.find(b"\xff\xd9", at) >= 0
+    end = data.find(b"\xff\xd9", at)
+    if end < 0:
+        raise MediaError(f"{item.name()}: is truncated: its end marker is missing. Copy the picture again")
+    scans = data.count(b"\xff\xda", at, end)
+    if scans > MOST_SCANS:
+        raise MediaError(f"{item.name()}: has {scans} scans, and at most {MOST_SCANS} are decoded. Encode it again")
+
+
+def _check_png(item: MediaItem, data: bytes) -> None:
+    """Refuse a PNG without an end, or with a critical chunk that is not what its checksum was made of. Pillow does not
+    look at those of pixels, and goes on with what it can make of them.
+    """
+    at = 8
+    while len(head := data[at : at + 8]) == 8:
+        length, name = int.from_bytes(head[:4]), head[4:]
+        if name == b"IEND":
+            return
+        end = at + 8 + length
+        if name[:1].isupper() and zlib.crc32(memoryview(data)[at + 4 : end]) != int.from_bytes(data[end : end + 4]):
+            raise MediaError(
+                f"{item.name()}: is damaged: its chunk at byte {at} does not have the checksum that it was written "
+                "with. Copy the picture again"
+            )
+        at = end + 4
+    raise MediaError(f"{item.name()}: is truncated: its end chunk is missing. Copy the picture again")
 
 
 @lru_cache(maxsize=1)
@@ -146,7 +179,13 @@ def decode_audio(item: MediaItem, rate_hz: int, limits: Limits = LIMITS) -> Soun
         raise MediaError(f"{item.name()}: has no samples, so there is nothing to hear. Replace the recording")
     if not np.isfinite(wave).all():
         raise MediaError(f"{item.name()}: has samples that are not numbers. Replace the recording")
-    if float(np.abs(wave).max()) < QUIETEST:
+    loudest = float(np.abs(wave).max())
+    if loudest > LOUDEST:
+        raise MediaError(
+            f"{item.name()}: its loudest sample is {loudest:.0e}, where full scale is 1, so it is no sound. "
+            "Replace the recording"
+        )
+    if loudest < QUIETEST:
         raise MediaError(
             f"{item.name()}: is silent (its loudest sample is below {QUIETEST:g} of full scale), so there is nothing "
             "to hear. Replace the recording"

@@ -16,6 +16,8 @@ from avlm.errors import AvlmError, MediaError
 from avlm.samples import MediaItem
 
 LIMITS = Limits()
+HIGHEST_HZ = 1_000_000
+"""Samples a second; recorders go up to 768 kHz, and a filter from far above takes seconds to be made."""
 
 
 @contextmanager
@@ -158,11 +160,16 @@ def check_seconds(item: MediaItem, seconds: float, limits: Limits) -> None:
 
 
 def check_samples(num_samples: int, rate_hz: int, limits: Limits, item: MediaItem) -> None:
-    """Refuse a recording that has too many samples, or lasts too long.
+    """Refuse a recording that has too many samples, or lasts too long, or is at a rate that no recording has.
 
     Raises:
-        MediaError: It has, or does.
+        MediaError: It has, or does, or is.
     """
+    if rate_hz > HIGHEST_HZ:
+        raise MediaError(
+            f"{item.name()}: has {rate_hz} samples a second, and at most {HIGHEST_HZ} are decoded. Encode it at a "
+            "lower rate"
+        )
     if num_samples > limits.max_samples or num_samples > limits.max_seconds * rate_hz:
         raise MediaError(
             f"{item.name()}: has {num_samples} samples at {rate_hz} Hz, and at most {limits.max_samples} samples and "

@@ -2,7 +2,7 @@
 
 What is said is what decoding gives, to the sample; where a header does not say it, None is.
 
-    pictures   size, upright; not of ICO, nor where a PNG has its orientation behind its pixels or a TIFF in XMP
+    pictures   size, upright; not where a PNG has its orientation behind its pixels or a TIFF in XMP
     sound      WAV, FLAC, MP3, OGG, Opus and others whose number of samples libsndfile knows; MP4, M4A and MOV by their
                track's edit list. Not: MP3 without a Xing header, FLAC of unknown length, sound out of other containers
     video      duration and sound by the container's header, or the clocks of its packets where that has no duration
@@ -65,8 +65,6 @@ def _image(item: MediaItem, limits: Limits) -> ImageFacts | None:
 def _upright(image: PILImage.Image, file: BinaryIO) -> Size | None:
     """Height and width as `decode.to_picture` gives them; None where that takes decoding."""
     width, height = image.size
-    if image.format == "ICO":  # it may be another when it is read
-        return None
     if isinstance(image, TiffImagePlugin.TiffImageFile):  # which turns by its own tag
         return (height, width) if Base.Orientation in image.tag_v2 or "xmp" not in image.info else None
     if image.format == "PNG" and (found := list(_png_orientations(file))):

@@ -62,13 +62,13 @@ def _sound(file: BinaryIO) -> tuple[int, int] | None:
     at = 12
     for _ in range(MOST_CHUNKS):
         if len(chunk := file.read(8)) < 8:
-            break
+            return None
         name, size = struct.unpack("<4sI", chunk)
         if name == b"data":
             return at + 8, size
         at += 8 + size + size % 2
         file.seek(at)
-    return None
+    raise ValueError(f"more than {MOST_CHUNKS} chunks")
 
 
 def _was_streamed(file: BinaryIO, announced: int) -> bool:

@@ -58,7 +58,7 @@ def noise(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
 # ---------------------------------------------------------------- pictures
 
 
-@pytest.mark.parametrize("suffix", ["png", "bmp", "tiff", "ppm", "webp", "gif", "jp2", "ico"])
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tiff", "ppm", "webp", "gif", "jp2"])
 def test_a_picture_in_any_format_is_what_pillow_sees(suffix: str, tmp_path: Path) -> None:
     pixels = noise((32, 32, 3))
     Image.fromarray(pixels).save(tmp_path / f"a.{suffix}", **({"lossless": True} if suffix == "webp" else {}))
