@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -524,7 +523,7 @@ def _parameters(model: Path) -> int:
 def _evaluate(model: str, data: Path, metric: list[str], swap: bool, max_tokens: int, settings: DataConfig) -> Report:
     from avlm.convert.weights import load_model
     from avlm.data.doors import doors_of
-    from avlm.data.files import LIMITS
+    from avlm.data.files import limits_of
     from avlm.data.media import MediaReader
     from avlm.data.sources import open_source
     from avlm.eval.benchmarks import evaluate as run
@@ -537,7 +536,7 @@ def _evaluate(model: str, data: Path, metric: list[str], swap: bool, max_tokens:
     _quiet()
     source = open_source(str(data), settings, use="eval")
     loaded, processor = load_model(model)
-    limits = replace(LIMITS, doors=doors_of(settings, source.roots))
+    limits = limits_of(settings.limits, doors_of(settings, source.roots))
     processor.use_reader(MediaReader(processor.media_spec(), limits=limits))
     with counted("answers", make_console()) as progress:
         report = run(

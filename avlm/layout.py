@@ -46,6 +46,22 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
+class ImageFacts:
+    """All that the layout of a picture depends on."""
+
+    size_px: Size
+    """Height and width of the picture standing upright."""
+
+
+@dataclass(frozen=True, slots=True)
+class AudioFacts:
+    """All that the layout of a sound depends on."""
+
+    num_samples: int
+    """At the model's rate, of the part that is asked for."""
+
+
+@dataclass(frozen=True, slots=True)
 class VideoFacts:
     """What a video's header says: all that its layout depends on."""
 
@@ -377,6 +393,11 @@ def frame_count(num_samples: int, spec: AudioSpec) -> int:
 def resampled_count(num_samples: int, from_hz: int, to_hz: int) -> int:
     """Count the samples of a waveform after resampling: its duration at the new rate, to the nearest sample."""
     return round(num_samples * to_hz / from_hz)
+
+
+def timed_count(seconds: float, rate_hz: int) -> int:
+    """Count the samples of a stretch of time: of sound in a container, whatever its own rate."""
+    return round(seconds * rate_hz)
 
 
 def encoded_count(frames: int, spec: AudioSpec) -> int:

@@ -4,34 +4,35 @@ from __future__ import annotations
 
 import io
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import BinaryIO
 
+from pydantic import InstanceOf
+
+from avlm.config import data as settings
 from avlm.data.doors import ANYWHERE, Doors, article
 from avlm.data.window import window
 from avlm.errors import AvlmError, MediaError
 from avlm.samples import MediaItem
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(settings.Limits):
     """What a file may be, and where from, before it is refused unread, or half read."""
 
-    max_bytes: int = 512 * 2**20
-    """Of a file that is taken whole. A cut of a sound or a video is read where it lies, so its file may be larger."""
-    max_pixels: int = 100_000_000
-    max_samples: int = 3600 * 48_000
-    """Of one channel of a recording, at its own rate."""
-    max_seconds: float = 3600.0
-    max_decode_s: float = 300.0
-    """Time that decoding one video may take."""
-    doors: Doors = ANYWHERE
+    doors: InstanceOf[Doors] = ANYWHERE
     """Where files may lie, and what may be fetched. It is carried here so that no reader can be without it."""
 
 
+def limits_of(wanted: settings.Limits, doors: Doors) -> Limits:
+    """The limits that a run asks for, and the doors that are open to it."""
+    return Limits(**wanted.model_dump(), doors=doors)
+
+
 LIMITS = Limits()
+HIGHEST_HZ = 1_000_000
+"""Samples a second; recorders go up to 768 kHz, and a filter from far above takes seconds to be made."""
 
 
 @contextmanager
@@ -41,8 +42,10 @@ def about(item: MediaItem) -> Iterator[None]:
         yield
     except AvlmError:
         raise
-    except (MemoryError, KeyboardInterrupt):
-        raise
+    except MemoryError:
+        raise MediaError(
+            f"{item.name()}: asks for more memory than there is, so it was not decoded. Make it smaller, or replace it"
+        ) from None
     except Exception as error:
         kind = type(error).__name__
         raise MediaError(
@@ -112,6 +115,16 @@ def cut(item: MediaItem, duration_s: float) -> tuple[float, float]:
     return item.start_s, end - item.start_s
 
 
+def check_time(item: MediaItem, limits: Limits, deadline: float) -> None:
+    """Refuse what is still being decoded behind its deadline, by `time.monotonic`.
+
+    Raises:
+        MediaError: It is.
+    """
+    if time.monotonic() > deadline:
+        raise MediaError(f"{item.name()}: takes longer than {limits.max_decode_s:g} s to decode. Cut it")
+
+
 def check_seconds(item: MediaItem, seconds: float, limits: Limits) -> None:
     """Refuse what lasts too long.
 
@@ -125,11 +138,16 @@ def check_seconds(item: MediaItem, seconds: float, limits: Limits) -> None:
 
 
 def check_samples(num_samples: int, rate_hz: int, limits: Limits, item: MediaItem) -> None:
-    """Refuse a recording that has too many samples, or lasts too long.
+    """Refuse a recording that has too many samples, or lasts too long, or is at a rate that no recording has.
 
     Raises:
-        MediaError: It has, or does.
+        MediaError: It has, or does, or is.
     """
+    if rate_hz > HIGHEST_HZ:
+        raise MediaError(
+            f"{item.name()}: has {rate_hz} samples a second, and at most {HIGHEST_HZ} are decoded. Encode it at a "
+            "lower rate"
+        )
     if num_samples > limits.max_samples or num_samples > limits.max_seconds * rate_hz:
         raise MediaError(
             f"{item.name()}: has {num_samples} samples at {rate_hz} Hz, and at most {limits.max_samples} samples and "
@@ -138,16 +156,24 @@ def check_samples(num_samples: int, rate_hz: int, limits: Limits, item: MediaIte
 
 
 def check_frame(width: int, height: int, limits: Limits, item: MediaItem) -> None:
-    """Refuse a video of frames that are too large.
+    """Refuse a video of frames that are too large; FFmpeg, which was told the limit, may have left their size at 0.
 
     Raises:
         MediaError: They are.
     """
-    if width * height > limits.max_pixels:
-        raise MediaError(
-            f"{item.name()}: its frames are {width} x {height} pixels, and {at_most(limits)} are decoded. "
-            "Make it smaller"
-        )
+    if not 0 < width * height <= limits.max_pixels:
+        size = f"are {width} x {height} pixels" if width and height else "have more pixels, or no size"
+        raise MediaError(f"{item.name()}: its frames {size}, and {at_most(limits)} are decoded. Make it smaller")
+
+
+def check_frames(count: int, limits: Limits, item: MediaItem) -> None:
+    """Refuse a video with too many frames.
+
+    Raises:
+        MediaError: It has.
+    """
+    if count > limits.max_frames:
+        raise MediaError(f"{item.name()}: has more than {limits.max_frames} frames, and no more are decoded. Cut it")
 
 
 def at_most(limits: Limits) -> str:

@@ -21,7 +21,6 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -34,7 +33,7 @@ from avlm.config.model import LanguagePart, ModelConfig, Source
 from avlm.config.run import RunConfig, Stage
 from avlm.convert.compose import Composed, compose
 from avlm.convert.weights import load_model, publish_copy, save_model, save_part
-from avlm.data.files import LIMITS
+from avlm.data.files import limits_of
 from avlm.data.loader import StepLoader
 from avlm.data.media import MediaReader
 from avlm.data.processor import AvlmProcessor
@@ -284,7 +283,7 @@ class Run:
         model, processor = self._begin(stage)
         if self.config.precision is not None:
             cast_weights(model, getattr(torch, self.config.precision))
-        limits = replace(LIMITS, doors=self.sources.doors())
+        limits = limits_of(self.config.data.limits, self.sources.doors())
         processor.use_reader(MediaReader(processor.media_spec(), self.config.data.cache_mb, limits))
         if self.config.data.system is not None:
             processor.use_system(self.config.data.system)
