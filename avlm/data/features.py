@@ -9,6 +9,7 @@ Shapes in this file:
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from functools import lru_cache
@@ -87,13 +88,15 @@ def log_mel(waveform: np.ndarray, spec: AudioSpec) -> Tensor:
     """
     wave = torch.from_numpy(waveform)
     wanted = spec.n_fft if spec.window_frames is None else spec.window_frames * spec.hop
-    if len(wave) < wanted:
-        wave = F.pad(wave, (0, wanted - len(wave)))
-    spectrum = torch.stft(wave, spec.n_fft, spec.hop, window=_hann(spec.n_fft), return_complex=True)
-    power = spectrum[:, :-1].abs().square()
-    mel = _filters(spec, "slaney", "slaney", 0.0, None) @ power
-    log = mel.clamp(min=1e-10).log10()
-    return (torch.maximum(log, log.max() - 8.0) + 4.0) / 4.0
+    wave = F.pad(wave, (0, max(0, wanted - len(wave))))
+    half = spec.n_fft // 2
+    frames_MW = F.pad(wave[None], (half, half), mode="reflect")[0].unfold(0, spec.n_fft, spec.hop)[:-1]
+    heard = math.ceil((len(waveform) + half) / spec.hop)  # behind that a window holds nothing but silence
+    power_FM = _power(frames_MW[:heard], _hann(spec.n_fft), spec.n_fft)
+    mel_BM = _filters(spec, "slaney", "slaney", 0.0, None) @ power_FM
+    log_BM = mel_BM.clamp_(min=1e-10).log10_()
+    log_BM = F.pad(log_BM, (0, max(0, len(frames_MW) - heard)), value=-10.0)
+    return torch.maximum(log_BM, log_BM.max() - 8.0).add_(4.0).div_(4.0)
 
 
 def levelled(mel: Tensor, spec: AudioSpec) -> Tensor:
@@ -125,7 +128,7 @@ def _fbank(waveform: np.ndarray, spec: AudioSpec) -> Tensor:
     frames_MW = _windows(waveform * np.float32(spec.scale), width, spec.hop)
     frames_MW = _emphasised(frames_MW - frames_MW.mean(1, keepdim=True))
     shape = torch.hann_window(width, periodic=False, dtype=torch.float64)
-    power_FM = _spectrum(frames_MW, shape if spec.window == "hann" else shape**0.85, spec).square()
+    power_FM = _power(frames_MW, shape if spec.window == "hann" else shape**0.85, spec.n_fft)
     mel_BM = _filters(spec, "kaldi", None, 20.0, None).double() @ power_FM
     log_BM = mel_BM.clamp(min=torch.finfo(torch.float32).eps).log().float()  # as released, before any difference
     if spec.normalise == "bins":
@@ -193,7 +196,8 @@ def _gemma_windows(waveform: np.ndarray, spec: AudioSpec) -> Tensor:
 
 
 def _gemma_spectrum(frames_MW: Tensor, spec: AudioSpec) -> Tensor:
-    return _spectrum(frames_MW, torch.hann_window(frames_MW.shape[1], dtype=torch.float64), spec)
+    width = frames_MW.shape[1]
+    return _power(frames_MW, torch.hann_window(width, dtype=torch.float64), spec.n_fft).sqrt()
 
 
 def _clap(waveform: np.ndarray, spec: AudioSpec) -> Tensor:
@@ -238,10 +242,14 @@ def _emphasised(frames_MW: Tensor) -> Tensor:
     return frames_MW - PREEMPHASIS * before
 
 
-def _spectrum(frames_MW: Tensor, window_W: Tensor, spec: AudioSpec) -> Tensor:
-    """Magnitudes [F, M]."""
-    spectrum: Tensor = torch.fft.rfft(frames_MW * window_W, spec.n_fft)
-    return spectrum.abs().T
+def _power(frames_MW: Tensor, window_W: Tensor, n_fft: int) -> Tensor:
+    """Power spectrum [F, M] of each window, filled with zeros to ``n_fft`` samples.
+
+    Several times faster than the squared absolute values of `torch.stft`: no root is drawn, and the sum of two squares
+    is one pass over memory.
+    """
+    real, imaginary = torch.view_as_real(torch.fft.rfft(frames_MW * window_W, n_fft)).unbind(-1)
+    return torch.addcmul(real * real, imaginary, imaginary).T
 
 
 def _standardised(features_BM: Tensor, spec: AudioSpec) -> Tensor:
