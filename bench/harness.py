@@ -1,8 +1,8 @@
 """How two sides are timed against each other, and how the result is written down.
 
-The sides of a case take turns, so that whatever else the machine does disturbs all of them alike; each round gives one
-ratio, and the median of these is what is told, with the least and the greatest. A case first shows that its sides give
-the same result.
+The sides of a case take turns, so that whatever else the machine does disturbs all of them alike. What is told is each
+side's best round, the one least disturbed, and the ratio of these; beside it stand the least, the median and the
+greatest ratio of a round. A case first shows that its sides give the same result.
 """
 
 from __future__ import annotations
@@ -41,32 +41,25 @@ class Case:
 
 @dataclass(slots=True)
 class Line:
-    """Ours against one peer: a line of a table. Times are seconds, rates samples a second; the ratio is how often ours
-    is done while the peer is done once."""
+    """Ours against one peer: a line of a table."""
 
     what: str
     ours: float
+    """Best round: seconds, or samples a second."""
     peer_name: str
     peer: float
+    ratio: float
+    """How many times faster ours is, best round against best round."""
     ratios: list[float]
+    """The same, round by round."""
     bar: float | None = None
-
-    def ratio(self) -> float:
-        return statistics.median(self.ratios)
 
     def cells(self, unit: str) -> list[str]:
         scale = 1000.0 if unit == "ms" else 1.0
-        verdict = "" if self.bar is None else f"{self.bar:g} {'reached' if self.ratio() >= self.bar else 'missed'}"
-        spread = f"{min(self.ratios):.2f} to {max(self.ratios):.2f}"
-        return [
-            self.what,
-            f"{scale * self.ours:.2f}",
-            self.peer_name,
-            f"{scale * self.peer:.2f}",
-            f"{self.ratio():.2f}",
-            spread,
-            verdict,
-        ]
+        rounds = [f"{pick(self.ratios):.2f}" for pick in (min, statistics.median, max)]
+        verdict = "" if self.bar is None else f"{self.bar:g} {'reached' if self.ratio >= self.bar else 'missed'}"
+        figures = [f"{scale * self.ours:.2f}", self.peer_name, f"{scale * self.peer:.2f}", f"{self.ratio:.2f}"]
+        return [self.what, *figures, " ".join(rounds), verdict]
 
 
 @dataclass(slots=True)
@@ -76,13 +69,13 @@ class Table:
     name: str
     title: str
     unit: str
-    """ms (median of the rounds), or samples/s (median of the rounds)."""
+    """ms or samples/s."""
     notes: list[str] = field(default_factory=list)
     lines: list[Line] = field(default_factory=list)
 
     def text(self) -> str:
         """The table in Markdown."""
-        head = ["what", f"avlm, {self.unit}", "peer", f"peer, {self.unit}", "ratio", "least to greatest", "bar"]
+        head = ["what", f"avlm, {self.unit}", "peer", f"peer, {self.unit}", "ratio", "least, median, greatest", "bar"]
         rows = [head, *(line.cells(self.unit) for line in self.lines)]
         widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
         written = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths)) + " |" for row in rows]
@@ -110,9 +103,10 @@ def timed(case: Case) -> list[Line]:
     return [
         Line(
             case.name,
-            statistics.median(ours),
+            min(ours),
             name,
-            statistics.median(theirs),
+            min(theirs),
+            min(theirs) / min(ours),
             [b / a for a, b in zip(ours, theirs, strict=True)],
             case.bar,
         )

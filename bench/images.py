@@ -119,8 +119,10 @@ def main() -> list[Table]:
             )
             apart.lines += timed(
                 Case(
-                    f"{what}, the limit", lambda d=data: Image.open(io.BytesIO(d)).load(), {"transformers": theirs},
+                    f"{what}, the limit",
+                    lambda d=data: Image.open(io.BytesIO(d)).load(),
+                    {"transformers": theirs},
                     rounds,
-                )  # fmt: skip
+                )
             )
     return [whole, apart]

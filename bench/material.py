@@ -79,6 +79,11 @@ def shards(folder: Path, count: int, size: tuple[int, int] = (640, 480), seconds
     return made
 
 
+def rows_of(folder: Path) -> Path:
+    """What avlm reads of a folder of shards: for now the files beside them; tars, where it reads tars."""
+    return folder / "rows.jsonl"
+
+
 def _talk(n: int) -> dict[str, str]:
     return {"id": str(n), "question": QUESTION, "answer": ANSWER}
 
