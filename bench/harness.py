@@ -35,6 +35,8 @@ class Case:
     rounds: int = 15
     bar: float | None = None
     """The least ratio that is wanted against each peer; None: told for comparison."""
+    unbarred: tuple[str, ...] = ()
+    """Peers that are told for comparison only."""
     check: Callable[[], None] = lambda: None
     """Raises where the sides do not give the same."""
 
@@ -108,7 +110,7 @@ def timed(case: Case) -> list[Line]:
             min(theirs),
             min(theirs) / min(ours),
             [b / a for a, b in zip(ours, theirs, strict=True)],
-            case.bar,
+            None if name in case.unbarred else case.bar,
         )
         for name, theirs in times.items()
     ]

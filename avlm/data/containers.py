@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 
 from avlm.config.media import VideoSpec
 from avlm.data.files import Limits, check_frame, check_samples, check_seconds, cut, opened
+from avlm.data.sparing import Sparing
 from avlm.errors import MediaError
 from avlm.layout import frame_times_s
 from avlm.samples import Clip, MediaItem, Picture, Sound
@@ -153,8 +154,8 @@ def _play(container: Any, senses: Sequence[_Eyes | _Ears], way: _Way) -> None:
         sense = by_stream[packet.stream.index]
         if packet.pts is not None and packet.time_base is not None:
             end = max(end, way.clock(float((packet.pts + (packet.duration or 0)) * packet.time_base)))
-        if way.reaches_the_end() or not sense.has_all():
-            for frame in packet.decode():
+        if not sense.has_all() or (sense.to_the_end and way.reaches_the_end()):
+            for frame in sense.decoded(packet):
                 sense.take(frame)
         if time.monotonic() > way.deadline:
             longest = way.limits.max_decode_s
@@ -172,8 +173,12 @@ def _play(container: Any, senses: Sequence[_Eyes | _Ears], way: _Way) -> None:
 class _Eyes:
     """Chooses from the frames, as they come, those that are on the screen at the wanted times."""
 
+    to_the_end = False
+    """Whether all of the file is decoded, even if nothing more is wanted."""
+
     def __init__(self, stream: Any, wanted: Sequence[float], way: _Way) -> None:
         self.stream, self.wanted, self.way = stream, wanted, way
+        self.decoded = Sparing(stream, wanted, way.clock, SAME_S).frames
         self.frames: list[Picture] = []
         self.last: Any = None
         self.first_clock = math.inf
@@ -218,6 +223,8 @@ class _Eyes:
 class _Ears:
     """Collects sound as it comes, with the clock of each stretch."""
 
+    to_the_end = True
+
     def __init__(self, stream: Any, way: _Way) -> None:
         self.stream, self.way = stream, way
         self.chunks: list[tuple[float, np.ndarray]] = []
@@ -226,6 +233,9 @@ class _Ears:
         self.end = -math.inf
         self.count = 0
         self.kept = 0
+
+    def decoded(self, packet: Any) -> Iterator[Any]:
+        yield from packet.decode()
 
     def take(self, frame: Any) -> None:
         """The next stretch; what is not in the cut is dropped."""
