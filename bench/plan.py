@@ -17,6 +17,7 @@ import time
 import tracemalloc
 
 import numpy as np
+from harness import Figures
 from numpy.typing import NDArray
 
 from avlm.config.run import Stage
@@ -110,17 +111,19 @@ def peak_apart(count: int, windows: int) -> int:
     return int(json.loads(said.stdout))
 
 
-def main() -> None:
-    """Print the table."""
-    print(f"{'plan of 1,000,000 samples':34} {'seconds':>8} {'fill':>7} {'Σ length²':>10} {'encoders':>9}")
+def main() -> list[Figures]:
+    """The table."""
+    bar = f"1,000,000 samples, rows of {ROW_TOKENS} tokens"
+    table = Figures("plan", f"Plan: {bar}", ["what", "seconds", "fill", "spread of Σ length²", "of encoders", "MB"])
     measures = measured(1_000_000)
     for batch_rows in (8, 64, 512):
         runs = [whole_plan(measures, 1_000_000, batch_rows) for _ in range(3)]
         seconds, (_, fill, spreads) = min(run[0] for run in runs), runs[0]
-        name = f"{batch_rows} rows of {ROW_TOKENS} a step"
-        print(f"{name:34} {seconds:8.2f} {fill:7.4f} {spreads[0]:10.3f} {spreads[1]:9.3f}")
+        found = [f"{seconds:.2f}", f"{fill:.4f}", *(f"{spread:.3f}" for spread in spreads), ""]
+        table.rows.append([f"{batch_rows} rows a step", *found])
     for count in (1_000_000, 10_000_000, 100_000_000):
-        print(f"memory for {count:>11,} samples      {peak_apart(count, 8) / 2**20:6.1f} MB")
+        table.rows.append([f"{count:,} samples", "", "", "", "", f"{peak_apart(count, 8) / 2**20:.1f}"])
+    return [table]
 
 
 if __name__ == "__main__":
@@ -129,6 +132,6 @@ if __name__ == "__main__":
     parser.add_argument("--windows", type=int, default=8)
     asked = parser.parse_args()
     if asked.peak is None:
-        main()
+        print(main()[0].text())
     else:
         print(peak(asked.peak, asked.windows))

@@ -18,6 +18,7 @@ import numpy as np
 
 from avlm.config.media import VideoSpec
 from avlm.data.files import Limits, check_frame, check_frames, check_samples, check_seconds, check_time, cut, opened
+from avlm.data.sparing import Sparing
 from avlm.data.truncated import check_whole
 from avlm.errors import MediaError
 from avlm.layout import frame_times_s
@@ -241,9 +242,9 @@ def _play(container: Any, senses: Sequence[_Eyes[Any] | _Ears], way: _Way) -> No
         sense = by_stream[packet.stream.index]
         if packet.pts is not None and packet.time_base is not None:
             end = max(end, way.clock(float((packet.pts + (packet.duration or 0)) * packet.time_base)))
-        if way.reaches_the_end() or not sense.has_all():
+        if not sense.has_all() or (sense.to_the_end and way.reaches_the_end()):
             sense.packets += bool(packet.size)
-            for frame in packet.decode():
+            for frame in sense.decoded(packet):
                 sense.take(frame)
         check_time(way.item, way.limits, way.deadline)
         if not way.reaches_the_end() and (end > way.length_s + APART_S or all(s.has_all() for s in senses)):
@@ -259,8 +260,12 @@ def _play(container: Any, senses: Sequence[_Eyes[Any] | _Ears], way: _Way) -> No
 class _Eyes(Generic[Seen]):
     """Chooses from the frames, as they come, those that are on the screen at the wanted times."""
 
+    to_the_end = False
+    """Whether all of the file is decoded, even if nothing more is wanted."""
+
     def __init__(self, stream: Any, wanted: Sequence[float], way: _Way, see: Callable[[Picture], Seen]) -> None:
         self.stream, self.wanted, self.way, self.see = stream, wanted, way, see
+        self.decoded = Sparing(stream, wanted, way.clock, SAME_S).frames
         self.frames: list[Seen] = []
         self.last: Any = None
         self.first_clock = math.inf
@@ -307,6 +312,8 @@ class _Eyes(Generic[Seen]):
 class _Ears:
     """Collects sound as it comes, with the clock of each stretch."""
 
+    to_the_end = True
+
     def __init__(self, stream: Any, way: _Way) -> None:
         self.stream, self.way = stream, way
         self.chunks: list[tuple[float, np.ndarray]] = []
@@ -316,6 +323,9 @@ class _Ears:
         self.count = 0
         self.kept = 0
         self.packets = 0
+
+    def decoded(self, packet: Any) -> Iterator[Any]:
+        yield from packet.decode()
 
     def take(self, frame: Any) -> None:
         """The next stretch; what is not in the cut is dropped."""

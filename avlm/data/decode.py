@@ -15,13 +15,14 @@ from functools import lru_cache
 from typing import Any, BinaryIO
 
 import numpy as np
+from PIL import ExifTags, ImageOps
 from PIL import Image as PILImage
-from PIL import ImageOps
 
 from avlm.config.media import MediaSpec
 from avlm.data.containers import Seen, sound_of, watched
 from avlm.data.doors import article
 from avlm.data.files import LIMITS, Limits, about, at_most, check_samples, check_time, cut, opened, read
+from avlm.data.pixels import pixels_of
 from avlm.data.recordings import recording_of
 from avlm.data.truncated import check_whole
 from avlm.errors import MediaError
@@ -74,7 +75,7 @@ def decode_image(item: MediaItem, limits: Limits = LIMITS) -> Picture:
                 _check_jpeg(item, data)
             elif image.format == "PNG":
                 _check_png(item, data)
-            return to_picture(image)
+            return to_picture(image, owned=True)
     raise AssertionError
 
 
@@ -142,12 +143,17 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in PICTURES if name in PILImage.OPEN)
 
 
-def to_picture(image: PILImage.Image) -> Picture:
-    """A Pillow image as RGB, upright (EXIF), transparency over white."""
+def to_picture(image: PILImage.Image, *, owned: bool = False) -> Picture:
+    """A Pillow image as RGB, upright (EXIF), transparency over white.
+
+    Args:
+        owned: Nobody will change the image any more, so that its memory may be used where it lies.
+    """
     image.load()
     with suppress(Exception):  # EXIF that cannot be parsed says nothing about the picture; viewers show it as it lies
-        image = ImageOps.exif_transpose(image)
-    return Picture(np.array(_to_rgb(image)))
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # the transposition copies in any case
+            image = ImageOps.exif_transpose(image)
+    return Picture(pixels_of(_to_rgb(image), owned=owned))
 
 
 def _to_rgb(image: PILImage.Image) -> PILImage.Image:
@@ -161,7 +167,7 @@ def _to_rgb(image: PILImage.Image) -> PILImage.Image:
         image = image.convert("RGBA")
         white = PILImage.new("RGBA", image.size, (255, 255, 255, 255))
         return PILImage.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _grey(values: np.ndarray) -> PILImage.Image:

@@ -148,8 +148,9 @@ class StepLoader:
         return _packed(k, [self.prepare(wanted) for wanted in self.assigned(k)], self.stage.row_tokens)
 
     def stall_s(self) -> float:
-        """Time that one sample may take."""
-        return self.data.stall_s or 1.2 * self.processor.reader().limits.max_decode_s
+        """Time that one sample may take: to be fetched, where that is allowed, and to be decoded."""
+        fetching = 0.0 if self.data.fetch is None else self.data.fetch.total_s
+        return self.data.stall_s or 1.2 * (fetching + self.processor.reader().limits.max_decode_s)
 
     def _ahead(self) -> int:
         samples = math.ceil(self.stage.batch_samples / self.ranks)

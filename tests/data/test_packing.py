@@ -18,7 +18,9 @@ from avlm.data.packing import pack_few, pack_rows, pack_window
 
 def bench_plan() -> ModuleType:
     """bench/plan.py, which makes lengths like LLaVA's."""
-    spec = importlib.util.spec_from_file_location("bench_plan", Path(__file__).parents[2] / "bench" / "plan.py")
+    folder = Path(__file__).parents[2] / "bench"
+    sys.path.append(str(folder))  # where its neighbours are
+    spec = importlib.util.spec_from_file_location("bench_plan", folder / "plan.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["bench_plan"] = module
