@@ -132,7 +132,8 @@ def _pictures(item: MediaItem, limits: Limits, container: Any) -> Any:
     if not container.streams.video:
         raise MediaError(f"{item.name()}: holds no pictures. Give it as audio, or replace the file")
     video = container.streams.video[0]
-    check_frame(video.codec_context.width, video.codec_context.height, limits, item)
+    if video.codec_context.width:  # a broadcast may say it with its first frame only, which FFmpeg holds to the limit
+        check_frame(video.codec_context.width, video.codec_context.height, limits, item)
     return video
 
 
