@@ -21,21 +21,21 @@ from avlm.data.features import heard_chunks
 from avlm.data.files import LIMITS, Limits, article
 from avlm.data.pictures import PreparedImage, prepare_image, prepare_picture
 from avlm.errors import MediaError
-from avlm.layout import VideoFacts
+from avlm.layout import AudioFacts, VideoFacts
 from avlm.samples import Heard, MediaItem
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedAudio:
-    """What encoders take of a sound, chunk by chunk, with the length that its layout follows from."""
+    """What encoders take of a sound, chunk by chunk."""
 
     sound: tuple[Heard, ...]
-    num_samples: int
+    facts: AudioFacts
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedVideo:
-    """Frames in order, the chunks of the sound track (none without sound), and the facts of its layout."""
+    """Frames in order, and the chunks of the sound track (none without sound)."""
 
     frames: tuple[Tensor, ...]
     sound: tuple[Heard, ...]
@@ -43,6 +43,7 @@ class PreparedVideo:
 
 
 Prepared = PreparedImage | PreparedAudio | PreparedVideo
+"""Each with the `facts` that its layout follows from."""
 
 
 _Key = tuple[str, Path, tuple[int, int] | None, float, float | None]
@@ -99,7 +100,7 @@ class MediaReader:
                     f"{item.name()}: is a sound, and this model does not hear. Use a model with an audio part"
                 )
             wave = decode_audio(item, audio.sample_rate_hz, self.limits).waveform
-            return PreparedAudio(heard_chunks(wave, audio), len(wave))
+            return PreparedAudio(heard_chunks(wave, audio), AudioFacts(len(wave)))
         if item.kind == "video" and self.media.video.order == "audio" and audio is not None:
             return self._prepare_video(item)  # its sound alone, which needs no eyes
         if vision is None:

@@ -20,7 +20,7 @@ from avlm.config.io import build
 from avlm.config.media import MediaSpec
 from avlm.config.run import Augment
 from avlm.data.decode import to_picture
-from avlm.data.encode import Supervise, Tokens, encode, encode_pieces, pad
+from avlm.data.encode import Supervise, add_tensors, encode, lay_out_pieces, pad
 from avlm.data.forms import Folders, cut_of, parse_row
 from avlm.data.media import MediaReader, Prepared
 from avlm.data.text import (
@@ -32,6 +32,7 @@ from avlm.data.text import (
     wrap_tokens,
     written,
 )
+from avlm.data.tokens import Tokens
 from avlm.data.turns import addressed
 from avlm.errors import ConfigError, DataError, MediaError
 from avlm.samples import Clip, Encoded, MediaItem, Picture, Sample, Sound, Text, Turn
@@ -265,9 +266,11 @@ class AvlmProcessor(ProcessorMixin):
                 )
             items = tuple(queues[kind].pop(0) for kind in kinds)
             sample = Sample(str(number), (Turn("user", items),))
-            prepared = self.prepare(sample)
-            spec = self.media_spec()
-            found.append(encode_pieces(sample, written_pieces, self.tokens(), spec, prepared, supervise="nothing"))
+            prepared, spec = self.prepare(sample), self.media_spec()
+            facts = [item.facts for item in prepared]
+            encoded = lay_out_pieces(sample, written_pieces, self.tokens(), spec, facts, supervise="nothing")
+            add_tensors(encoded, prepared, spec)
+            found.append(encoded)
         left = {kind: len(queue) for kind, queue in queues.items() if queue}
         if left:
             raise ConfigError(f"media have no placeholder in the text: {left}. Write one for each, such as <image>")
