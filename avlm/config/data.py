@@ -45,8 +45,11 @@ class DataConfig(Settings):
     """For rows that name their `set`: the folder of its media."""
     system: SystemPrompts | None = None
     """System prompts by modality; default: those that the model directory carries, or none."""
-    too_long: Literal["refuse", "drop"] = "refuse"
-    """What happens to a sample longer than a row."""
+    index: str | None = None
+    """Folder of indexes: what every row takes of a row and of the encoders, counted once without decoding."""
+    too_long: Literal["refuse", "drop", "cut"] = "refuse"
+    """What happens to a sample longer than a row: the run stops, it is left out, or its end is cut off (never inside a
+    medium; where nothing that is learned would be left, it is left out)."""
     max_bad: float = Field(0.05, ge=0, le=1)
     """The run stops when more than this share of the samples it read was bad."""
     cache_mb: int = Field(512, ge=0)

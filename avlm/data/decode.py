@@ -42,7 +42,7 @@ def decode_image(item: MediaItem, limits: Limits = LIMITS) -> Picture:
     with about(item), warnings.catch_warnings():
         warnings.simplefilter("ignore", PILImage.DecompressionBombWarning)
         try:
-            with PILImage.open(io.BytesIO(read(item, limits)), formats=_formats()) as image:
+            with PILImage.open(io.BytesIO(read(item, limits)), formats=picture_formats()) as image:
                 if image.width * image.height > limits.max_pixels:
                     size = f"is {image.width} x {image.height} pixels"
                     raise MediaError(f"{item.name()}: {size}, and {at_most(limits)} are decoded. Make it smaller")
@@ -55,7 +55,7 @@ def decode_image(item: MediaItem, limits: Limits = LIMITS) -> Picture:
 
 
 @lru_cache(maxsize=1)
-def _formats() -> tuple[str, ...]:
+def picture_formats() -> tuple[str, ...]:
     """Those of our formats that this Pillow was built with."""
     PILImage.init()
     return tuple(name for name in PICTURES if name in PILImage.OPEN)
@@ -117,7 +117,7 @@ def _samples(item: MediaItem, limits: Limits) -> tuple[np.ndarray, int]:
 
     if isinstance(item.decoded, Sound):
         wave, rate_hz = item.decoded.waveform, item.decoded.sample_rate_hz
-        first, count = _cut_samples(item, len(wave), rate_hz)
+        first, count = cut_samples(item, len(wave), rate_hz)
         return wave[first : first + count], rate_hz
     with opened(item, limits) as file:
         missing = missing_wav_bytes(file)
@@ -143,7 +143,7 @@ def _read_samples(recording: Any, item: MediaItem, limits: Limits) -> np.ndarray
     Every block is read from a second before it on: soundfile seeks behind each read, and what an MP3 decoder makes just
     behind the place where it is sent is wrong.
     """
-    first, count = _cut_samples(item, recording.frames, recording.samplerate)
+    first, count = cut_samples(item, recording.frames, recording.samplerate)
     check_samples(count, recording.samplerate, limits, item)
     blocks = [np.zeros(0, np.float32)]
     at, end = first, first + count
@@ -161,7 +161,7 @@ def _read_samples(recording: Any, item: MediaItem, limits: Limits) -> np.ndarray
     return np.concatenate(blocks)
 
 
-def _cut_samples(item: MediaItem, num_samples: int, rate_hz: int) -> tuple[int, int]:
+def cut_samples(item: MediaItem, num_samples: int, rate_hz: int) -> tuple[int, int]:
     """The first sample of the item's cut, and how many it has."""
     if not item.is_cut():
         return 0, num_samples

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -25,9 +26,9 @@ from avlm.data.pieces import Piece
 from avlm.data.text import pieces, wrap_tokens
 from avlm.data.tokens import Tokens
 from avlm.data.turns import state_classes
-from avlm.errors import ConfigError, LayoutError, MediaError
-from avlm.layout import Facts, ImageFacts, Segment, load, segments
-from avlm.samples import IGNORE, Encoded, Heard, Place, Row, Sample
+from avlm.errors import ConfigError, DataError, LayoutError, MediaError
+from avlm.layout import Facts, ImageFacts, Load, Segment, load, segments
+from avlm.samples import IGNORE, Counts, Encoded, Heard, Place, Row, Sample
 
 Supervise = Literal["answers", "everything", "words"]
 
@@ -218,6 +219,16 @@ def _segments(facts: Facts, media: MediaSpec, sample: Sample, tokens: Tokens) ->
     return found
 
 
+def counted(encoded: Encoded, facts: Sequence[Facts], media: MediaSpec) -> Counts:
+    """What a sample takes, its tensors aside.
+
+    Args:
+        facts: Of all media of the sample, those that were cut off included.
+    """
+    whole = sum((load(facts[place.item], media) for place in encoded.places), Load())
+    return Counts(encoded.room(), encoded.num_targets(), whole)
+
+
 def add_tensors(
     out: Encoded,
     prepared: Sequence[Prepared],
@@ -267,6 +278,80 @@ def _as_input(tiles: Tensor, spec: VisionSpec | None) -> list[Tensor]:
     if spec.max_patches is None:
         return list(normalise(tiles, spec))
     return [in_patches(tile, spec.cell_px) for tile in normalise(tiles, spec)]
+
+
+def cut(encoded: Encoded, capacity: int) -> Encoded:
+    """The beginning of a sample that is longer than a row: what fits, up to the last token that is learned there.
+
+    No medium is cut: one that does not fit whole goes with everything behind it. A teacher is cut to the same targets.
+
+    Args:
+        encoded: With its tensors, or without.
+        capacity: Tokens that it may take of a row.
+
+    Raises:
+        DataError: Nothing that is learned fits.
+    """
+    if encoded.room() <= capacity:
+        return encoded
+    versions = [encoded] if encoded.teacher is None else [encoded, encoded.teacher]
+    ends = [_learned_end(version, capacity) for version in versions]
+    targets = min(_targets_before(version, end) for version, end in zip(versions, ends, strict=True))
+    if not targets:
+        raise DataError(
+            f"has {encoded.room()} tokens, and nothing that is learned is within the first {capacity}, which a row "
+            "holds. Raise the stage's row_tokens, or shorten what comes before its first answer",
+            sample_id=encoded.id,
+        )
+    if encoded.teacher is not None:
+        ends = [_end_of_target(version, targets) for version in versions]
+    shorter = [_beginning(version, end) for version, end in zip(versions, ends, strict=True)]
+    return shorter[0] if encoded.teacher is None else replace(shorter[0], teacher=shorter[1])
+
+
+def _learned_end(encoded: Encoded, capacity: int) -> int:
+    """How many tokens of a sample remain: what fits, without half a medium and without an end that teaches nothing."""
+    end = min(capacity, len(encoded))
+    end = next((start for start, stop in encoded.spans if start < end < stop), end)
+    if encoded.words:  # learned beside the row, by media
+        return end
+    return next((i + 1 for i in reversed(range(1, end)) if encoded.labels[i] != IGNORE), 0)
+
+
+def _targets_before(encoded: Encoded, end: int) -> int:
+    if encoded.words:
+        return sum(len(words) for words, (_, stop) in zip(encoded.words, encoded.spans, strict=True) if stop <= end)
+    return sum(label != IGNORE for label in encoded.labels[1:end])
+
+
+def _end_of_target(encoded: Encoded, number: int) -> int:
+    """The position behind the target of this number, counted from 1."""
+    learned = (i + 1 for i in range(1, len(encoded)) if encoded.labels[i] != IGNORE)
+    return next(itertools.islice(learned, number - 1, None))
+
+
+def _beginning(encoded: Encoded, end: int) -> Encoded:
+    """The first tokens of a sample, with the media that are whole in them."""
+    kept = sum(stop <= end for _, stop in encoded.spans)
+    places = encoded.places[:kept]
+    pictures = sum(place.count("image") > 0 for place in places)
+    heard = encoded.chunks[: sum(place.count("audio") > 0 for place in places)]
+    return replace(
+        encoded,
+        ids=encoded.ids[:end],
+        labels=encoded.labels[:end],
+        places=places,
+        spans=encoded.spans[:kept],
+        tiles=encoded.tiles[:pictures],
+        images=encoded.images[: sum(encoded.tiles[:pictures])],
+        image_sizes=encoded.image_sizes[:pictures],
+        frames=encoded.frames[: sum(s.kind == "video" for place in places for s in place.segments)],
+        sounds=encoded.sounds[: sum(heard)],
+        chunks=heard,
+        words=encoded.words[:kept],
+        states=[(at, state) for at, state in encoded.states if at + 1 < end],
+        teacher=None,
+    )
 
 
 def pack(samples: Sequence[Encoded]) -> Row:

@@ -15,20 +15,18 @@ from collections.abc import Generator
 from dataclasses import dataclass, field
 from functools import partial
 
-import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from avlm.config.data import DataConfig
 from avlm.config.run import Stage
-from avlm.data.encode import pack
-from avlm.data.plan import key, pack_rows, positions
+from avlm.data.encode import cut, pack
+from avlm.data.plan import pack_rows, positions
 from avlm.data.processor import AvlmProcessor
 from avlm.data.rows import RowSource
 from avlm.data.selection import BOTH, own_kinds, stage_rows
-from avlm.data.text import described, without_media
-from avlm.data.turns import with_state_tokens
+from avlm.data.staged import StageWriter
 from avlm.errors import AvlmError, ConfigError, DataError
-from avlm.samples import IGNORE, Encoded, MediaKind, Row, Sample
+from avlm.samples import Encoded, MediaKind, Row
 
 LOOK_S = 0.5
 """How often a process looks whether the one that started it is still there."""
@@ -36,11 +34,13 @@ LOOK_S = 0.5
 
 @dataclass(slots=True)
 class Bad:
-    """A sample that was left out, and why."""
+    """A sample that was left out, or cut, and why."""
 
     sample_id: str
     where: str
     reason: str
+    cut: int = 0
+    """Tokens that were cut off its end; 0: it was left out."""
 
 
 @dataclass(slots=True)
@@ -51,6 +51,8 @@ class StepData:
     rows: list[Row]
     bad: list[Bad] = field(default_factory=list)
     num_samples: int = 0
+    cut: list[Bad] = field(default_factory=list)
+    """Samples that were read without their end."""
 
     def num_targets(self) -> int:
         return sum(row.num_targets() for row in self.rows)
@@ -122,7 +124,7 @@ class StepLoader:
         self.processor = processor
         self.data = data
         self.seed = seed
-        self.kinds = own_kinds(stage, video)
+        self.writer = StageWriter(stage, processor, own_kinds(stage, video), seed)
         self.rows = stage_rows(source.facts, stage, video)
 
     def steps(self, first: int, last: int) -> Generator[StepData, None, None]:
@@ -162,6 +164,7 @@ class StepLoader:
         """
         found: list[Encoded] = []
         bad: list[Bad] = []
+        shortened: list[Bad] = []
         wanted = positions(k, self.stage.batch_samples, len(self.rows), seed=self.seed, stage=self.stage.name)
         for number, epoch in wanted:
             row = self.rows[number]
@@ -169,62 +172,31 @@ class StepLoader:
             try:
                 sample = self.source[row]
                 sample_id = sample.id
-                encoded = self._encode(sample, row, epoch)
+                encoded = self.writer.encode(sample, row, epoch)
                 if encoded.room() > self.stage.row_tokens:
-                    raise self._too_long(encoded, where)
+                    encoded = self._shortened(encoded, where, shortened)
                 found.append(encoded)
             except DataError as error:
                 bad.append(Bad(error.sample_id or sample_id, error.where or where, error.reason))
         packed = pack_rows([e.room() for e in found], self.stage.row_tokens)
-        return StepData(k, [pack([found[i] for i in row]) for row in packed], bad, len(found))
+        return StepData(k, [pack([found[i] for i in row]) for row in packed], bad, len(found), shortened)
 
-    def _encode(self, sample: Sample, row: int, epoch: int) -> Encoded:
-        rng = np.random.default_rng([self.seed, key(self.stage.name), epoch, row])
-        sample = described(sample, self.stage.describe, rng, self.kinds)
-        if self.stage.rows == "text":
-            sample = without_media(sample)
-        if self.stage.state_tokens is not None:
-            sample = with_state_tokens(sample, self.stage.state_tokens)
-        encoded = self.processor.encode(sample, supervise=self.stage.supervise, augment=(self.stage.augment, rng))
-        if self.stage.loss == "distill":
-            encoded.teacher = self._teacher(sample, encoded)
-        return encoded
-
-    def _teacher(self, sample: Sample, student: Encoded) -> Encoded:
-        """What the language model reads as its own teacher: the same conversation, system turn and answers, in words.
-
-        Raises:
-            DataError: A medium's words are not known, or the answers are other tokens behind them.
-        """
-        for item in sample.media():
-            if not item.alt:
-                raise DataError(
-                    f"{item.name()} has no alt, so the teacher of stage {self.stage.name} (loss=distill) has nothing "
-                    "to read in its place. Give the medium an alt: what it shows or says",
-                    where=sample.where,
-                    sample_id=sample.id,
-                )
-        teacher = self.processor.encode(without_media(self.processor.addressed(sample)))
-        if _targets(teacher) != _targets(student):
-            raise DataError(
-                "the tokenizer writes the answer in other tokens behind the words of a medium than behind the medium, "
-                "so the two cannot be compared place by place. Use a chat template that begins an answer with a "
-                "special token, or leave the row out",
-                where=sample.where,
-                sample_id=sample.id,
-            )
-        return teacher
+    def _shortened(self, encoded: Encoded, where: str, shortened: list[Bad]) -> Encoded:
+        """A sample that is longer than a row, cut if that is wanted; what was done is noted."""
+        if self.data.too_long != "cut":
+            raise self._too_long(encoded, where)
+        found = cut(encoded, self.stage.row_tokens)
+        lost = encoded.room() - found.room()
+        reason = f"has {encoded.room()} tokens, and the last {lost} were cut off"
+        shortened.append(Bad(encoded.id, where, reason, lost))
+        return found
 
     def _too_long(self, encoded: Encoded, where: str) -> Exception:
         message = (
             f"has {encoded.room()} tokens, and a row of stage {self.stage.name} holds {self.stage.row_tokens}. "
-            f"Raise stages.{self.stage.name}.row_tokens, or leave such samples out with data.too_long=drop"
+            f"Raise stages.{self.stage.name}.row_tokens, leave such samples out with data.too_long=drop, or cut them with "
+            "data.too_long=cut"
         )
         if self.data.too_long == "drop":
             return DataError(message, where=where, sample_id=encoded.id)
         return ConfigError(f'{where} (id "{encoded.id}"): {message}')
-
-
-def _targets(encoded: Encoded) -> list[int]:
-    """The tokens that are learned, in order."""
-    return [label for label in encoded.labels[1:] if label != IGNORE]

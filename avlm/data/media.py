@@ -19,9 +19,10 @@ from avlm.config.media import MediaSpec
 from avlm.data.decode import decode_audio, decode_image, decode_video, resample
 from avlm.data.features import heard_chunks
 from avlm.data.files import LIMITS, Limits, article
+from avlm.data.headers import measure
 from avlm.data.pictures import PreparedImage, prepare_image, prepare_picture
 from avlm.errors import MediaError
-from avlm.layout import AudioFacts, VideoFacts
+from avlm.layout import AudioFacts, Facts, VideoFacts
 from avlm.samples import Heard, MediaItem
 
 
@@ -61,6 +62,8 @@ class MediaReader:
     def __init__(self, media: MediaSpec, cache_mb: int = 0, limits: Limits = LIMITS) -> None:
         self.media = media
         self.limits = limits
+        self.decoded = 0
+        """Media that were decoded to be measured."""
         self._capacity = cache_mb * 2**20
         self._used = 0
         self._kept: OrderedDict[_Key, Prepared] = OrderedDict()
@@ -78,6 +81,7 @@ class MediaReader:
                 if key in self._kept:
                     self._kept.move_to_end(key)
                     return self._kept[key]
+        self._check_sense(item)
         prepared = self._prepare(item)
         if key is not None and _size(prepared) <= self._capacity:
             self._remember(key, prepared)
@@ -92,22 +96,40 @@ class MediaReader:
                 _, oldest = self._kept.popitem(last=False)
                 self._used -= _size(oldest)
 
-    def _prepare(self, item: MediaItem) -> Prepared:
+    def measure(self, item: MediaItem) -> Facts:
+        """What the layout of one item follows from, by its header; decoded only where that does not tell.
+
+        Raises:
+            MediaError: It cannot be read, or the model has no sense for it.
+        """
+        self._check_sense(item)
+        facts = measure(item, self.media, self.limits)
+        if facts is None:
+            self.decoded += 1
+            facts = self.prepare(item).facts
+        return facts
+
+    def _check_sense(self, item: MediaItem) -> None:
+        """A picture needs eyes and a sound ears; of a video, its sound alone needs no eyes."""
         vision, audio = self.media.vision, self.media.audio
         if item.kind == "audio":
             if audio is None:
                 raise MediaError(
                     f"{item.name()}: is a sound, and this model does not hear. Use a model with an audio part"
                 )
-            wave = decode_audio(item, audio.sample_rate_hz, self.limits).waveform
-            return PreparedAudio(heard_chunks(wave, audio), AudioFacts(len(wave)))
-        if item.kind == "video" and self.media.video.order == "audio" and audio is not None:
-            return self._prepare_video(item)  # its sound alone, which needs no eyes
-        if vision is None:
+        elif vision is None and not (item.kind == "video" and self.media.video.order == "audio" and audio is not None):
             raise MediaError(
                 f"{item.name()}: is {article(item.kind)}, and this model does not see. Use a model with a vision part"
             )
+
+    def _prepare(self, item: MediaItem) -> Prepared:
+        vision, audio = self.media.vision, self.media.audio
+        if item.kind == "audio":
+            assert audio is not None
+            wave = decode_audio(item, audio.sample_rate_hz, self.limits).waveform
+            return PreparedAudio(heard_chunks(wave, audio), AudioFacts(len(wave)))
         if item.kind == "image":
+            assert vision is not None
             return prepare_picture(decode_image(item, self.limits), vision)
         return self._prepare_video(item)
 
