@@ -6,10 +6,12 @@ import hashlib
 import itertools
 import os
 import pickle
-from collections.abc import Generator, Iterable, Iterator, Sequence
+import signal
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -155,8 +157,9 @@ class Counter:
         }
         facts = self.facts.find(keys.values())
 
-        def measure(item: MediaItem, known_by: Identity | None) -> Facts:
-            key = None if known_by is None else keys[known_by]
+        def measure(known_by: Mapping[int, Identity | None], item: MediaItem) -> Facts:
+            identity = known_by[id(item)]
+            key = None if identity is None else keys[identity]
             if key is not None and key in facts:
                 return facts[key]
             found = self.reader.measure(item)
@@ -165,11 +168,9 @@ class Counter:
             return found
 
         for i, sample in samples.items():
-            ids = {id(item): known_by for item, known_by in zip(sample.media(), media[i], strict=True)}
+            known_by = {id(item): found for item, found in zip(sample.media(), media[i], strict=True)}
             try:
-                counts = self.job.writer.count(
-                    sample, lambda item, ids=ids: measure(item, ids[id(item)]), self.job.capacity
-                )
+                counts = self.job.writer.count(sample, partial(measure, known_by), self.job.capacity)
             except AvlmError as error:
                 self._refuse(batch, i, error, sample.id)
                 continue
@@ -215,6 +216,7 @@ _counter: Counter | None = None
 
 def _begin(job: bytes, parent: int) -> None:
     global _counter
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one ends it
     end_with(parent)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     torch.set_num_threads(1)
@@ -262,13 +264,15 @@ def _lost(job: Job, rows: range) -> Batch:
 def _in_processes(job: Job, tasks: Iterator[Task], workers: int) -> Generator[Batch, None, list[Task]]:
     """Count what is to be counted; what was under way when a process ended is returned."""
     under_way: dict[Future[Batch], Task] = {}
+    beginning: Task | None = None
     with ProcessPoolExecutor(
         workers, get_context("spawn"), initializer=_begin, initargs=(pickle.dumps(job), os.getpid())
     ) as pool:
         try:
             while True:
-                for task in itertools.islice(tasks, 2 * workers - len(under_way)):
-                    under_way[pool.submit(_count, *task)] = task
+                for beginning in itertools.islice(tasks, 2 * workers - len(under_way)):
+                    under_way[pool.submit(_count, *beginning)] = beginning
+                beginning = None
                 if not under_way:
                     return []
                 done, _ = wait(under_way, return_when=FIRST_COMPLETED)
@@ -277,7 +281,8 @@ def _in_processes(job: Job, tasks: Iterator[Task], workers: int) -> Generator[Ba
                     del under_way[future]
                     yield batch
         except BrokenProcessPool:
-            return list(under_way.values())
+            lost = {task[0].start: task for task in [*under_way.values(), beginning] if task is not None}
+            return list(lost.values())
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise

@@ -194,8 +194,8 @@ class StepLoader:
     def _too_long(self, encoded: Encoded, where: str) -> Exception:
         message = (
             f"has {encoded.room()} tokens, and a row of stage {self.stage.name} holds {self.stage.row_tokens}. "
-            f"Raise stages.{self.stage.name}.row_tokens, leave such samples out with data.too_long=drop, or cut them with "
-            "data.too_long=cut"
+            f"Raise stages.{self.stage.name}.row_tokens, leave such samples out with data.too_long=drop, or cut them "
+            "with data.too_long=cut"
         )
         if self.data.too_long == "drop":
             return DataError(message, where=where, sample_id=encoded.id)

@@ -166,7 +166,7 @@ def test_a_sample_longer_than_a_row_stops_the_run_or_is_left_out_as_asked(tmp_pa
     length = len(processor(CHATML).encode(JsonLines(path)[0]))
     message = (
         f"has {length} tokens, and a row of stage a holds 120. "
-        "Raise stages.a.row_tokens, or leave such samples out with data.too_long=drop"
+        "Raise stages.a.row_tokens, leave such samples out with data.too_long=drop, or cut them with data.too_long=cut"
     )
     with pytest.raises(ConfigError) as error:
         loader(path, batch_samples=3).step(0)
