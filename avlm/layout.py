@@ -47,18 +47,18 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class ImageFacts:
-    """What a picture's header says: all that its layout depends on."""
+    """All that the layout of a picture depends on."""
 
     size_px: Size
-    """Height and width as it is seen, upright."""
+    """Height and width of the picture standing upright."""
 
 
 @dataclass(frozen=True, slots=True)
 class AudioFacts:
-    """What a recording's header says: all that its layout depends on."""
+    """All that the layout of a sound depends on."""
 
     num_samples: int
-    """At the model's rate, of the cut that is heard."""
+    """At the model's rate, of the part that is asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -418,6 +418,11 @@ def frame_count(num_samples: int, spec: AudioSpec) -> int:
 def resampled_count(num_samples: int, from_hz: int, to_hz: int) -> int:
     """Count the samples of a waveform after resampling: its duration at the new rate, to the nearest sample."""
     return round(num_samples * to_hz / from_hz)
+
+
+def timed_count(seconds: float, rate_hz: int) -> int:
+    """Count the samples of a stretch of time: of sound in a container, whatever its own rate."""
+    return round(seconds * rate_hz)
 
 
 def encoded_count(frames: int, spec: AudioSpec) -> int:

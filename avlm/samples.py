@@ -210,6 +210,8 @@ class Encoded:
     """For each answer the last position before it, and the class of its state: 0 a question, 1 noise."""
     teacher: Encoded | None = None
     """The same conversation with its media in words, for `loss=distill`; its targets are the same tokens."""
+    cut: int = 0
+    """Tokens that were cut off its end, because it was longer than a row."""
 
     def room(self) -> int:
         """Tokens that it takes of a row's budget."""

@@ -32,6 +32,23 @@ class SystemPrompts(Settings):
     audio: str | None = None
 
 
+class Limits(Settings):
+    """What a medium may be before it is refused: unread, from its header, or half read."""
+
+    max_bytes: int = Field(512 * 2**20, ge=1)
+    """Of a file that is taken whole. A cut of a sound or a video is read where it lies, so its file may be larger."""
+    max_pixels: int = Field(100_000_000, ge=1, le=178_956_970)
+    """Of one picture, and of each frame of a video. Pillow itself decodes no more than the most that can be set."""
+    max_frames: int = Field(500_000, ge=1)
+    """Frames of a video that are passed on the way through what is wanted of it; far fewer are kept."""
+    max_samples: int = Field(3600 * 48_000, ge=1)
+    """Of one channel of a recording, at its own rate."""
+    max_seconds: float = Field(3600.0, gt=0)
+    """Of a sound or a video."""
+    max_decode_s: float = Field(300.0, ge=0)
+    """Time that decoding one sound or video may take."""
+
+
 class DataConfig(Settings):
     """The rows a run learns from and is measured on."""
 
@@ -54,5 +71,7 @@ class DataConfig(Settings):
     """The run stops when more than this share of the samples it read was bad."""
     cache_mb: int = Field(512, ge=0)
     """Memory for decoded small media, so that a second epoch decodes nothing."""
+    limits: Limits = Limits()
+    """What a picture, a sound or a video may be before it is refused."""
     workers: int = Field(1, ge=0)
     """Processes that prepare the next steps while this one runs."""

@@ -234,7 +234,7 @@ Task = tuple[range, np.ndarray]
 def batches(job: Job, tasks: Iterable[Task], workers: int) -> Iterator[Batch]:
     """Count batches, in this process (`workers` 0) or in others, in whatever order they are done.
 
-    A row that ends the process it is counted in is found by halves, and listed.
+    When a process ends, the rows that were under way are counted again one by one; one that ends it again is listed.
     """
     if workers == 0:
         counter = Counter(job)
@@ -242,15 +242,10 @@ def batches(job: Job, tasks: Iterable[Task], workers: int) -> Iterator[Batch]:
         return
     rest = iter(tasks)
     while suspects := (yield from _in_processes(job, rest, workers)):
-        while suspects:
-            rows, read = suspects.pop()
-            if not (yield from _in_processes(job, iter([(rows, read)]), 1)):
-                continue
-            if len(rows) == 1:
-                yield _lost(job, rows)
-                continue
-            half = len(rows) // 2
-            suspects += [(rows[:half], read[:half]), (rows[half:], read[half:])]
+        one_by_one = ((rows[i : i + 1], read[i : i + 1]) for rows, read in suspects for i in range(len(rows)))
+        while lost := (yield from _in_processes(job, one_by_one, 1)):
+            yield _lost(job, lost[0][0])  # one process takes them in order, so the first that is missing was under way
+            one_by_one = itertools.chain(lost[1:], one_by_one)
 
 
 def _lost(job: Job, rows: range) -> Batch:
@@ -282,7 +277,7 @@ def _in_processes(job: Job, tasks: Iterator[Task], workers: int) -> Generator[Ba
                     yield batch
         except BrokenProcessPool:
             lost = {task[0].start: task for task in [*under_way.values(), beginning] if task is not None}
-            return list(lost.values())
+            return [lost[start] for start in sorted(lost)]
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise

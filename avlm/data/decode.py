@@ -6,56 +6,103 @@ Every way in which that can fail is a `MediaError` about that one item.
 from __future__ import annotations
 
 import io
+import time
 import warnings
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import lru_cache
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image as PILImage
 from PIL import ImageOps
 
 from avlm.config.media import MediaSpec
-from avlm.data.containers import clip_of, sound_of
-from avlm.data.files import LIMITS, Limits, about, at_most, check_samples, cut, opened, read
-from avlm.data.wav import missing_wav_bytes, with_length
+from avlm.data.containers import Seen, sound_of, watched
+from avlm.data.files import LIMITS, Limits, about, article, at_most, check_samples, check_time, cut, opened, read
+from avlm.data.recordings import recording_of
+from avlm.data.truncated import check_whole
 from avlm.errors import MediaError
-from avlm.layout import resampled_count
+from avlm.layout import resampled_count, timed_count
 from avlm.samples import Clip, MediaItem, Picture, Sound
 
 PICTURES = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO")
 """Formats that are decoded; among Pillow's others are some that start another program (EPS)."""
 BLOCK = 2**20
-"""Samples of a recording that are decoded at once."""
+"""Samples of a recording, over all its channels, that are decoded at once."""
+LEAD = 2**16
+"""Most samples that are decoded before the place that is wanted."""
 QUIETEST = 1e-4
 """A recording whose loudest sample is below this (-80 dB) is silent."""
 
 
+def check_senses(item: MediaItem, media: MediaSpec) -> None:
+    """Refuse a medium that the model has no sense for. A video that is only listened to needs no eyes.
+
+    Raises:
+        MediaError: It has none.
+    """
+    if item.kind == "audio" and media.audio is None:
+        raise MediaError(f"{item.name()}: is a sound, and this model does not hear. Use a model with an audio part")
+    listens = item.kind == "video" and media.video.order == "audio" and media.audio is not None
+    if item.kind != "audio" and media.vision is None and not listens:
+        raise MediaError(
+            f"{item.name()}: is {article(item.kind)}, and this model does not see. Use a model with a vision part"
+        )
+
+
 def decode_image(item: MediaItem, limits: Limits = LIMITS) -> Picture:
-    """Decode one picture to RGB, upright (EXIF), transparency over white.
+    """Decode one picture to RGB: upright (EXIF), the first frame, transparency over white. A colour profile is not
+    applied, as the processors of released encoders do not apply it either.
 
     Raises:
         MediaError: Missing, broken, truncated or too large.
     """
     if isinstance(item.decoded, Picture):
         return item.decoded
-    with about(item), warnings.catch_warnings():
+    with about(item):
+        data = read(item, limits)
+        with opened_image(item, io.BytesIO(data), limits) as image:
+            if image.format in ("JPEG", "MPO") and not _jpeg_ends(data):
+                raise MediaError(f"{item.name()}: is truncated: its end marker is missing. Copy the picture again")
+            return to_picture(image)
+    raise AssertionError
+
+
+@contextmanager
+def opened_image(item: MediaItem, file: BinaryIO, limits: Limits) -> Iterator[PILImage.Image]:
+    """A picture of which the header alone has been read.
+
+    Raises:
+        MediaError: It has more pixels than are decoded.
+    """
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", PILImage.DecompressionBombWarning)
         try:
-            with PILImage.open(io.BytesIO(read(item, limits)), formats=picture_formats()) as image:
+            with PILImage.open(file, formats=_formats()) as image:
                 if image.width * image.height > limits.max_pixels:
                     size = f"is {image.width} x {image.height} pixels"
                     raise MediaError(f"{item.name()}: {size}, and {at_most(limits)} are decoded. Make it smaller")
-                return to_picture(image)
+                yield image
         except PILImage.DecompressionBombError:
             raise MediaError(
                 f"{item.name()}: {at_most(limits)} are decoded, and it has more. Make it smaller"
             ) from None
-    raise AssertionError
+
+
+def _jpeg_ends(data: bytes) -> bool:
+    """Whether a JPEG has an end marker behind the beginning of its scan; a thumbnail in its header has one of its own.
+
+    Where a download broke off and the rest is zeros, that is all there is to see of it: zeros are grey.
+    """
+    at = 2
+    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != b"\xda":
+        at += 1 if data[at + 1 : at + 2] == b"\xff" else 2 + int.from_bytes(data[at + 2 : at + 4])
+    return data.find(b"\xff\xd9", at) >= 0
 
 
 @lru_cache(maxsize=1)
-def picture_formats() -> tuple[str, ...]:
+def _formats() -> tuple[str, ...]:
     """Those of our formats that this Pillow was built with."""
     PILImage.init()
     return tuple(name for name in PICTURES if name in PILImage.OPEN)
@@ -94,7 +141,7 @@ def decode_audio(item: MediaItem, rate_hz: int, limits: Limits = LIMITS) -> Soun
         MediaError: Missing, broken, truncated, silent or too long, or to begin where it has ended.
     """
     with about(item):
-        wave, source_hz = _samples(item, limits)
+        wave, source_hz, seconds = _samples(item, limits)
     if wave.size == 0:
         raise MediaError(f"{item.name()}: has no samples, so there is nothing to hear. Replace the recording")
     if not np.isfinite(wave).all():
@@ -106,35 +153,29 @@ def decode_audio(item: MediaItem, rate_hz: int, limits: Limits = LIMITS) -> Soun
         )
     with about(item):
         wave = resample(wave, source_hz, rate_hz)
+        if seconds is not None:
+            wave = fitted(wave, timed_count(seconds, rate_hz))
     if wave.size == 0:
         raise MediaError(f"{item.name()}: is shorter than one sample at {rate_hz} Hz. Replace the recording")
     return Sound(wave, rate_hz)
 
 
-def _samples(item: MediaItem, limits: Limits) -> tuple[np.ndarray, int]:
-    """Mono samples of the item's cut, and their rate."""
-    import soundfile
-
+def _samples(item: MediaItem, limits: Limits) -> tuple[np.ndarray, int, float | None]:
+    """Mono samples of the item's cut, their rate, and how long they last where that is not told by their number."""
     if isinstance(item.decoded, Sound):
         wave, rate_hz = item.decoded.waveform, item.decoded.sample_rate_hz
         first, count = cut_samples(item, len(wave), rate_hz)
-        return wave[first : first + count], rate_hz
+        return wave[first : first + count], rate_hz, None
     with opened(item, limits) as file:
-        missing = missing_wav_bytes(file)
-        if missing:
-            raise MediaError(
-                f"{item.name()}: is truncated: its header announces {missing} more bytes of sound than the file has. "
-                "Copy or record it again"
-            )
-        try:
-            recording = soundfile.SoundFile(with_length(file))
-        except soundfile.LibsndfileError:
-            sound = sound_of(item, limits)
-            if sound is None:
-                raise MediaError(f"{item.name()}: holds no sound that can be decoded. Replace the recording") from None
-            return sound.waveform, sound.sample_rate_hz
-        with recording:
-            return _read_samples(recording, item, limits), int(recording.samplerate)
+        check_whole(item, file)
+        recording = recording_of(file)
+        if recording is not None:
+            with recording:
+                return _read_samples(recording, item, limits), int(recording.samplerate), None
+    found = sound_of(item, limits)
+    if found is None:
+        raise MediaError(f"{item.name()}: holds no sound that can be decoded. Replace the recording")
+    return found[0].waveform, found[0].sample_rate_hz, found[1]
 
 
 def _read_samples(recording: Any, item: MediaItem, limits: Limits) -> np.ndarray:
@@ -145,20 +186,22 @@ def _read_samples(recording: Any, item: MediaItem, limits: Limits) -> np.ndarray
     """
     first, count = cut_samples(item, recording.frames, recording.samplerate)
     check_samples(count, recording.samplerate, limits, item)
-    blocks = [np.zeros(0, np.float32)]
-    at, end = first, first + count
-    while at < end:
-        lead = min(at, recording.samplerate)
-        recording.seek(at - lead)
-        block = recording.read(lead + min(BLOCK, end - at), dtype="float32", always_2d=True)[lead:]
-        if not len(block):
+    deadline = time.monotonic() + limits.max_decode_s
+    block = max(1, BLOCK // recording.channels)
+    wave, at = np.empty(count, np.float32), 0
+    while at < count:
+        check_time(item, limits, deadline)
+        lead = min(first + at, recording.samplerate, LEAD)
+        recording.seek(first + at - lead)
+        found = recording.read(lead + min(block, count - at), dtype="float32", always_2d=True)[lead:].mean(1)
+        if not len(found):
             raise MediaError(
                 f"{item.name()}: is truncated: its header announces {recording.frames} samples and the file has "
-                f"{at}. Copy or record it again"
+                f"{first + at}. Copy or record it again"
             )
-        blocks.append(block.mean(1))
-        at += len(block)
-    return np.concatenate(blocks)
+        wave[at : at + len(found)] = found
+        at += len(found)
+    return wave
 
 
 def cut_samples(item: MediaItem, num_samples: int, rate_hz: int) -> tuple[int, int]:
@@ -177,8 +220,13 @@ def resample(wave: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
 
         count = resampled_count(len(wave), from_hz, to_hz)
         wave = soxr.resample(wave, from_hz, to_hz)
-        wave = np.pad(wave[:count], (0, max(0, count - len(wave))))
+        wave = fitted(wave, count)
     return np.ascontiguousarray(wave, dtype=np.float32)
+
+
+def fitted(wave: np.ndarray, count: int) -> np.ndarray:
+    """A waveform of exactly so many samples; resampling by time and by number may be one apart."""
+    return wave if len(wave) == count else np.pad(wave[:count], (0, max(0, count - len(wave))))
 
 
 def decode_video(item: MediaItem, media: MediaSpec, limits: Limits = LIMITS) -> Clip:
@@ -189,18 +237,26 @@ def decode_video(item: MediaItem, media: MediaSpec, limits: Limits = LIMITS) -> 
     Raises:
         MediaError: Missing, broken, without pictures, or too long; or to begin where it has ended.
     """
+    frames, duration_s, sound = watch(item, media, limits, lambda picture: picture)
+    return Clip(frames, duration_s, sound)
+
+
+def watch(
+    item: MediaItem, media: MediaSpec, limits: Limits, see: Callable[[Picture], Seen]
+) -> tuple[tuple[Seen, ...], float, Sound | None]:
+    """As `decode_video`, with what is made of each frame in its place: frames, duration in seconds, and sound."""
     if isinstance(item.decoded, Clip):
         if item.is_cut():
             raise MediaError(
                 f"{item.name()}: was given as frames with a start or an end, and its frames are chosen already. "
                 "Cut them before, or give the file"
             )
-        return item.decoded
+        return tuple(map(see, item.decoded.frames)), item.decoded.duration_s, item.decoded.sound
     looks = media.vision is not None and media.video.order != "audio"
     hears = media.audio is not None and media.video.order != "video"
     with about(item):
-        clip = clip_of(item, media.video, limits, looks=looks, hears=hears)
-        if looks and not clip.frames:
+        found = watched(item, media.video, limits, see, looks=looks, hears=hears)
+        if looks and not found[0]:
             raise MediaError(f"{item.name()}: holds no pictures. Give it as audio, or replace the file")
-        return clip
+        return found
     raise AssertionError

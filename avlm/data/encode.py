@@ -226,7 +226,7 @@ def counted(encoded: Encoded, facts: Sequence[Facts], media: MediaSpec) -> Count
         facts: Of all media of the sample, those that were cut off included.
     """
     whole = sum((load(facts[place.item], media) for place in encoded.places), Load())
-    return Counts(encoded.room(), encoded.num_targets(), whole)
+    return Counts(encoded.room(), encoded.num_targets(), whole, encoded.cut)
 
 
 def add_tensors(
@@ -305,8 +305,10 @@ def cut(encoded: Encoded, capacity: int) -> Encoded:
         )
     if encoded.teacher is not None:
         ends = [_end_of_target(version, targets) for version in versions]
-    shorter = [_beginning(version, end) for version, end in zip(versions, ends, strict=True)]
-    return shorter[0] if encoded.teacher is None else replace(shorter[0], teacher=shorter[1])
+    shorter, *teacher = [_beginning(version, end) for version, end in zip(versions, ends, strict=True)]
+    shorter.teacher = teacher[0] if teacher else None
+    shorter.cut = encoded.room() - shorter.room()
+    return shorter
 
 
 def _learned_end(encoded: Encoded, capacity: int) -> int:

@@ -5,29 +5,15 @@ from __future__ import annotations
 import io
 import os
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+from avlm.config.data import Limits as Limits
 from avlm.errors import AvlmError, MediaError
 from avlm.samples import MediaItem
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a file may be before it is refused unread, or half read."""
-
-    max_bytes: int = 512 * 2**20
-    """Of a file that is taken whole. A cut of a sound or a video is read where it lies, so its file may be larger."""
-    max_pixels: int = 100_000_000
-    max_samples: int = 3600 * 48_000
-    """Of one channel of a recording, at its own rate."""
-    max_seconds: float = 3600.0
-    max_decode_s: float = 300.0
-    """Time that decoding one video may take."""
-
 
 LIMITS = Limits()
 
@@ -39,8 +25,10 @@ def about(item: MediaItem) -> Iterator[None]:
         yield
     except AvlmError:
         raise
-    except (MemoryError, KeyboardInterrupt):
-        raise
+    except MemoryError:
+        raise MediaError(
+            f"{item.name()}: asks for more memory than there is, so it was not decoded. Make it smaller, or replace it"
+        ) from None
     except Exception as error:
         kind = type(error).__name__
         raise MediaError(
@@ -79,11 +67,31 @@ def opened(item: MediaItem, limits: Limits) -> Iterator[BinaryIO]:
     _check_file(item, item.path, limits)
     # By number, so that it has no name: FFmpeg would choose its reader by the ending and not by what is in the file.
     with open(os.open(item.path, os.O_RDONLY | getattr(os, "O_BINARY", 0)), "rb") as file:
-        if item.span is None:
-            yield file
-            return
-        file.seek(item.span[0])
-        yield io.BytesIO(file.read(item.span[1]))
+        yield file if item.span is None else io.BufferedReader(_Part(file, *item.span))
+
+
+class _Part(io.RawIOBase):
+    """A stretch of a file as a file by itself, of which no more is read than is asked for."""
+
+    def __init__(self, file: BinaryIO, first: int, count: int) -> None:
+        self.file, self.first, self.count, self.at = file, first, count, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self.at = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.at, io.SEEK_END: self.count}[whence])
+        return self.at
+
+    def readinto(self, buffer: Any) -> int:
+        self.file.seek(self.first + self.at)
+        found = self.file.read(max(0, min(len(buffer), self.count - self.at)))
+        buffer[: len(found)] = found
+        self.at += len(found)
+        return len(found)
 
 
 def _check_file(item: MediaItem, path: Path, limits: Limits) -> None:
@@ -93,13 +101,18 @@ def _check_file(item: MediaItem, path: Path, limits: Limits) -> None:
         raise MediaError(f"{path}: there is no such file. Check the path; it is relative to the data file") from None
     if not stat.S_ISREG(info.st_mode):
         raise MediaError(f"{path}: is not a regular file. Give the path of {article(item.kind)}")
+    if item.span is not None and sum(item.span) > info.st_size:
+        raise MediaError(
+            f"{item.name()}: ends at byte {sum(item.span)}, and {item.path} has {info.st_size} bytes, so it is "
+            "truncated. Copy it again"
+        )
     _check_size(item, info.st_size if item.span is None else item.span[1], limits, "read. Cut or compress it")
 
 
 def _check_size(item: MediaItem, count: int, limits: Limits, rest: str) -> None:
     if count == 0:
         raise MediaError(f"{item.name()}: is empty, so there is nothing to decode. Replace the file")
-    read_in_place = item.is_cut() and item.path is not None and item.span is None
+    read_in_place = item.is_cut() and item.path is not None
     if count > limits.max_bytes and not read_in_place:
         raise MediaError(f"{item.name()}: has {count} bytes, and at most {limits.max_bytes} are {rest}")
 
@@ -120,6 +133,16 @@ def cut(item: MediaItem, duration_s: float) -> tuple[float, float]:
         )
     end = duration_s if item.end_s is None else min(item.end_s, duration_s)
     return item.start_s, end - item.start_s
+
+
+def check_time(item: MediaItem, limits: Limits, deadline: float) -> None:
+    """Refuse what is still being decoded behind its deadline, by `time.monotonic`.
+
+    Raises:
+        MediaError: It is.
+    """
+    if time.monotonic() > deadline:
+        raise MediaError(f"{item.name()}: takes longer than {limits.max_decode_s:g} s to decode. Cut it")
 
 
 def check_seconds(item: MediaItem, seconds: float, limits: Limits) -> None:
@@ -148,16 +171,24 @@ def check_samples(num_samples: int, rate_hz: int, limits: Limits, item: MediaIte
 
 
 def check_frame(width: int, height: int, limits: Limits, item: MediaItem) -> None:
-    """Refuse a video of frames that are too large.
+    """Refuse a video of frames that are too large; FFmpeg, which was told the limit, may have left their size at 0.
 
     Raises:
         MediaError: They are.
     """
-    if width * height > limits.max_pixels:
-        raise MediaError(
-            f"{item.name()}: its frames are {width} x {height} pixels, and {at_most(limits)} are decoded. "
-            "Make it smaller"
-        )
+    if not 0 < width * height <= limits.max_pixels:
+        size = f"are {width} x {height} pixels" if width and height else "have more pixels, or no size"
+        raise MediaError(f"{item.name()}: its frames {size}, and {at_most(limits)} are decoded. Make it smaller")
+
+
+def check_frames(count: int, limits: Limits, item: MediaItem) -> None:
+    """Refuse a video with too many frames.
+
+    Raises:
+        MediaError: It has.
+    """
+    if count > limits.max_frames:
+        raise MediaError(f"{item.name()}: has more than {limits.max_frames} frames, and no more are decoded. Cut it")
 
 
 def at_most(limits: Limits) -> str:

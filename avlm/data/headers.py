@@ -1,86 +1,135 @@
-"""What the headers of media say: the facts that their layout follows from, with nothing decoded.
+"""What the headers of media say of their layout, without decoding them.
 
-`measure` says the same as decoding would, or leaves it open: then the medium is to be decoded once.
+What is said is what decoding gives, to the sample; where a header does not say it, None is.
+
+    pictures   size, upright; not of ICO, nor where a PNG has its orientation behind its pixels or a TIFF in XMP
+    sound      WAV, FLAC, MP3, OGG, Opus and others whose number of samples libsndfile knows; MP4, M4A and MOV by their
+               track's edit list. Not: MP3 without a Xing header, FLAC of unknown length, sound out of other containers
+    video      duration and sound by the container's header, or the clocks of its packets where that has no duration
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
+from typing import BinaryIO
 
 from PIL import Image as PILImage
+from PIL import TiffImagePlugin
+from PIL.ExifTags import Base
 
+from avlm.config.data import Limits
 from avlm.config.media import MediaSpec
-from avlm.data.decode import cut_samples, picture_formats
-from avlm.data.files import LIMITS, Limits, about, at_most, check_samples, opened
-from avlm.data.wav import missing_wav_bytes, with_length
-from avlm.errors import MediaError
-from avlm.layout import AudioFacts, Facts, ImageFacts, VideoFacts, resampled_count
+from avlm.data.containers import clip_length, sound_length_s
+from avlm.data.decode import check_senses, cut_samples, opened_image
+from avlm.data.files import LIMITS, about, check_samples, opened
+from avlm.data.recordings import recording_of
+from avlm.data.truncated import check_whole
+from avlm.data.wav import MOST_CHUNKS
+from avlm.layout import AudioFacts, Facts, ImageFacts, Size, VideoFacts, resampled_count, timed_count
 from avlm.samples import Clip, MediaItem, Picture, Sound
 
-ORIENTATION = 0x0112
-"""EXIF's tag for how a picture is to be turned; from 5 on its sides are exchanged."""
+TURNED = frozenset({5, 6, 7, 8})
+"""Orientations whose height lies across (EXIF 2.3, section 4.6.4 A)."""
 
 
 def measure(item: MediaItem, media: MediaSpec, limits: Limits = LIMITS) -> Facts | None:
-    """The facts of one medium by its header; None where only decoding can tell.
+    """Measure a medium by its headers, as decoding it would.
+
+    Returns:
+        What its layout depends on, or None where only decoding tells. Damage behind a header goes unnoticed: what is
+        measured may still be refused when it is decoded.
 
     Raises:
-        MediaError: It cannot be read, or the header says more than the limits allow.
+        MediaError: It would be refused when it is decoded, which its header says already; or the model has no sense
+            for it.
     """
+    check_senses(item, media)
     with about(item):
         if item.kind == "image":
-            return _picture(item, limits)
-        if item.kind == "audio":
-            assert media.audio is not None
-            return _recording(item, media.audio.sample_rate_hz, limits)
-        return _film(item, media)
+            return _image(item, limits)
+        return _audio(item, media, limits) if item.kind == "audio" else _video(item, media, limits)
     raise AssertionError
 
 
-def _picture(item: MediaItem, limits: Limits) -> ImageFacts | None:
+def _image(item: MediaItem, limits: Limits) -> ImageFacts | None:
     if isinstance(item.decoded, Picture):
         return ImageFacts((int(item.decoded.pixels.shape[0]), int(item.decoded.pixels.shape[1])))
-    with opened(item, limits) as file, PILImage.open(file, formats=picture_formats()) as image:
-        if image.width * image.height > limits.max_pixels:
-            size = f"is {image.width} x {image.height} pixels"
-            raise MediaError(f"{item.name()}: {size}, and {at_most(limits)} are decoded. Make it smaller")
-        if image.format != "JPEG":  # others may say behind their pixels how they are turned
-            return None
-        turned = 1
-        with suppress(Exception):  # EXIF that cannot be parsed says nothing about the picture
-            turned = int(image.getexif().get(ORIENTATION, 1))
-        return ImageFacts((image.width, image.height) if turned in (5, 6, 7, 8) else (image.height, image.width))
+    with opened(item, limits) as file, opened_image(item, file, limits) as image:
+        size = _upright(image, file)
+        return None if size is None else ImageFacts(size)
 
 
-def _recording(item: MediaItem, rate_hz: int, limits: Limits) -> AudioFacts | None:
-    if isinstance(item.decoded, Sound):
-        _, count = cut_samples(item, len(item.decoded.waveform), item.decoded.sample_rate_hz)
-        return AudioFacts(resampled_count(count, item.decoded.sample_rate_hz, rate_hz))
-    import soundfile
-
-    with opened(item, limits) as file:
-        missing = missing_wav_bytes(file)
-        if missing:
-            raise MediaError(
-                f"{item.name()}: is truncated: its header announces {missing} more bytes of sound than the file has. "
-                "Copy or record it again"
-            )
-        try:
-            recording = soundfile.SoundFile(with_length(file))
-        except soundfile.LibsndfileError:
-            return None
-        with recording:
-            _, count = cut_samples(item, recording.frames, recording.samplerate)
-            check_samples(count, recording.samplerate, limits, item)
-            return AudioFacts(resampled_count(count, int(recording.samplerate), rate_hz))
-
-
-def _film(item: MediaItem, media: MediaSpec) -> VideoFacts | None:
-    clip = item.decoded
-    if not isinstance(clip, Clip) or item.is_cut():
+def _upright(image: PILImage.Image, file: BinaryIO) -> Size | None:
+    """Height and width as `decode.to_picture` gives them; None where that takes decoding."""
+    width, height = image.size
+    if image.format == "ICO":  # it may be another when it is read
         return None
-    heard = clip.sound if media.audio is not None and media.video.order != "video" else None
-    if heard is None or media.audio is None:
-        return VideoFacts(clip.duration_s, 0)
-    count = resampled_count(len(heard.waveform), heard.sample_rate_hz, media.audio.sample_rate_hz)
-    return VideoFacts(clip.duration_s, count)
+    if isinstance(image, TiffImagePlugin.TiffImageFile):  # which turns by its own tag
+        return (height, width) if Base.Orientation in image.tag_v2 or "xmp" not in image.info else None
+    if image.format == "PNG" and (found := list(_png_orientations(file))):
+        if found != [b"eXIf"]:
+            return None
+    elif image.format == "PNG":
+        return height, width
+    orientation = 1
+    with suppress(Exception):  # EXIF that cannot be parsed says nothing about the picture
+        orientation = image.getexif().get(Base.Orientation, 1)
+    return (width, height) if orientation in TURNED else (height, width)
+
+
+def _png_orientations(file: BinaryIO) -> Iterator[bytes]:
+    """Chunks of a PNG that may say how it is turned: `eXIf`, texts by their keyword, all of them `late` behind pixels.
+
+    Asked for EXIF that it has not met, Pillow decodes the whole picture to look behind it.
+    """
+    at, late = 8, False
+    for _ in range(MOST_CHUNKS):
+        file.seek(at)
+        head = file.read(8 + 22)
+        length, name = int.from_bytes(head[:4]), head[4:8]
+        if len(head) < 8 or name == b"IEND":
+            return
+        late = late or name == b"IDAT"
+        text = head[8:].partition(b"\0")[0] if name in (b"tEXt", b"zTXt", b"iTXt") else b""
+        if name == b"eXIf" or text in (b"Raw profile type exif", b"XML:com.adobe.xmp"):
+            yield b"late" if late else text or name
+        at += 12 + length
+    yield b"late"
+
+
+def _audio(item: MediaItem, media: MediaSpec, limits: Limits) -> AudioFacts | None:
+    assert media.audio is not None
+    rate_hz = media.audio.sample_rate_hz
+    if isinstance(item.decoded, Sound):
+        sound = item.decoded
+        return _heard(item, len(sound.waveform), sound.sample_rate_hz, rate_hz)
+    with opened(item, limits) as file:
+        check_whole(item, file)
+        recording = recording_of(file)
+        if recording is not None:
+            with recording:
+                own_hz = int(recording.samplerate)
+                check_samples(cut_samples(item, recording.frames, own_hz)[1], own_hz, limits, item)
+                return _heard(item, recording.frames, own_hz, rate_hz)
+    seconds = sound_length_s(item, limits)
+    return None if seconds is None else AudioFacts(timed_count(seconds, rate_hz))
+
+
+def _heard(item: MediaItem, num_samples: int, own_hz: int, rate_hz: int) -> AudioFacts | None:
+    count = resampled_count(cut_samples(item, num_samples, own_hz)[1], own_hz, rate_hz)
+    return AudioFacts(count) if count else None
+
+
+def _video(item: MediaItem, media: MediaSpec, limits: Limits) -> VideoFacts | None:
+    hears_hz = media.audio.sample_rate_hz if media.audio is not None and media.video.order != "video" else None
+    if isinstance(item.decoded, Clip):
+        clip = item.decoded
+        if clip.sound is None or hears_hz is None:
+            return VideoFacts(clip.duration_s, 0)
+        count = resampled_count(len(clip.sound.waveform), clip.sound.sample_rate_hz, hears_hz)
+        return VideoFacts(clip.duration_s, count)
+    duration_s, own_hz = clip_length(item, limits)
+    if hears_hz is None or own_hz is None:
+        return VideoFacts(duration_s, 0)
+    return VideoFacts(duration_s, timed_count(duration_s, hears_hz)) if own_hz else None

@@ -172,24 +172,21 @@ class StepLoader:
             try:
                 sample = self.source[row]
                 sample_id = sample.id
-                encoded = self.writer.encode(sample, row, epoch)
-                if encoded.room() > self.stage.row_tokens:
-                    encoded = self._shortened(encoded, where, shortened)
-                found.append(encoded)
+                found.append(self._fitted(self.writer.encode(sample, row, epoch), where))
+                if found[-1].cut:
+                    shortened.append(Bad(sample_id, where, "is longer than a row; its end was cut off", found[-1].cut))
             except DataError as error:
                 bad.append(Bad(error.sample_id or sample_id, error.where or where, error.reason))
         packed = pack_rows([e.room() for e in found], self.stage.row_tokens)
         return StepData(k, [pack([found[i] for i in row]) for row in packed], bad, len(found), shortened)
 
-    def _shortened(self, encoded: Encoded, where: str, shortened: list[Bad]) -> Encoded:
-        """A sample that is longer than a row, cut if that is wanted; what was done is noted."""
-        if self.data.too_long != "cut":
-            raise self._too_long(encoded, where)
-        found = cut(encoded, self.stage.row_tokens)
-        lost = encoded.room() - found.room()
-        reason = f"has {encoded.room()} tokens, and the last {lost} were cut off"
-        shortened.append(Bad(encoded.id, where, reason, lost))
-        return found
+    def _fitted(self, encoded: Encoded, where: str) -> Encoded:
+        """A sample that fits into a row, without its end if that is wanted."""
+        if encoded.room() <= self.stage.row_tokens:
+            return encoded
+        if self.data.too_long == "cut":
+            return cut(encoded, self.stage.row_tokens)
+        raise self._too_long(encoded, where)
 
     def _too_long(self, encoded: Encoded, where: str) -> Exception:
         message = (

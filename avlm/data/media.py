@@ -16,14 +16,13 @@ from pathlib import Path
 from torch import Tensor
 
 from avlm.config.media import MediaSpec
-from avlm.data.decode import decode_audio, decode_image, decode_video, resample
+from avlm.data.decode import check_senses, decode_audio, decode_image, fitted, resample, watch
 from avlm.data.features import heard_chunks
-from avlm.data.files import LIMITS, Limits, article
+from avlm.data.files import LIMITS, Limits
 from avlm.data.headers import measure
 from avlm.data.pictures import PreparedImage, prepare_image, prepare_picture
-from avlm.errors import MediaError
-from avlm.layout import AudioFacts, Facts, VideoFacts
-from avlm.samples import Heard, MediaItem
+from avlm.layout import AudioFacts, Facts, VideoFacts, timed_count
+from avlm.samples import Heard, MediaItem, Picture
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +80,6 @@ class MediaReader:
                 if key in self._kept:
                     self._kept.move_to_end(key)
                     return self._kept[key]
-        self._check_sense(item)
         prepared = self._prepare(item)
         if key is not None and _size(prepared) <= self._capacity:
             self._remember(key, prepared)
@@ -102,49 +100,37 @@ class MediaReader:
         Raises:
             MediaError: It cannot be read, or the model has no sense for it.
         """
-        self._check_sense(item)
         facts = measure(item, self.media, self.limits)
         if facts is None:
             self.decoded += 1
             facts = self.prepare(item).facts
         return facts
 
-    def _check_sense(self, item: MediaItem) -> None:
-        """A picture needs eyes and a sound ears; of a video, its sound alone needs no eyes."""
-        vision, audio = self.media.vision, self.media.audio
-        if item.kind == "audio":
-            if audio is None:
-                raise MediaError(
-                    f"{item.name()}: is a sound, and this model does not hear. Use a model with an audio part"
-                )
-        elif vision is None and not (item.kind == "video" and self.media.video.order == "audio" and audio is not None):
-            raise MediaError(
-                f"{item.name()}: is {article(item.kind)}, and this model does not see. Use a model with a vision part"
-            )
-
     def _prepare(self, item: MediaItem) -> Prepared:
+        check_senses(item, self.media)
         vision, audio = self.media.vision, self.media.audio
-        if item.kind == "audio":
-            assert audio is not None
+        if item.kind == "audio" and audio is not None:
             wave = decode_audio(item, audio.sample_rate_hz, self.limits).waveform
             return PreparedAudio(heard_chunks(wave, audio), AudioFacts(len(wave)))
-        if item.kind == "image":
-            assert vision is not None
+        if item.kind == "image" and vision is not None:
             return prepare_picture(decode_image(item, self.limits), vision)
         return self._prepare_video(item)
 
     def _prepare_video(self, item: MediaItem) -> PreparedVideo:
         vision, audio, order = self.media.vision, self.media.audio, self.media.video.order
-        clip = decode_video(item, self.media, self.limits)
-        frames: tuple[Tensor, ...] = ()
-        if vision is not None and order != "audio":
-            frames = tuple(prepare_image(frame, vision) for frame in clip.frames)
+
+        def see(frame: Picture) -> Tensor | None:
+            return None if vision is None or order == "audio" else prepare_image(frame, vision)
+
+        seen, duration_s, track = watch(item, self.media, self.limits, see)
         sound: tuple[Heard, ...] = ()
         count = 0
-        if audio is not None and clip.sound is not None and order != "video":
-            wave = resample(clip.sound.waveform, clip.sound.sample_rate_hz, audio.sample_rate_hz)
+        if audio is not None and track is not None and order != "video":
+            wave = resample(track.waveform, track.sample_rate_hz, audio.sample_rate_hz)
+            if item.decoded is None:
+                wave = fitted(wave, timed_count(duration_s, audio.sample_rate_hz))
             sound, count = heard_chunks(wave, audio), len(wave)
-        return PreparedVideo(frames, sound, VideoFacts(clip.duration_s, count))
+        return PreparedVideo(tuple(f for f in seen if f is not None), sound, VideoFacts(duration_s, count))
 
 
 def _size(prepared: Prepared) -> int:

@@ -86,9 +86,9 @@ class StageWriter:
         left = [facts(number) for number, in_words in enumerate(chosen) if not in_words]
         sample = self._said(worded(sample, chosen))
         encoded = self._taught(self.processor.lay_out(sample, left, supervise=self.stage.supervise), sample)
-        shorter = encoded if capacity is None else cut(encoded, capacity)
-        found = counted(shorter, left, self.processor.media_spec())
-        return Counts(found.tokens, found.targets, found.load, encoded.room() - found.tokens)
+        if capacity is not None:
+            encoded = cut(encoded, capacity)
+        return counted(encoded, left, self.processor.media_spec())
 
     def _choices(self, items: Sequence[MediaItem], facts: Callable[[int], Facts]) -> list[list[bool]]:
         """Which media may be in words together; one choice where nothing is drawn."""

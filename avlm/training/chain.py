@@ -296,7 +296,8 @@ class Run:
     def _train_stage(self, stage: Stage, stop: StopWish) -> None:
         self.console.rule(stage.name)
         model, processor = self._begin(stage)
-        processor.use_reader(MediaReader(processor.media_spec(), self.config.data.cache_mb))
+        settings = self.config.data
+        processor.use_reader(MediaReader(processor.media_spec(), settings.cache_mb, settings.limits))
         if self.config.data.system is not None:
             processor.use_system(self.config.data.system)
         writer = processor if stage.template is None else processor.with_template(stage.template)
