@@ -200,8 +200,12 @@ class DataConfig(Settings):
     order: Order = "shuffled"
     """`as_is` takes rows as they lie in their sources. `by_length` lays samples of like length next to each other, and
     `curriculum` goes from short samples to long ones over the stage; both need an index."""
-    too_long: Literal["refuse", "drop"] = "refuse"
-    """What happens to a sample longer than a row."""
+    index: str | None = None
+    """Folder of indexes: what every row takes of a row and of the encoders, counted once without decoding. Default: in
+    the run's directory."""
+    too_long: Literal["refuse", "drop", "cut"] = "refuse"
+    """What happens to a sample longer than a row: the run stops, it is left out, or its end is cut off (never inside a
+    medium; where nothing that is learned would be left, it is left out)."""
     max_bad: float = Field(0.05, ge=0, le=1)
     """The run stops when more than this share of the samples it read was bad."""
     max_bad_run: int = Field(100, ge=1)

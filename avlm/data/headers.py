@@ -25,10 +25,8 @@ from avlm.data.files import LIMITS, Limits, about, check_samples, opened
 from avlm.data.recordings import recording_of
 from avlm.data.truncated import check_whole
 from avlm.data.wav import MOST_CHUNKS
-from avlm.layout import AudioFacts, ImageFacts, Size, VideoFacts, resampled_count, timed_count
+from avlm.layout import AudioFacts, Facts, ImageFacts, Size, VideoFacts, resampled_count, timed_count
 from avlm.samples import Clip, MediaItem, Picture, Sound
-
-Facts = ImageFacts | AudioFacts | VideoFacts
 
 TURNED = frozenset({5, 6, 7, 8})
 """Orientations whose height lies across (EXIF 2.3, section 4.6.4 A)."""

@@ -20,23 +20,24 @@ from avlm.data.decode import check_senses, decode_audio, decode_image, fitted, r
 from avlm.data.features import heard_chunks
 from avlm.data.files import LIMITS, Limits
 from avlm.data.foreman import note
+from avlm.data.headers import measure
 from avlm.data.pictures import PreparedImage, prepare_image, prepare_picture
 from avlm.errors import MediaError
-from avlm.layout import VideoFacts, timed_count
+from avlm.layout import AudioFacts, Facts, VideoFacts, timed_count
 from avlm.samples import Heard, MediaItem, Picture
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedAudio:
-    """What encoders take of a sound, chunk by chunk, with the length that its layout follows from."""
+    """What encoders take of a sound, chunk by chunk."""
 
     sound: tuple[Heard, ...]
-    num_samples: int
+    facts: AudioFacts
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedVideo:
-    """Frames in order, the chunks of the sound track (none without sound), and the facts of its layout."""
+    """Frames in order, and the chunks of the sound track (none without sound)."""
 
     frames: tuple[Tensor, ...]
     sound: tuple[Heard, ...]
@@ -44,6 +45,7 @@ class PreparedVideo:
 
 
 Prepared = PreparedImage | PreparedAudio | PreparedVideo
+"""Each with the `facts` that its layout follows from."""
 
 
 _Key = tuple[str, Path | str, tuple[int, int] | None, float, float | None]
@@ -61,6 +63,8 @@ class MediaReader:
     def __init__(self, media: MediaSpec, cache_mb: int = 0, limits: Limits = LIMITS) -> None:
         self.media = media
         self.limits = limits
+        self.decoded = 0
+        """Media that were decoded to be measured."""
         self._capacity = cache_mb * 2**20
         self._used = 0
         self._kept: OrderedDict[_Key, Prepared] = OrderedDict()
@@ -101,12 +105,24 @@ class MediaReader:
                 _, oldest = self._kept.popitem(last=False)
                 self._used -= _size(oldest)
 
+    def measure(self, item: MediaItem) -> Facts:
+        """What the layout of one item follows from, by its header; decoded only where that does not tell.
+
+        Raises:
+            MediaError: It cannot be read, or the model has no sense for it.
+        """
+        facts = measure(item, self.media, self.limits)
+        if facts is None:
+            self.decoded += 1
+            facts = self.prepare(item).facts
+        return facts
+
     def _prepare(self, item: MediaItem) -> Prepared:
         check_senses(item, self.media)
         vision, audio = self.media.vision, self.media.audio
         if item.kind == "audio" and audio is not None:
             wave = decode_audio(item, audio.sample_rate_hz, self.limits).waveform
-            return PreparedAudio(heard_chunks(wave, audio), len(wave))
+            return PreparedAudio(heard_chunks(wave, audio), AudioFacts(len(wave)))
         if item.kind == "image" and vision is not None:
             return prepare_picture(decode_image(item, self.limits), vision)
         return self._prepare_video(item)

@@ -63,6 +63,7 @@ FREE_DATA = (
     "folder",
     "roots",
     "fetch",
+    "index",
     "max_bad",
     "max_bad_run",
     "too_long",

@@ -536,6 +536,20 @@ def test_a_sample_longer_than_a_row_is_refused_or_dropped(small_run: Small, tmp_
     assert [row["sample_id"] for row in read_lines(tmp_path / "run" / "quarantine.jsonl")] == ["long"]
 
 
+def test_a_sample_longer_than_a_row_is_cut_and_that_is_told(small_run: Small, tmp_path: Path) -> None:
+    config = override(one_stage(small_run(), steps=4), ["data.too_long=cut"])
+    long = [question("long", {"type": "text", "text": "Say it."}, answer="word " * 200)]
+    long.append(question("lost", {"type": "text", "text": "word " * 200}))
+    add_rows(tmp_path / "rows.jsonl", *long)
+    train(config)
+    told = {row["sample_id"]: row for row in read_lines(tmp_path / "run" / "quarantine.jsonl")}
+    assert set(told) == {"long", "lost"}
+    assert "nothing that is learned is within the first 128" in told["lost"]["reason"] and "cut" not in told["lost"]
+    lines = read_lines(tmp_path / "run" / "metrics.jsonl")
+    assert sum(line["cut_tokens"] for line in lines) % told["long"]["cut"] == 0 < told["long"]["cut"]
+    assert "1 sample was longer than a row and cut" in (tmp_path / "run" / "report.html").read_text()
+
+
 def test_training_that_diverges_stops_with_whole_weights(small_run: Small, tmp_path: Path) -> None:
     config = one_stage(small_run(), train={"language": {"lr": 1e38}}, steps=20, schedule={"kind": "constant"})
     with pytest.raises(ConfigError, match=r"stage only, step \d+: the loss is .*; training has diverged"):
