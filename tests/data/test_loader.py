@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import re
@@ -301,7 +302,13 @@ def get_killed() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def abort() -> None:
+    faulthandler.disable()  # pytest's, which would tell all about it
+    os.abort()
+
+
 def fault() -> None:
+    faulthandler.disable()
     os.kill(os.getpid(), signal.SIGSEGV)
 
 
@@ -331,7 +338,7 @@ def test_a_worker_that_is_killed_once_changes_nothing(
             hang_in_c,
             "takes longer than 0.5 s, so the process that read it was ended. Replace it, or raise data.stall_s",
         ),
-        (os.abort, "crashed the process that read it, twice (SIGABRT). Replace it, or remove the sample"),
+        (abort, "crashed the process that read it, twice (SIGABRT). Replace it, or remove the sample"),
         (fault, "crashed the process that read it, twice (SIGSEGV). Replace it, or remove the sample"),
         (
             lambda: os._exit(7),
