@@ -121,6 +121,12 @@ class Run:
             rows = len(stage_rows(self.sources.of(stage).facts, stage, self.video)) if stage.name in taken else 1
             if stage.epochs is None:
                 return stage
+            if stage.batch_rows is not None:
+                raise ConfigError(
+                    f"stage {stage.name} is {stage.epochs:g} epochs long and takes {stage.batch_rows} rows a step, and "
+                    "how many steps that is follows from an index that the stage makes when it begins. Give its "
+                    f"length as stages.{stage.name}.steps, or batch_samples instead of batch_rows"
+                )
             steps = config.model_copy(update={"max_steps": None}).stage_steps(stage, rows)
             return stage.model_copy(update={"steps": steps, "epochs": None})
 
@@ -289,7 +295,11 @@ class Run:
         if self.config.data.system is not None:
             processor.use_system(self.config.data.system)
         writer = processor if stage.template is None else processor.with_template(stage.template)
-        loader = StepLoader(self.sources.of(stage), stage, writer, self.config.data, self.config.seed, self.video)
+        with counted(f"index of {stage.name}", self.console) as progress:
+            measures = self.sources.measures(stage, writer, self.video, self.out / "index", progress)
+        loader = StepLoader(
+            self.sources.of(stage), stage, writer, self.config.data, self.config.seed, self.video, measures=measures
+        )
         if untaken(self.sources.of(stage).facts, stage):
             names = ", ".join(untaken(self.sources.of(stage).facts, stage))
             tell(self.console, f"{stage.name}: no row is of {names}, of which stages.{stage.name}.take takes a share")

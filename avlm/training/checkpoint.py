@@ -37,6 +37,8 @@ class Position:
     """Samples left out so far in this stage."""
     bad_run: int = 0
     """Of which the last ones, with no good one behind them."""
+    plan: str = ""
+    """Of the data: what the order of the rows follows from, as `PlanState` writes it."""
 
 
 @dataclass(frozen=True, slots=True)

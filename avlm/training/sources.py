@@ -7,11 +7,14 @@ from pathlib import Path
 from avlm.config.data import Weighted
 from avlm.config.run import RunConfig, Stage
 from avlm.data.doors import Doors, doors_of
+from avlm.data.index import Progress, build_index
+from avlm.data.plan import Measures
+from avlm.data.processor import AvlmProcessor
 from avlm.data.readers.joined import JoinedSource, blended
 from avlm.data.rows import RowSource
 from avlm.data.sources import open_source
 from avlm.errors import ConfigError, DataError
-from avlm.samples import Sample
+from avlm.samples import MediaKind, Sample
 
 
 class RunSources:
@@ -80,6 +83,30 @@ class RunSources:
         sources = [*self.opened.values(), *([] if held_out is None else [held_out])]
         roots: list[Path] = [root for source in sources for root in source.roots]
         return doors_of(self.config.data, roots)
+
+    def measures(
+        self, stage: Stage, processor: AvlmProcessor, video: frozenset[MediaKind], folder: Path, progress: Progress
+    ) -> Measures | None:
+        """What the rows of a stage take, where its plan goes by that: from its index, made or brought up to date.
+
+        Args:
+            processor: Writes rows down as the stage does.
+            folder: Where indexes lie if the settings do not say.
+        """
+        if stage.batch_rows is None and self.config.data.order in ("shuffled", "as_is"):
+            return None
+        data = self.config.data
+        index = build_index(
+            self.of(stage),
+            processor,
+            folder if data.index is None else Path(data.index),
+            stage=stage,
+            video=video,
+            too_long=data.too_long,
+            workers=data.workers,
+            progress=progress,
+        )
+        return Measures(index.tokens, index.cost, index.tiles, index.frames)
 
     def prompts(self) -> list[Sample]:
         """The first held-out samples of each task (training ones where nothing is held out)."""

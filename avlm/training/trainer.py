@@ -15,7 +15,7 @@ from torch import nn
 
 from avlm.config.run import RunConfig, Stage
 from avlm.data.loader import Bad, StepData, StepLoader
-from avlm.data.plan import key
+from avlm.data.plan import PlanState, key
 from avlm.data.processor import AvlmProcessor
 from avlm.errors import ConfigError
 from avlm.models.modeling import AvlmForConditionalGeneration
@@ -220,11 +220,14 @@ class Trainer:
             checkpoint.restore(found, self.learner, self.optimizer)
             self.done = found.position.stage_step
             self.budget.bad, self.budget.run = found.position.bad, found.position.bad_run
+            if found.position.plan:
+                self.loader.plan.resume(PlanState.from_json(found.position.plan))
             tell(self.console, f"{self.stage.name}: resumed at step {self.done}/{self.steps}")
         self.journal.cut_back(self.first_step + self.done, self.stage.name, self.done)
 
     def _save(self) -> None:
-        position = Position(self.stage.name, self.done, self.first_step + self.done, self.budget.bad, self.budget.run)
+        bad, plan = self.budget, self.loader.plan.state(self.done).to_json()
+        position = Position(self.stage.name, self.done, self.first_step + self.done, bad.bad, bad.run, plan)
         try:
             self.journal.sync()
             checkpoint.save(self.folder, self.learner, self.optimizer, position, keep=self.run.save.keep)

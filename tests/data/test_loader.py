@@ -236,7 +236,7 @@ def test_a_mistake_comes_with_its_own_step_and_not_before(
     rows: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fine, marked = SamplePreparer.__call__, loader(rows(), batch_samples=3, workers=2)
-    (row, _) = marked.assigned(2)[1]
+    (row, _) = marked.assigned(2)[0][1]
 
     def broken(self: SamplePreparer, wanted: Wanted) -> Encoded | Bad:
         if wanted[0] == row:

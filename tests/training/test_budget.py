@@ -23,7 +23,7 @@ def stopped_at(marks: str, batch: int, **data: Any) -> int | None:
     """The step whose samples stop the run."""
     budget = BadBudget(DataConfig(**data))
     for number in range(len(marks) // batch):
-        budget.count(step(number, marks[number * batch : (number + 1) * batch]), batch)
+        budget.count(step(number, marks[number * batch : (number + 1) * batch]))
         try:
             budget.check()
         except DataError:
@@ -59,9 +59,9 @@ def test_a_share_of_all_with_a_few_for_nothing() -> None:
 
 def test_the_report_names_the_last_ones_and_what_to_do() -> None:
     budget = BadBudget(DataConfig(max_bad=1, max_bad_run=5))
-    budget.count(step(0, "..xx"), 4)
+    budget.count(step(0, "..xx"))
     budget.check()
-    budget.count(step(1, "xxx."), 4)
+    budget.count(step(1, "xxx."))
     with pytest.raises(DataError) as error:
         budget.check()
     assert str(error.value) == (
@@ -74,10 +74,10 @@ def test_the_report_names_the_last_ones_and_what_to_do() -> None:
 
 def test_a_run_that_goes_on_counts_on() -> None:
     before = BadBudget(DataConfig(max_bad=1, max_bad_run=4))
-    before.count(step(0, ".xxx"), 4)
+    before.count(step(0, ".xxx"))
     after = BadBudget(DataConfig(max_bad=1, max_bad_run=4))
     after.bad, after.run = before.bad, before.run
-    after.count(step(1, "x..."), 4)
+    after.count(step(1, "x..."))
     assert after.bad == 4
     with pytest.raises(DataError, match="4 samples one after the other"):
         after.check()
