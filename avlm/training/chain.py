@@ -45,7 +45,7 @@ from avlm.models.precision import cast_weights
 from avlm.samples import MediaKind, Sample
 from avlm.training.building import build_side_by_side, by_itself, collect
 from avlm.training.memory import keep_freed_memory
-from avlm.training.observe import StepMetrics, make_console, tell
+from avlm.training.observe import StepMetrics, counted, make_console, tell
 from avlm.training.sources import RunSources
 from avlm.training.stages import check_parts, part_modules
 from avlm.training.stopping import StopWish, stop_wishes
@@ -117,7 +117,7 @@ class Run:
         """The same settings with lengths in steps, after a look for every stage's rows."""
         taken = {stage.name for stage in self.stages}
 
-        def counted(stage: Stage) -> Stage:
+        def in_steps(stage: Stage) -> Stage:
             rows = len(stage_rows(self.sources.of(stage).facts, stage, self.video)) if stage.name in taken else 1
             if stage.epochs is None:
                 return stage
@@ -130,7 +130,7 @@ class Run:
             steps = config.model_copy(update={"max_steps": None}).stage_steps(stage, rows)
             return stage.model_copy(update={"steps": steps, "epochs": None})
 
-        return config.model_copy(update={"stages": tuple(counted(stage) for stage in config.stages)})
+        return config.model_copy(update={"stages": tuple(in_steps(stage) for stage in config.stages)})
 
     def train(self, only: str | None = None) -> Path:
         """Train all stages that are not done, or all up to and with one.
