@@ -242,12 +242,10 @@ def batches(job: Job, tasks: Iterable[Task], workers: int) -> Iterator[Batch]:
         return
     rest = iter(tasks)
     while suspects := (yield from _in_processes(job, rest, workers)):
-        one_by_one: Iterator[Task] = (
-            (rows[i : i + 1], read[i : i + 1]) for rows, read in suspects for i in range(len(rows))
-        )
+        one_by_one = iter([(rows[i : i + 1], read[i : i + 1]) for rows, read in suspects for i in range(len(rows))])
         while lost := (yield from _in_processes(job, one_by_one, 1)):
             yield _lost(job, lost[0][0])  # one process takes them in order, so the first that is missing was under way
-            one_by_one = itertools.chain(lost[1:], one_by_one)
+            one_by_one = iter([*lost[1:], *one_by_one])
 
 
 def _lost(job: Job, rows: range) -> Batch:

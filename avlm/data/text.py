@@ -491,10 +491,13 @@ def worded(sample: Sample, chosen: Iterable[bool]) -> Sample:
     Args:
         chosen: For each medium, in reading order, whether its `alt` stands in its place.
     """
-    wanted = iter(chosen)
+    wanted = list(chosen)
+    if not any(wanted):
+        return sample
+    draws = iter(wanted)
 
     def in_words(part: Text | MediaItem, turn: Turn) -> Text | MediaItem:
-        if isinstance(part, Text) or not next(wanted):
+        if isinstance(part, Text) or not next(draws):
             return part
         return Text(f"{part.alt}\n" if part.alt and not turn.verbatim else part.alt)
 

@@ -43,6 +43,8 @@ class Tokens:
         return int(self.tokenizer.convert_tokens_to_ids(token))
 
     def _read(self, text: str) -> tuple[int, ...]:
+        if CUT not in text:
+            return tuple(self._read_quickly(text)) if text else ()
         return tuple(i for part in text.split(CUT) if part for i in self._read_quickly(part))
 
     def _read_quickly(self, text: str) -> list[int]:

@@ -24,6 +24,7 @@ from avlm.data.loader import AHEAD, Bad, SamplePreparer, StepData, StepLoader, W
 from avlm.data.media import MediaReader
 from avlm.data.processor import AvlmProcessor
 from avlm.data.sources import JsonLines
+from avlm.data.staged import StageWriter
 from avlm.errors import AvlmError, ConfigError, LayoutError, MissingExtraError
 from avlm.samples import Encoded, Sample
 
@@ -272,9 +273,9 @@ def test_ranks_share_a_step_and_read_together_what_one_would(ranks: int, rows: C
 
 def disturb(monkeypatch: pytest.MonkeyPatch, row: int, what: Callable[[], object], times: Path | None = None) -> None:
     """Have something happen in the worker that prepares a row: always, or so often as there are files in a folder."""
-    fine = SamplePreparer._encode
+    fine = StageWriter.encode
 
-    def disturbed(self: SamplePreparer, sample: Sample, number: int, epoch: int) -> Encoded:
+    def disturbed(self: StageWriter, sample: Sample, number: int, epoch: int) -> Encoded:
         if number == row:
             found = fine(self, sample, number, epoch)  # its media are named by then
             left = [] if times is None else sorted(times.iterdir())
@@ -285,7 +286,7 @@ def disturb(monkeypatch: pytest.MonkeyPatch, row: int, what: Callable[[], object
             return found
         return fine(self, sample, number, epoch)
 
-    monkeypatch.setattr(SamplePreparer, "_encode", disturbed)
+    monkeypatch.setattr(StageWriter, "encode", disturbed)
 
 
 def hang() -> None:

@@ -21,6 +21,7 @@ from avlm.convert.weights import save_model
 from avlm.errors import ConfigError, DataError
 from avlm.training.chain import Run
 from avlm.training.observe import read_lines
+from avlm.training.report import write_report
 
 Small = Callable[..., RunConfig]
 JOINT = {
@@ -547,7 +548,7 @@ def test_a_sample_longer_than_a_row_is_cut_and_that_is_told(small_run: Small, tm
     assert "nothing that is learned is within the first 128" in told["lost"]["reason"] and "cut" not in told["lost"]
     lines = read_lines(tmp_path / "run" / "metrics.jsonl")
     assert sum(line["cut_tokens"] for line in lines) % told["long"]["cut"] == 0 < told["long"]["cut"]
-    assert "1 sample was longer than a row and cut" in (tmp_path / "run" / "report.html").read_text()
+    assert "1 sample was longer than a row and cut" in write_report(tmp_path / "run").read_text()
 
 
 def test_training_that_diverges_stops_with_whole_weights(small_run: Small, tmp_path: Path) -> None:
