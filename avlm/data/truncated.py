@@ -36,8 +36,7 @@ def check_whole(item: MediaItem, file: BinaryIO) -> None:
     file.seek(0)
     if missing:
         raise MediaError(
-            f"{item.name()}: is truncated: its header announces {missing} more bytes than the file has. "
-            f"Copy it again"
+            f"{item.name()}: is truncated: its header announces {missing} more bytes than the file has. Copy it again"
         )
 
 
