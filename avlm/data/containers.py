@@ -17,7 +17,17 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from avlm.config.media import VideoSpec
-from avlm.data.files import Limits, check_frame, check_frames, check_samples, check_seconds, check_time, cut, opened
+from avlm.data.files import (
+    Limits,
+    check_frame,
+    check_frames,
+    check_samples,
+    check_seconds,
+    check_time,
+    cut,
+    opened,
+    too_large,
+)
 from avlm.data.sparing import Sparing
 from avlm.data.truncated import check_whole
 from avlm.errors import MediaError
@@ -124,7 +134,12 @@ def _container(item: MediaItem, limits: Limits) -> Iterator[Any]:
         with av.open(file, options={**allowed, **told}, timeout=limits.max_decode_s or None) as container:
             for stream in container.streams.video:
                 stream.codec_context.options = told
-            yield container
+            try:
+                yield container
+            except av.error.ArgumentError:
+                if all(stream.codec_context.width for stream in container.streams.video):
+                    raise
+                raise too_large(item, limits, "have more pixels, or no size") from None
 
 
 def _pictures(item: MediaItem, limits: Limits, container: Any) -> Any:
@@ -239,11 +254,11 @@ def _play(container: Any, senses: Sequence[_Eyes[Any] | _Ears], way: _Way) -> No
     """Decode until all senses have what they want; where the file ends before, check that it was the end."""
     end = -math.inf
     by_stream = {sense.stream.index: sense for sense in senses}
-    for packet in container.demux([sense.stream for sense in senses]) if senses else ():
-        sense = by_stream[packet.stream.index]
+    for packet in container.demux(_played(container, senses)) if senses else ():
+        sense = by_stream.get(packet.stream.index)
         if packet.pts is not None and packet.time_base is not None:
             end = max(end, way.clock(float((packet.pts + (packet.duration or 0)) * packet.time_base)))
-        if not sense.has_all() or (sense.to_the_end and way.reaches_the_end()):
+        if sense is not None and (not sense.has_all() or (sense.to_the_end and way.reaches_the_end())):
             sense.packets += bool(packet.size)
             for frame in sense.decoded(packet):
                 sense.take(frame)
@@ -256,6 +271,14 @@ def _play(container: Any, senses: Sequence[_Eyes[Any] | _Ears], way: _Way) -> No
             f"{way.item.name()}: is truncated: its header announces {way.duration_s:.2f} s and it ends at "
             f"{way.begin_s + end:.2f} s. Copy or record it again"
         )
+
+
+def _played(container: Any, senses: Sequence[_Eyes[Any] | _Ears]) -> list[Any]:
+    """Streams whose packets are looked at: those of the senses. Matroska says how long the longest is, whichever it is,
+    so there the end of all of them is looked for."""
+    if container.format.name.startswith("matroska"):
+        return [*container.streams.video, *container.streams.audio]
+    return [sense.stream for sense in senses]
 
 
 class _Eyes(Generic[Seen]):

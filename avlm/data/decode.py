@@ -87,7 +87,7 @@ def opened_image(item: MediaItem, file: BinaryIO, limits: Limits) -> Iterator[PI
         MediaError: It has more pixels than are decoded.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PILImage.DecompressionBombWarning)
+        warnings.simplefilter("ignore")  # what Pillow thinks of EXIF and sizes is nothing that a user can act on
         try:
             with PILImage.open(file, formats=_formats()) as image:
                 if image.width * image.height > limits.max_pixels:
@@ -127,6 +127,8 @@ def _check_png(item: MediaItem, data: bytes) -> None:
         if name == b"IEND":
             return
         end = at + 8 + length
+        if end + 4 > len(data):
+            break
         if name[:1].isupper() and zlib.crc32(memoryview(data)[at + 4 : end]) != int.from_bytes(data[end : end + 4]):
             raise MediaError(
                 f"{item.name()}: is damaged: its chunk at byte {at} does not have the checksum that it was written "

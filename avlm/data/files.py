@@ -156,14 +156,18 @@ def check_samples(num_samples: int, rate_hz: int, limits: Limits, item: MediaIte
 
 
 def check_frame(width: int, height: int, limits: Limits, item: MediaItem) -> None:
-    """Refuse a video of frames that are too large; FFmpeg, which was told the limit, may have left their size at 0.
+    """Refuse a video of frames that are too large.
 
     Raises:
         MediaError: They are.
     """
-    if not 0 < width * height <= limits.max_pixels:
-        size = f"are {width} x {height} pixels" if width and height else "have more pixels, or no size"
-        raise MediaError(f"{item.name()}: its frames {size}, and {at_most(limits)} are decoded. Make it smaller")
+    if width * height > limits.max_pixels:
+        raise too_large(item, limits, f"are {width} x {height} pixels")
+
+
+def too_large(item: MediaItem, limits: Limits, size: str) -> MediaError:
+    """The refusal of a video by the size of its frames."""
+    return MediaError(f"{item.name()}: its frames {size}, and {at_most(limits)} are decoded. Make it smaller")
 
 
 def check_frames(count: int, limits: Limits, item: MediaItem) -> None:

@@ -92,7 +92,10 @@ CONTAINERS = [
     pytest.param("a.mp4", {}, id="mp4"),
     pytest.param("a.mov", {"video": "libx264"}, id="mov h264 with frames that depend on later ones"),
     pytest.param("a.mkv", {}, id="mkv: length known to the file, not to its streams"),
+    pytest.param("a.mkv", {"video": "libx264", "audio": "libopus"}, id="mkv h264 and opus"),
     pytest.param("a.webm", {"video": "libvpx", "audio": "libopus"}, id="webm"),
+    pytest.param("a.webm", {"video": "libvpx-vp9", "audio": "libopus"}, id="webm vp9"),
+    pytest.param("b.avi", {"video": "mpeg4", "audio": "pcm_s16le"}, id="avi and pcm"),
     pytest.param(
         "a.webm", {"video": "libvpx", "audio": "libopus", "options": {"live": "1"}}, id="a browser's: no length"
     ),
@@ -138,6 +141,15 @@ def test_sound_that_begins_late_or_ends_early_is_padded_with_silence(tmp_path: P
     assert beep_s(late) == pytest.approx(1.7, abs=0.05)
     assert not late.sound.waveform[: round(0.6 * RATE)].any()
     assert not late.sound.waveform[round(2.4 * RATE) :].any()
+
+
+@pytest.mark.parametrize("name", ["a.mkv", "a.mp4", "a.avi"])
+def test_pictures_that_end_long_before_the_sound_are_not_taken_for_truncated(name: str, tmp_path: Path) -> None:
+    path = write(tmp_path / name, sound_s=9.0, audio="mp3" if name == "a.avi" else "aac")
+    for order in ("video", "interleaved"):
+        clip = decode(path, media(order=order))
+        assert clip.duration_s == pytest.approx(9.0 if name == "a.mkv" else 3.0, abs=0.15)
+        assert chosen(clip)[-1] >= 24
 
 
 def test_sound_that_outlasts_the_pictures_is_cut(tmp_path: Path) -> None:
