@@ -142,8 +142,8 @@ def main() -> list[Table]:
                     {what: lambda path=path, media=media, go=go: go(path, media) for what, go in PEERS.items()},
                     of.rounds,
                     BAR,
-                    ("two passes with avlm",),
-                    lambda path=path, media=media: check(path, media),
+                    check=lambda path=path, media=media: check(path, media),
+                    unbarred=("two passes with avlm",),
                 )
             )
     return [table]
