@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PEERS := $(VENV)/.peers
 # Two tests at a time, a file in one process.
 TOGETHER := -n 2 --dist loadfile
 
@@ -36,7 +37,11 @@ format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(READY)
+$(PEERS): pyproject.toml constraints.txt $(READY)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
+	touch $(PEERS)
+
+bench: $(PEERS)
 	$(BIN)/python bench/run.py
 	$(BIN)/python bench/index.py
 

@@ -35,10 +35,10 @@ class Case:
     rounds: int = 15
     bar: float | None = None
     """The least ratio that is wanted against each peer; None: told for comparison."""
-    unbarred: tuple[str, ...] = ()
-    """Peers that are told for comparison only."""
     check: Callable[[], None] = lambda: None
     """Raises where the sides do not give the same."""
+    unbarred: tuple[str, ...] = ()
+    """Peers that are told for comparison only."""
 
 
 @dataclass(slots=True)

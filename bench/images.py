@@ -103,7 +103,7 @@ def main() -> list[Table]:
             what = f"{name}, {width} x {height}"
             case = Case(
                 what, mine, {"transformers": theirs}, rounds, BAR,
-                lambda mine=mine, theirs=theirs, spec=spec: within_one_level(mine(), theirs(), spec),
+                check=lambda mine=mine, theirs=theirs, spec=spec: within_one_level(mine(), theirs(), spec),
             )  # fmt: skip
             whole.lines += timed(case)
             if name != "CLIP-336":

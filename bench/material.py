@@ -100,13 +100,26 @@ def _row(n: int) -> dict[str, object]:
     }
 
 
-def film(path: Path, seconds: float, *, size: tuple[int, int] = (640, 360), fps: int = 25, b_frames: int = 3) -> Path:
-    """An mp4 as tools write it by default: H.264 with a key frame every 250, AAC in stereo at 48 kHz, interleaved."""
+def film(
+    path: Path,
+    seconds: float,
+    *,
+    size: tuple[int, int] = (640, 360),
+    fps: int = 25,
+    b_frames: int = 3,
+    every: int = 250,
+) -> Path:
+    """An mp4 of H.264, and AAC in stereo at 48 kHz, interleaved.
+
+    Args:
+        b_frames: Most pictures in a row that no other is made from; 3 is what x264 does by itself.
+        every: Frames between two key frames, at most; 250 is x264's own.
+    """
     import av
 
     scene = np.asarray(photo(2 * size[0], size[1]))
     with av.open(str(path), "w") as file:
-        pictures = file.add_stream("libx264", rate=fps, options={"bf": str(b_frames), "preset": "veryfast"})
+        pictures = file.add_stream("libx264", rate=fps, options={"bf": str(b_frames), "g": str(every)})
         pictures.width, pictures.height, pictures.pix_fmt = *size, "yuv420p"
         track = file.add_stream("aac", rate=48_000, layout="stereo")
         sound = np.stack([speech(seconds, 0, 48_000), speech(seconds, 1, 48_000)])

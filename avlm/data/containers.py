@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -257,7 +258,8 @@ def _play(container: Any, senses: Sequence[_Eyes[Any] | _Ears], way: _Way) -> No
     for packet in container.demux(_played(container, senses)) if senses else ():
         sense = by_stream.get(packet.stream.index)
         if packet.pts is not None and packet.time_base is not None:
-            end = max(end, way.clock(float((packet.pts + (packet.duration or 0)) * packet.time_base)))
+            unit_s = float(packet.time_base) if sense is None else sense.unit_s
+            end = max(end, way.clock((packet.pts + (packet.duration or 0)) * unit_s))
         if sense is not None and (not sense.has_all() or (sense.to_the_end and way.reaches_the_end())):
             sense.packets += bool(packet.size)
             for frame in sense.decoded(packet):
@@ -288,8 +290,12 @@ class _Eyes(Generic[Seen]):
     """Whether all of the file is decoded, even if nothing more is wanted."""
 
     def __init__(self, stream: Any, wanted: Sequence[float], way: _Way, see: Callable[[Picture], Seen]) -> None:
+        from av.video.reformatter import VideoReformatter
+
         self.stream, self.wanted, self.way, self.see = stream, wanted, way, see
+        self.unit_s = _unit_s(stream)
         self.decoded = Sparing(stream, wanted, way.clock, SAME_S).frames
+        self.coloured = VideoReformatter()  # one for all, as it takes longer to make than to use
         self.frames: list[Seen] = []
         self.last: Any = None
         self.first_clock = math.inf
@@ -328,7 +334,7 @@ class _Eyes(Generic[Seen]):
 
     def _keep(self) -> None:
         check_frame(self.last.width, self.last.height, self.way.limits, self.way.item)
-        pixels = self.last.to_ndarray(format="rgb24")
+        pixels = self.coloured.reformat(self.last, format="rgb24").to_ndarray()
         turns = round(self.last.rotation / 90) % 4  # telephones film lying down and say how to turn it
         self.frames.append(self.see(Picture(np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels)))
 
@@ -340,6 +346,7 @@ class _Ears:
 
     def __init__(self, stream: Any, way: _Way) -> None:
         self.stream, self.way = stream, way
+        self.unit_s = _unit_s(stream)
         self.chunks: list[tuple[float, np.ndarray]] = []
         self.rate_hz = 0
         self.first_clock = math.inf
@@ -410,6 +417,11 @@ class _Ears:
         return Sound(wave, rate_hz)
 
 
+def _unit_s(stream: Any) -> float:
+    """Seconds of one tick of a stream's clock, 0 if it has none; as a float, since fractions are slow."""
+    return float(stream.time_base or 0)
+
+
 def _start_s(stream: Any) -> float:
     """The container's clock where a stream begins."""
     return float((stream.start_time or 0) * stream.time_base) if stream.time_base is not None else 0.0
@@ -441,6 +453,9 @@ def _measured_duration_s(item: MediaItem, index: int, limits: Limits, deadline: 
 
 def _mono(frame: Any) -> np.ndarray:
     """Average the channels ourselves: libswresample's downmix is louder by the square root of two."""
+    if frame.format.name == "fltp":  # what nearly all decoders give: ten times a second or fifty, so it counts
+        planes = [np.frombuffer(plane, np.float32, frame.samples) for plane in frame.planes]
+        return np.asarray(reduce(np.add, planes) / np.float32(len(planes)))
     samples: np.ndarray = frame.to_ndarray()
     if not frame.format.is_planar:
         samples = samples.reshape(-1, frame.layout.nb_channels).T

@@ -69,7 +69,7 @@ def sound_features(waveform: np.ndarray, spec: AudioSpec) -> Tensor:
 
 
 def _padded(waveform: np.ndarray, count: int) -> np.ndarray:
-    return np.pad(waveform, (0, max(0, count - len(waveform))))
+    return waveform if len(waveform) >= count else np.pad(waveform, (0, count - len(waveform)))
 
 
 # ---------------------------------------------------------------- Whisper
@@ -142,9 +142,10 @@ def _fbank(waveform: np.ndarray, spec: AudioSpec) -> Tensor:
 
 def _wave(waveform: np.ndarray, spec: AudioSpec) -> Tensor:
     """The samples themselves, [1, S], as wav2vec 2.0 and its kin take them."""
-    wave = torch.from_numpy(waveform).double()
+    wave = torch.from_numpy(waveform)
     if spec.normalise == "clip":
-        wave = (wave - wave.mean()) / (wave.var(correction=0) + 1e-7).sqrt()
+        variance, mean = torch.var_mean(wave, correction=0)
+        wave = (wave - mean) / (variance + 1e-7).sqrt()
     return wave[None]
 
 
@@ -302,7 +303,7 @@ BAND = 16
 
 def _banded(filters_BF: Tensor) -> list[tuple[Tensor, slice]]:
     found = []
-    for band in filters_BF.split(BAND):  # type: ignore[no-untyped-call]
+    for band in torch.split(filters_BF, BAND):
         used = band.any(0).nonzero().flatten().tolist() or [0]  # filters between two frequencies have none
         reach = slice(used[0], used[-1] + 1)
         found.append((band[:, reach].contiguous(), reach))

@@ -34,6 +34,7 @@ class Sparing:
 
     def __init__(self, stream: Any, wanted: Sequence[float], clock: Callable[[float], float], same_s: float) -> None:
         self.stream, self.coder = stream, stream.codec_context
+        self.unit_s = float(stream.time_base or 0)
         self.wanted, self.clock, self.same_s = wanted, clock, same_s
         self.plain = self.coder.name != "h264" or not wanted
         """Whether what comes is decoded as it comes, for now or for good."""
@@ -51,7 +52,7 @@ class Sparing:
             yield from self._release(None)
             yield from packet.decode()
             return
-        if not self.timeless and None in (packet.pts, packet.dts, packet.time_base):
+        if not self.timeless and not (self.unit_s and packet.pts is not None and packet.dts is not None):
             self.timeless = True
             yield from self._plainly()
         if not self.timeless and packet.is_keyframe and is_idr(bytes(packet), self.length_bytes):
@@ -73,11 +74,11 @@ class Sparing:
     def _behind(self, packet: Any) -> bool:
         """Whether the packets that are held reach behind all that is wanted."""
         last = self.wanted[-1] + self.same_s
-        at = self.clock(float(packet.dts * packet.time_base))
+        at = self.clock(packet.dts * self.unit_s)
         return at > last and sum(self._time(held) > last for held in self.held[-2 * BEYOND :]) >= BEYOND
 
     def _time(self, packet: Any) -> float:
-        return self.clock(float(packet.pts * packet.time_base))
+        return self.clock(packet.pts * self.unit_s)
 
     def _plainly(self) -> Iterator[Any]:
         """Decode what is held, and what comes as it comes."""
