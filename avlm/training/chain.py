@@ -44,7 +44,8 @@ from avlm.errors import ConfigError, DataError
 from avlm.models.modeling import AvlmForConditionalGeneration
 from avlm.samples import MediaKind, Sample
 from avlm.training.building import build_side_by_side, by_itself, collect
-from avlm.training.observe import StepMetrics, make_console, tell
+from avlm.training.console import make_console, tell
+from avlm.training.observe import StepMetrics
 from avlm.training.stages import check_parts, part_modules
 from avlm.training.stopping import StopWish, stop_wishes
 from avlm.training.trainer import Trainer

@@ -1,0 +1,180 @@
+"""What is there twice, or nearly: rows and media of one file, and of held-out rows that were trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from avlm.config.media import MediaSpec
+from avlm.data.duplicates import band_pairs, equal_groups, first_of_each, groups_of, mixed, near_pairs
+from avlm.data.files import Limits
+from avlm.data.look import same
+from avlm.data.problems import Findings, Severity
+from avlm.data.reading import KINDS, Media, Rows
+from avlm.data.sketch import NEAR_TEXT, resemblance
+from avlm.data.spread import Progress
+from avlm.errors import DataError
+from avlm.samples import Text
+
+COMPARED = 50_000
+"""Pairs of one kind that are compared; more are told to be too many."""
+ALIKE = {"image": "look alike", "audio": "sound alike", "video": "look alike"}
+NAMED = {"image": "pictures", "audio": "sounds", "video": "videos"}
+
+
+def find_doubles(
+    sets: Sequence[Rows],
+    media: Media,
+    findings: Findings,
+    limits: Limits,
+    spec: MediaSpec,
+    progress: Progress | None = None,
+) -> None:
+    """Tell what is there twice in the first set, and what the second one has of it."""
+    rows = _Doubles(sets, media, findings)
+    rows.equal_rows()
+    rows.equal_media()
+    rows.near_rows(progress)
+    rows.near_media(limits, spec, progress)
+
+
+class _Doubles:
+    def __init__(self, sets: Sequence[Rows], media: Media, findings: Findings) -> None:
+        self.sets, self.media, self.findings = sets, media, findings
+        self.border = len(sets[0])
+        """Rows from this number on are held out."""
+        self.of_media = np.concatenate([media.of_rows(i) for i in range(len(sets))])
+        self.text = np.concatenate([rows.text for rows in sets])
+        self.whole = mixed(self.text, self.of_media)
+        self.whole[self.text == 0] = 0
+
+    # ------------------------------------------------------------ rows
+
+    def equal_rows(self) -> None:
+        for group in equal_groups(self.whole):
+            mine, theirs = group[group < self.border], group[group >= self.border]
+            for row in mine[1:]:
+                self._tell_rows("warning", "a row that is there twice", "says the same", mine[0], row)
+            for row in theirs if len(mine) else ():
+                self._tell_leak("a held-out row that is also trained on", "says the same", mine[0], row)
+        if len(self.sets) > 1:
+            self._equal_questions()
+
+    def _equal_questions(self) -> None:
+        """Held-out questions about the same media that are trained on with another answer."""
+        asked = np.concatenate([rows.asked for rows in self.sets])
+        question = mixed(asked, self.of_media)
+        question[asked == 0] = 0
+        learned = np.isin(self.whole, self.whole[: self.border])
+        for group in equal_groups(question):
+            mine, theirs = group[group < self.border], group[group >= self.border]
+            for row in theirs[~learned[theirs]] if len(mine) else ():
+                self._tell_leak(
+                    "a held-out question that is trained on with another answer", "asks the same", mine[0], row
+                )
+
+    def near_rows(self, progress: Progress | None) -> None:
+        firsts = first_of_each(self.whole)
+        bands = np.concatenate([rows.bands for rows in self.sets])[firsts]
+        pairs = firsts[band_pairs(bands, self.of_media[firsts])]
+        near = self._compared(
+            pairs, "near rows", progress, lambda a, b: resemblance(self._words(a), self._words(b)) >= NEAR_TEXT
+        )
+        for group in groups_of(near):
+            mine = [row for row in group if row < self.border]
+            for row in mine[1:]:
+                self._tell_rows("note", "a row that is nearly there twice", "says nearly the same", mine[0], row)
+            for row in group if mine else ():
+                if row >= self.border:
+                    self._tell_leak("a held-out row that is nearly trained on", "says nearly the same", mine[0], row)
+
+    def _words(self, row: int) -> str:
+        rows, own = self._of(row)
+        sample = rows.source[own]
+        return "\n".join(part.text for turn in sample.turns for part in turn.parts if isinstance(part, Text))
+
+    def _of(self, row: int) -> tuple[Rows, int]:
+        return (self.sets[0], int(row)) if row < self.border else (self.sets[1], int(row) - self.border)
+
+    def _where(self, row: int) -> str:
+        rows, own = self._of(row)
+        return rows.where(own)
+
+    def _tell_rows(self, severity: Severity, title: str, does: str, first: int, row: int) -> None:
+        one, other = self._where(first), self._where(row)
+        message = f"{other} {does} as {one}, about the same media. Remove one of them, unless both are meant"
+        self.findings.add(severity, title, f"{other} (as {one})", message)
+
+    def _tell_leak(self, title: str, does: str, first: int, row: int) -> None:
+        one, other = self._where(first), self._where(row)
+        message = f"{other} {does} as {one}, so what is measured on it was learned. Remove one of the two"
+        self.findings.add("warning", title, f"{other} (as {one})", message)
+
+    # ------------------------------------------------------------ media
+
+    def equal_media(self) -> None:
+        for group in equal_groups(self.media.digest):
+            self._tell_media([int(number) for number in group], "are the same", "warning", "is the same as")
+        if len(self.sets) > 1:
+            for number in np.flatnonzero((self.media.count(0) > 0) & (self.media.count(1) > 0)):
+                one, other = (self.media.place(int(number), which) for which in (0, 1))
+                title = f"held-out {self._named(int(number))} that are also trained on"
+                self.findings.add("warning", title, f"{other} (as {one})", f"{other} is also in {one}")
+
+    def near_media(self, limits: Limits, spec: MediaSpec, progress: Progress | None) -> None:
+        for number, kind in enumerate(KINDS):
+            mine = np.flatnonzero((self.media.kind == number) & (self.media.sketch != 0).any(1))
+            firsts = mine[first_of_each(self.media.known()[mine])]
+            pairs = firsts[near_pairs(self.media.sketch[firsts])]
+
+            def alike(a: int, b: int) -> bool:
+                try:
+                    return same(self.media.item(a), self.media.item(b), limits, spec)
+                except DataError:
+                    return False
+
+            near = self._compared(pairs, f"near {NAMED[kind]}", progress, alike)
+            for group in groups_of(near):
+                self._tell_media(group, f"are different files and {ALIKE[kind]}", "note", f"{ALIKE[kind]}:")
+
+    def _named(self, number: int) -> str:
+        return NAMED[KINDS[int(self.media.kind[number])]]
+
+    def _tell_media(self, group: Sequence[int], are: str, leak: Severity, word: str) -> None:
+        """Different files that hold the same: in the first set a note; a leak where the second has one of them."""
+        there = [self.media.count(i) for i in range(len(self.sets))]
+        mine = [number for number in group if there[0][number]]
+        if not mine:
+            return
+        one, kind = self.media.place(mine[0], 0), self._named(mine[0])
+        for number in mine[1:]:
+            other = self.media.place(number, 0)
+            self.findings.add("note", f"{kind} that {are}", f"{other} (as {one})", f"{other} {word} {one}")
+        for number in group if len(self.sets) > 1 else ():
+            if there[1][number] and not there[0][number]:
+                other = self.media.place(number, 1)
+                title = f"held-out {kind} that {are} as trained ones"
+                self.findings.add(leak, title, f"{other} (as {one})", f"{other} {word} {one}")
+
+    # ------------------------------------------------------------ pairs
+
+    def _compared(
+        self, pairs: np.ndarray, name: str, progress: Progress | None, alike: Callable[[int, int], bool]
+    ) -> list[tuple[int, int]]:
+        """Those of some candidates that are alike."""
+        if len(pairs) > COMPARED:
+            self.findings.add(
+                "note",
+                f"{name}: more candidates than are compared",
+                "",
+                f"{len(pairs):,} pairs may be nearly the same, and the first {COMPARED:,} were compared",
+                len(pairs) - COMPARED,
+            )
+        found = []
+        for number, (one, other) in enumerate(pairs[:COMPARED].tolist()):
+            if alike(one, other):
+                found.append((one, other))
+            if progress is not None:
+                progress(name, number + 1, min(len(pairs), COMPARED))
+        return found

@@ -1,0 +1,149 @@
+"""One medium looked at: whether it can be read, how large it is, and what finds others that are the same."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from avlm.config.media import AudioSpec, MediaSpec, VisionSpec
+from avlm.data.decode import decode_audio, decode_image, decode_video
+from avlm.data.files import Limits, opened
+from avlm.data.sketch import RATE_HZ, picture_sketch, picture_view, same_picture, same_sound, sound_sketch, sound_view
+from avlm.errors import DataError
+from avlm.samples import Clip, MediaItem, Picture, Sound
+
+ANYTHING = MediaSpec(vision=VisionSpec(image_size_px=224, cell_px=14), audio=AudioSpec())
+"""What is looked for in videos where no model says so: frames and sound."""
+FLAT = 2
+"""A picture whose values lie no further apart shows nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a medium is."""
+
+    digest: int = 0
+    """64 bits of its bytes and its cut; 0 where they were not read."""
+    size_px: tuple[int, int] = (0, 0)
+    """Height and width of a picture or of a video's frames."""
+    seconds: float = 0.0
+    """How long a sound or a video lasts."""
+    sketch: tuple[int, int] = (0, 0)
+    problem: str = ""
+    """Why it cannot be read."""
+    odd: str = ""
+    """What is strange about it though it can be read."""
+
+
+def look(item: MediaItem, limits: Limits, media: MediaSpec = ANYTHING) -> Look:
+    """Read and decode a medium.
+
+    Args:
+        media: Which frames of a video are looked at.
+    """
+    try:
+        digest = content_digest(item, limits)
+        decoded = decoded_of(item, limits, media)
+    except DataError as error:
+        return Look(problem=error.reason)
+    if isinstance(decoded, Sound):
+        sketch = sound_sketch(sound_view(decoded.waveform))
+        return Look(digest, seconds=len(decoded.waveform) / decoded.sample_rate_hz, sketch=sketch)
+    picture = picture_of(decoded)
+    if picture is None:  # a video of which only the sound is taken
+        return Look(digest, seconds=decoded.duration_s if isinstance(decoded, Clip) else 0.0)
+    size = int(picture.pixels.shape[0]), int(picture.pixels.shape[1])
+    seconds = decoded.duration_s if isinstance(decoded, Clip) else 0.0
+    flat = isinstance(decoded, Picture) and int(np.ptp(picture.pixels, axis=(0, 1)).max()) <= FLAT
+    sketch = (0, 0) if flat else picture_sketch(picture_view(picture.pixels))
+    odd = "is a picture of one colour. Replace it if it was to show something" if flat else ""
+    return Look(digest, size, seconds, sketch, odd=odd)
+
+
+def decoded_of(item: MediaItem, limits: Limits, media: MediaSpec = ANYTHING) -> Picture | Sound | Clip:
+    """A medium decoded: sounds at the rate that they are compared at.
+
+    Raises:
+        MediaError: It cannot be.
+    """
+    if item.kind == "image":
+        return decode_image(item, limits)
+    return decode_audio(item, RATE_HZ, limits) if item.kind == "audio" else decode_video(item, media, limits)
+
+
+def picture_of(decoded: Picture | Sound | Clip) -> Picture | None:
+    """What a medium is compared by if it is seen: of a video the frame in the middle."""
+    if isinstance(decoded, Clip):
+        return decoded.frames[len(decoded.frames) // 2] if decoded.frames else None
+    return decoded if isinstance(decoded, Picture) else None
+
+
+def same(one: MediaItem, other: MediaItem, limits: Limits, media: MediaSpec = ANYTHING) -> bool:
+    """Whether two media of a kind show or let hear the same, up to compression, size, level and noise."""
+    try:
+        a, b = decoded_of(one, limits, media), decoded_of(other, limits, media)
+    except DataError:
+        return False
+    if isinstance(a, Sound) and isinstance(b, Sound):
+        long = max(len(a.waveform), len(b.waveform)) / RATE_HZ
+        near = abs(len(a.waveform) - len(b.waveform)) / RATE_HZ <= 0.02 * long + 0.1
+        return near and same_sound(sound_view(a.waveform), sound_view(b.waveform))
+    if isinstance(a, Clip) and isinstance(b, Clip) and abs(a.duration_s - b.duration_s) > 0.1:
+        return False
+    first, second = picture_of(a), picture_of(b)
+    if first is None or second is None:
+        return False
+    (high, wide), (other_high, other_wide) = first.pixels.shape[:2], second.pixels.shape[:2]
+    if abs(high * other_wide - wide * other_high) > 0.03 * high * other_wide:
+        return False
+    return same_picture(picture_view(first.pixels), picture_view(second.pixels))
+
+
+def media_key(item: MediaItem) -> int:
+    """64 bits of where a medium is from: its file or address, its part of that, and its cut."""
+    if item.data is not None:
+        return number_of(item.data, cut=(item.start_s, item.end_s))
+    place = f"{item.kind} {item.path} {item.span} {item.url} {item.title} {item.start_s} {item.end_s}"
+    return number_of(place.encode(errors="surrogateescape"))
+
+
+def content_digest(item: MediaItem, limits: Limits) -> int:
+    """64 bits of the medium's bytes and its cut; 0 for what is in memory already.
+
+    Raises:
+        MediaError: It is missing, no file, empty or too large.
+    """
+    if item.decoded is not None:
+        return 0
+    if item.data is not None:
+        return number_of(item.data, cut=(item.start_s, item.end_s))
+    if item.path is not None and item.span is None:
+        return number_of(_file_digest(item, limits), cut=(item.start_s, item.end_s))
+    with opened(item, limits) as file:
+        return number_of(file.read(), cut=(item.start_s, item.end_s))
+
+
+def _file_digest(item: MediaItem, limits: Limits) -> bytes:
+    with opened(item, limits):
+        assert item.path is not None
+        info = item.path.stat()
+        return _digest_of(item.path, info.st_mtime_ns, info.st_size)
+
+
+@lru_cache(maxsize=64)
+def _digest_of(path: Path, changed_ns: int, size: int) -> bytes:
+    """Of a whole file; many rows in a row may be cuts of one."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").digest()
+
+
+def number_of(data: bytes, cut: tuple[float, float | None] = (0.0, None)) -> int:
+    """64 bits of some bytes, never 0."""
+    digest = hashlib.blake2b(data, digest_size=8)
+    if cut != (0.0, None):
+        digest.update(repr(cut).encode())
+    return int.from_bytes(digest.digest(), "big") or 1
