@@ -31,13 +31,15 @@ class DataError(AvlmError):
         message: What is so, why that cannot work, what to do.
         where: Source and place, such as ``train.jsonl line 7``.
         sample_id: The sample's own id, if it has one.
+        file: The medium that is to blame, if one is.
     """
 
-    def __init__(self, message: str, *, where: str = "", sample_id: str = "") -> None:
+    def __init__(self, message: str, *, where: str = "", sample_id: str = "", file: str = "") -> None:
         super().__init__(f"{where}: {message}" if where else message)
         self.reason = message
         self.where = where
         self.sample_id = sample_id
+        self.file = file
 
 
 class MediaError(DataError):

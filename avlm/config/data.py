@@ -49,7 +49,14 @@ class DataConfig(Settings):
     """What happens to a sample longer than a row."""
     max_bad: float = Field(0.05, ge=0, le=1)
     """The run stops when more than this share of the samples it read was bad."""
+    max_bad_run: int = Field(100, ge=1)
+    """The run stops when so many samples one after the other were bad."""
     cache_mb: int = Field(512, ge=0)
-    """Memory for decoded small media, so that a second epoch decodes nothing."""
+    """Memory for decoded small media, in each process, so that a second epoch decodes nothing."""
     workers: int = Field(1, ge=0)
-    """Processes that prepare the next steps while this one runs."""
+    """Processes that prepare the next steps while this one runs; 0 prepares them here, where nothing can be killed."""
+    worker_mb: int = Field(4096, ge=256)
+    """Memory of one such process beside `cache_mb`. A sample that needs more is bad."""
+    stall_s: float | None = Field(None, gt=0)
+    """Time that one sample may take before its process is killed and it is bad; default: a fifth more than the time
+    that decoding one video may take."""

@@ -19,6 +19,7 @@ from avlm.config.media import MediaSpec
 from avlm.data.decode import decode_audio, decode_image, decode_video, resample
 from avlm.data.features import heard_chunks
 from avlm.data.files import LIMITS, Limits, article
+from avlm.data.foreman import note
 from avlm.data.pictures import PreparedImage, prepare_image, prepare_picture
 from avlm.errors import MediaError
 from avlm.layout import VideoFacts
@@ -65,6 +66,9 @@ class MediaReader:
         self._kept: OrderedDict[_Key, Prepared] = OrderedDict()
         self._lock = threading.Lock()
 
+    def __reduce__(self) -> tuple[type[MediaReader], tuple[MediaSpec, int, Limits]]:
+        return MediaReader, (self.media, self._capacity // 2**20, self.limits)  # what it remembers stays here
+
     def prepare(self, item: MediaItem) -> Prepared:
         """Decode and prepare one item.
 
@@ -77,7 +81,12 @@ class MediaReader:
                 if key in self._kept:
                     self._kept.move_to_end(key)
                     return self._kept[key]
-        prepared = self._prepare(item)
+        note(file=item.name())
+        try:
+            prepared = self._prepare(item)
+        except MediaError as error:
+            error.file = error.file or item.name()
+            raise
         if key is not None and _size(prepared) <= self._capacity:
             self._remember(key, prepared)
         return prepared

@@ -47,6 +47,9 @@ class _Tools:
     def __deepcopy__(self, memo: dict[int, Any]) -> _Tools:
         return self
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {"reader": self.reader, "tokens": None}  # made again where they are needed
+
 
 class AvlmProcessor(ProcessorMixin):
     """Tokenizer, template and media settings of one model.
@@ -149,7 +152,7 @@ class AvlmProcessor(ProcessorMixin):
             try:
                 found.append(self.reader().prepare(item))
             except DataError as error:
-                raise type(error)(error.reason, where=sample.where, sample_id=sample.id) from error
+                raise type(error)(error.reason, where=sample.where, sample_id=sample.id, file=error.file) from error
         return found
 
     def encode(

@@ -52,7 +52,18 @@ from avlm.training.trainer import Trainer
 
 FREE = ("save", "samples", "threads", "max_steps", "out", "side_by_side")
 """Settings that may differ when a run goes on: they change no weights of the steps that were done."""
-FREE_DATA = ("cache_mb", "workers", "eval", "train", "folder", "max_bad", "too_long")
+FREE_DATA = (
+    "cache_mb",
+    "workers",
+    "worker_mb",
+    "stall_s",
+    "eval",
+    "train",
+    "folder",
+    "max_bad",
+    "max_bad_run",
+    "too_long",
+)
 """The same of `data`. The training file, and its media, may lie elsewhere; the file's contents are compared."""
 
 LOCK = ".lock"

@@ -34,6 +34,8 @@ class Position:
     """Steps of the run done."""
     bad: int
     """Samples left out so far in this stage."""
+    bad_run: int = 0
+    """Of which the last ones, with no good one behind them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,7 +89,9 @@ class Journal:
     def take_bad(self, rows: Sequence[dict[str, Any]]) -> None:
         """Samples that a part which was built by itself left out."""
         for row in rows:
-            self.bad(row["stage"], row["step"], [Bad(row["sample_id"], row["where"], row["reason"])])
+            self.bad(
+                row["stage"], row["step"], [Bad(row["sample_id"], row["where"], row["reason"], row.get("file", ""))]
+            )
 
     def cut_back(self, step: int, stage: str, stage_step: int) -> None:
         """Forget what came after a checkpoint: it will come again."""

@@ -17,10 +17,11 @@ from avlm.config.run import RunConfig, Stage
 from avlm.data.loader import Bad, StepData, StepLoader
 from avlm.data.plan import key
 from avlm.data.processor import AvlmProcessor
-from avlm.errors import ConfigError, DataError
+from avlm.errors import ConfigError
 from avlm.models.modeling import AvlmForConditionalGeneration
 from avlm.samples import Row, Sample
 from avlm.training import checkpoint
+from avlm.training.budget import BadBudget
 from avlm.training.checkpoint import Position
 from avlm.training.console import tell
 from avlm.training.lora import merge_adapters, save_adapters
@@ -86,7 +87,7 @@ class Trainer:
             peak = max(how.lr for how in stage.train.values())
             self.optimizer.add_param_group({"params": list(self.head.parameters()), "lr": peak, "peak": peak})
         self.done = 0
-        self.bad = 0
+        self.budget = BadBudget(run.data)
 
     def train(self) -> None:
         """Train to the end of the stage and leave the model in eval mode, adapters merged.
@@ -200,25 +201,15 @@ class Trainer:
     def _list_unreadable(self) -> None:
         """Rows that are no rows at all are listed when the first stage that reads their file begins."""
         errors = self.loader.source.errors
-        bad = [Bad(e.sample_id, e.where, e.reason) for e in errors]
+        bad = [Bad(e.sample_id, e.where, e.reason, e.file) for e in errors]
         if self.journal.bad(self.stage.name, self.first_step, bad):
             name = self.loader.source.name
             tell(self.console, f"{len(bad)} rows of {name} cannot be read and are left out; see quarantine.jsonl")
 
     def _count_bad(self, data: StepData) -> None:
-        if not data.bad:
-            return
-        self.bad += len(data.bad)
+        self.budget.count(data, self.stage.batch_samples)
         self.journal.bad(self.stage.name, self.first_step + data.step + 1, data.bad)
-        seen = (data.step + 1) * self.stage.batch_samples
-        if self.bad > max(10, self.run.data.max_bad * seen):
-            last = data.bad[-1]
-            raise DataError(
-                f"{self.bad} of {seen} samples were bad, more than data.max_bad={self.run.data.max_bad:g} allows; the "
-                f"last one: {last.reason}. All are listed in quarantine.jsonl; correct them, or raise data.max_bad",
-                where=last.where,
-                sample_id=last.sample_id,
-            )
+        self.budget.check()
 
     def _resume(self) -> None:
         found, passed = checkpoint.newest(self.folder, self.stage.name)
@@ -226,12 +217,13 @@ class Trainer:
             tell(self.console, sentence)
         if found is not None:
             checkpoint.restore(found, self.learner, self.optimizer)
-            self.done, self.bad = found.position.stage_step, found.position.bad
+            self.done = found.position.stage_step
+            self.budget.bad, self.budget.run = found.position.bad, found.position.bad_run
             tell(self.console, f"{self.stage.name}: resumed at step {self.done}/{self.steps}")
         self.journal.cut_back(self.first_step + self.done, self.stage.name, self.done)
 
     def _save(self) -> None:
-        position = Position(self.stage.name, self.done, self.first_step + self.done, self.bad)
+        position = Position(self.stage.name, self.done, self.first_step + self.done, self.budget.bad, self.budget.run)
         try:
             self.journal.sync()
             checkpoint.save(self.folder, self.learner, self.optimizer, position, keep=self.run.save.keep)

@@ -76,7 +76,7 @@ def slow(made: Composed, samples: list[Encoded]) -> Tensor:
 
 
 def encoded(loader: StepLoader) -> list[Encoded]:
-    return [loader._encode(loader.source[row], row, 0) for row in loader.rows]
+    return [loader.prepare((row, 0)) for row in loader.rows]
 
 
 def test_a_packed_row_costs_what_a_slow_loop_over_its_samples_finds(
