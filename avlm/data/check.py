@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,12 +19,14 @@ import numpy as np
 from avlm.config.media import MediaSpec
 from avlm.data.conversations import MARKERS
 from avlm.data.doubles import find_doubles
+from avlm.data.duplicates import equal_groups
 from avlm.data.files import LIMITS, Limits
+from avlm.data.fits import StageFit
 from avlm.data.histogram import Histogram, histogram
 from avlm.data.look import ANYTHING
 from avlm.data.problems import Findings, Problem, listed, worst
-from avlm.data.reading import KINDS, Media, Rows, look_at_media, read_rows
-from avlm.data.rows import RowSource
+from avlm.data.reading import Media, Rows, look_at_media, read_rows
+from avlm.data.rows import KINDS, RowSource
 from avlm.data.spread import Progress
 
 NAMES = {"image": "pictures", "audio": "sounds", "video": "videos"}
@@ -44,11 +46,18 @@ class CheckReport:
     media: dict[str, int] = field(default_factory=dict)
     """Different media by kind; one that many rows share counts once."""
     tasks: dict[str, int] = field(default_factory=dict)
-    problems: list[Problem] = field(default_factory=list)
+    findings: Findings = field(default_factory=Findings)
+    bad: set[int] = field(default_factory=set)
+    """Numbers of the rows that have an error."""
     histograms: list[Histogram] = field(default_factory=list)
-    stages: list[dict[str, Any]] = field(default_factory=list)
+    stages: list[StageFit] = field(default_factory=list)
     """What a training run would read, leave out and refuse, by stage."""
     seconds: float = 0.0
+
+    @property
+    def problems(self) -> list[Problem]:
+        """What is wrong, the worst first."""
+        return self.findings.problems()
 
     def fine(self) -> bool:
         """Whether nothing is wrong: notes are no fault."""
@@ -65,7 +74,7 @@ class CheckReport:
             "tasks": self.tasks,
             "problems": [problem.as_dict() for problem in self.problems],
             "histograms": [each.as_dict() for each in self.histograms],
-            "stages": self.stages,
+            "stages": [asdict(stage) for stage in self.stages],
             "seconds": round(self.seconds, 1),
         }
 
@@ -80,7 +89,6 @@ def check_data(
     limits: Limits = LIMITS,
     workers: int = 0,
     progress: Progress | None = None,
-    findings: Findings | None = None,
 ) -> CheckReport:
     """Find out what is wrong with the rows of a source.
 
@@ -91,10 +99,9 @@ def check_data(
         markers: What no text may spell.
         workers: Processes that read and decode; 0 does it in this one.
         progress: Told ``(what, done, all)``.
-        findings: What was found before, to go on with.
     """
     began = time.monotonic()
-    findings = findings or Findings()
+    findings = Findings()
     sets = [
         read_rows(each, markers, workers=workers, progress=progress, name=f"rows of {each.name}")
         for each in (source, against)
@@ -109,22 +116,23 @@ def check_data(
     _tell_ids(rows, findings)
     _tell_media(rows, shown, findings)
     _tell_shared(rows, shown, findings)
-    find_doubles(sets, shown, findings, limits, media, progress)
+    find_doubles(sets, shown, findings, limits, media, workers=workers, progress=progress)
+    bad = {row for severity, _, row, _ in rows.odd if severity == "error"}
+    bad |= {row for number in shown.problem for row, _ in shown.rows_with(number, 0)}
     return CheckReport(
         source.name,
         len(source),
         decode,
         _counts(rows, shown),
         _tasks(source),
-        findings.problems(),
+        findings,
+        bad,
         histograms_of(rows, shown),
         seconds=time.monotonic() - began,
     )
 
 
 def _tell_ids(rows: Rows, findings: Findings) -> None:
-    from avlm.data.duplicates import equal_groups
-
     for group in equal_groups(rows.id):
         first = rows.where(group[0])
         name = rows.source[int(group[0])].id

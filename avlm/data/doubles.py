@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -11,9 +12,10 @@ from avlm.data.duplicates import band_pairs, equal_groups, first_of_each, groups
 from avlm.data.files import Limits
 from avlm.data.look import same
 from avlm.data.problems import Findings, Severity
-from avlm.data.reading import KINDS, Media, Rows
+from avlm.data.reading import FindMedia, Media, Rows
+from avlm.data.rows import KINDS, RowSource
 from avlm.data.sketch import NEAR_TEXT, resemblance
-from avlm.data.spread import Progress
+from avlm.data.spread import Progress, spread
 from avlm.errors import DataError
 from avlm.samples import Text
 
@@ -29,14 +31,16 @@ def find_doubles(
     findings: Findings,
     limits: Limits,
     spec: MediaSpec,
+    *,
+    workers: int = 0,
     progress: Progress | None = None,
 ) -> None:
     """Tell what is there twice in the first set, and what the second one has of it."""
     rows = _Doubles(sets, media, findings)
     rows.equal_rows()
     rows.equal_media()
-    rows.near_rows(progress)
-    rows.near_media(limits, spec, progress)
+    rows.near_rows(workers, progress)
+    rows.near_media(limits, spec, workers, progress)
 
 
 class _Doubles:
@@ -74,13 +78,11 @@ class _Doubles:
                     "a held-out question that is trained on with another answer", "asks the same", mine[0], row
                 )
 
-    def near_rows(self, progress: Progress | None) -> None:
+    def near_rows(self, workers: int, progress: Progress | None) -> None:
         firsts = first_of_each(self.whole)
         bands = np.concatenate([rows.bands for rows in self.sets])[firsts]
         pairs = firsts[band_pairs(bands, self.of_media[firsts])]
-        near = self._compared(
-            pairs, "near rows", progress, lambda a, b: resemblance(self._words(a), self._words(b)) >= NEAR_TEXT
-        )
+        near = self._compared(pairs, "near rows", NearRows(self.media.find.sources, self.border), workers, progress)
         for group in groups_of(near):
             mine = [row for row in group if row < self.border]
             for row in mine[1:]:
@@ -88,11 +90,6 @@ class _Doubles:
             for row in group if mine else ():
                 if row >= self.border:
                     self._tell_leak("a held-out row that is nearly trained on", "says nearly the same", mine[0], row)
-
-    def _words(self, row: int) -> str:
-        rows, own = self._of(row)
-        sample = rows.source[own]
-        return "\n".join(part.text for turn in sample.turns for part in turn.parts if isinstance(part, Text))
 
     def _of(self, row: int) -> tuple[Rows, int]:
         return (self.sets[0], int(row)) if row < self.border else (self.sets[1], int(row) - self.border)
@@ -122,19 +119,13 @@ class _Doubles:
                 title = f"held-out {self._named(int(number))} that are also trained on"
                 self.findings.add("warning", title, f"{other} (as {one})", f"{other} is also in {one}")
 
-    def near_media(self, limits: Limits, spec: MediaSpec, progress: Progress | None) -> None:
+    def near_media(self, limits: Limits, spec: MediaSpec, workers: int, progress: Progress | None) -> None:
         for number, kind in enumerate(KINDS):
             mine = np.flatnonzero((self.media.kind == number) & (self.media.sketch != 0).any(1))
             firsts = mine[first_of_each(self.media.known()[mine])]
             pairs = firsts[near_pairs(self.media.sketch[firsts])]
-
-            def alike(a: int, b: int) -> bool:
-                try:
-                    return same(self.media.item(a), self.media.item(b), limits, spec)
-                except DataError:
-                    return False
-
-            near = self._compared(pairs, f"near {NAMED[kind]}", progress, alike)
+            alike = NearMedia(self.media.find, limits, spec)
+            near = self._compared(pairs, f"near {NAMED[kind]}", alike, workers, progress)
             for group in groups_of(near):
                 self._tell_media(group, f"are different files and {ALIKE[kind]}", "note", f"{ALIKE[kind]}:")
 
@@ -160,21 +151,52 @@ class _Doubles:
     # ------------------------------------------------------------ pairs
 
     def _compared(
-        self, pairs: np.ndarray, name: str, progress: Progress | None, alike: Callable[[int, int], bool]
+        self,
+        pairs: np.ndarray,
+        name: str,
+        alike: Callable[[tuple[int, int]], bool],
+        workers: int,
+        progress: Progress | None,
     ) -> list[tuple[int, int]]:
         """Those of some candidates that are alike."""
         if len(pairs) > COMPARED:
-            self.findings.add(
-                "note",
-                f"{name}: more candidates than are compared",
-                "",
-                f"{len(pairs):,} pairs may be nearly the same, and the first {COMPARED:,} were compared",
-                len(pairs) - COMPARED,
-            )
-        found = []
-        for number, (one, other) in enumerate(pairs[:COMPARED].tolist()):
-            if alike(one, other):
-                found.append((one, other))
-            if progress is not None:
-                progress(name, number + 1, min(len(pairs), COMPARED))
-        return found
+            message = f"{len(pairs):,} pairs may be nearly the same, and the first {COMPARED:,} were compared"
+            self.findings.add("note", f"{name}: more candidates than are compared", "", message, len(pairs) - COMPARED)
+        listed = [(int(one), int(other)) for one, other in pairs[:COMPARED]]
+        answers = spread(alike, listed, lost=_unlike, workers=workers, part=16, name=name, progress=progress)
+        return [pair for pair, yes in zip(listed, answers, strict=True) if yes]
+
+
+def _unlike(pair: tuple[int, int], why: str) -> bool:
+    return False
+
+
+@dataclass(slots=True)
+class NearRows:
+    """Whether two rows say nearly the same, in any process; those of the second source are numbered from the border."""
+
+    sources: Sequence[RowSource]
+    border: int
+
+    def __call__(self, pair: tuple[int, int]) -> bool:
+        one, other = map(self._words, pair)
+        return resemblance(one, other) >= NEAR_TEXT
+
+    def _words(self, row: int) -> str:
+        sample = self.sources[0][row] if row < self.border else self.sources[1][row - self.border]
+        return "\n".join(part.text for turn in sample.turns for part in turn.parts if isinstance(part, Text))
+
+
+@dataclass(slots=True)
+class NearMedia:
+    """Whether two media show or let hear nearly the same, in any process."""
+
+    find: FindMedia
+    limits: Limits
+    spec: MediaSpec
+
+    def __call__(self, pair: tuple[int, int]) -> bool:
+        try:
+            return same(self.find(pair[0]), self.find(pair[1]), self.limits, self.spec)
+        except DataError:
+            return False

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from avlm.config.media import AudioSpec, MediaSpec, VisionSpec
-from avlm.data.decode import decode_audio, decode_image, decode_video
+from avlm.data.decode import decode_audio, decode_image, decode_video, resample
 from avlm.data.files import Limits, opened
 from avlm.data.sketch import RATE_HZ, picture_sketch, picture_view, same_picture, same_sound, sound_sketch, sound_view
 from avlm.errors import DataError
@@ -83,24 +83,46 @@ def picture_of(decoded: Picture | Sound | Clip) -> Picture | None:
 
 
 def same(one: MediaItem, other: MediaItem, limits: Limits, media: MediaSpec = ANYTHING) -> bool:
-    """Whether two media of a kind show or let hear the same, up to compression, size, level and noise."""
+    """Whether two media of a kind show and let hear the same, up to compression, size, level and noise."""
     try:
         a, b = decoded_of(one, limits, media), decoded_of(other, limits, media)
     except DataError:
         return False
-    if isinstance(a, Sound) and isinstance(b, Sound):
-        long = max(len(a.waveform), len(b.waveform)) / RATE_HZ
-        near = abs(len(a.waveform) - len(b.waveform)) / RATE_HZ <= 0.02 * long + 0.1
-        return near and same_sound(sound_view(a.waveform), sound_view(b.waveform))
-    if isinstance(a, Clip) and isinstance(b, Clip) and abs(a.duration_s - b.duration_s) > 0.1:
-        return False
     first, second = picture_of(a), picture_of(b)
-    if first is None or second is None:
+    if (first is None) != (second is None):
         return False
-    (high, wide), (other_high, other_wide) = first.pixels.shape[:2], second.pixels.shape[:2]
-    if abs(high * other_wide - wide * other_high) > 0.03 * high * other_wide:
+    if first is not None and second is not None and not same_picture(first.pixels, second.pixels):
         return False
-    return same_picture(picture_view(first.pixels), picture_view(second.pixels))
+    return _sound_alike(sound_in(a), sound_in(b))
+
+
+def _sound_alike(one: Sound | None, other: Sound | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    (a, b), rate = (one.waveform, other.waveform), one.sample_rate_hz
+    if rate != other.sample_rate_hz or abs(len(a) - len(b)) > 0.02 * max(len(a), len(b)) + 0.1 * rate:
+        return False
+    return same_sound(resample(a, rate, RATE_HZ), resample(b, rate, RATE_HZ))
+
+
+def sound_in(decoded: Picture | Sound | Clip) -> Sound | None:
+    """What is heard in a medium."""
+    if isinstance(decoded, Clip):
+        return decoded.sound
+    return decoded if isinstance(decoded, Sound) else None
+
+
+def glance(item: MediaItem, limits: Limits, media: MediaSpec = ANYTHING) -> Look:
+    """Read a medium's header, and nothing behind it."""
+    from avlm.data.headers import measure
+
+    try:
+        facts = measure(item, media, limits)
+    except DataError as error:
+        return Look(problem=error.reason)
+    size = getattr(facts, "size_px", (0, 0))
+    seconds = getattr(facts, "duration_s", getattr(facts, "num_samples", 0) / RATE_HZ)
+    return Look(size_px=size, seconds=seconds)
 
 
 def media_key(item: MediaItem) -> int:

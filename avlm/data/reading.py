@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import pickle
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from avlm.config.media import MediaSpec
-from avlm.data.conversations import odd
+from avlm.data.conversations import Odd, odd
 from avlm.data.duplicates import mixed
 from avlm.data.files import Limits
-from avlm.data.look import Look, look, media_key, number_of
+from avlm.data.look import Look, glance, look, media_key, number_of
+from avlm.data.problems import title_of
 from avlm.data.rows import KINDS, RowSource
 from avlm.data.sketch import BANDS, text_bands
 from avlm.data.spread import Progress, spread
@@ -55,51 +58,37 @@ class Rows:
         return self.source.where(int(row))
 
 
-@dataclass(slots=True)
-class _Read:
-    """Columns of a part of the rows, and what is odd about them."""
+class _Read(NamedTuple):
+    """A row's columns, its media, and what is odd about it."""
 
-    rows: list[tuple[int, int, int, int]]
-    bands: list[np.ndarray]
+    entry: tuple[int, int, int, int]
+    bands: bytes
     media: list[tuple[int, int, int, int]]
-    odd: list[tuple[Any, str, int, str]]
+    odd: list[Odd]
 
 
 @dataclass(slots=True)
-class ReadRows:
-    """Read rows: a `spread.Work`."""
+class ReadRow:
+    """Read one row, in any process."""
 
     source: RowSource
     markers: Sequence[str]
 
-    def begin(self) -> None:
-        """Nothing is to be made ready."""
+    def __call__(self, row: int) -> _Read:
+        try:
+            sample = self.source[row]
+            entry, bands, media = _numbers(sample, row)
+        except DataError as error:
+            return _unread("error", title_of(error.reason), error.reason)
+        return _Read(entry, bands.tobytes(), media, list(odd(sample, self.markers)))
 
-    def __call__(self, rows: Sequence[int]) -> _Read:
-        found = _Read([], [], [], [])
-        for row in rows:
-            try:
-                sample = self.source[row]
-                entry, bands, media = _numbers(sample, row)
-            except DataError as error:
-                self._take_empty(found, ("error", error.reason, row, error.reason))
-                continue
-            found.rows.append(entry)
-            found.bands.append(bands)
-            found.media += media
-            found.odd += [(severity, title, row, text) for severity, title, text in odd(sample, self.markers)]
-        return found
 
-    def _take_empty(self, found: _Read, why: tuple[Any, str, int, str]) -> None:
-        found.rows.append((0, 0, 0, 0))
-        found.bands.append(np.zeros(BANDS, np.uint32))
-        found.odd.append(why)
+def _unread(*why: Any) -> _Read:
+    return _Read((0, 0, 0, 0), np.zeros(BANDS, np.uint32).tobytes(), [], [(why[0], why[1], why[2])])
 
-    def broken(self, row: int) -> _Read:
-        found = _Read([], [], [], [])
-        message = "the process that read this row died of it. Look at it by hand, or remove it"
-        self._take_empty(found, ("error", "a row that kills the process that reads it", row, message))
-        return found
+
+def _lost_row(row: int, why: str) -> _Read:
+    return _unread("error", "a row that cannot be read in time, or kills the process that reads it", why)
 
 
 def _numbers(sample: Sample, row: int) -> tuple[tuple[int, int, int, int], np.ndarray, list[tuple[int, int, int, int]]]:
@@ -127,31 +116,65 @@ def read_rows(source: RowSource, markers: Sequence[str], *, workers: int, progre
     Args:
         markers: What no text may spell.
     """
-    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    strange: list[tuple[Any, str, int, str]] = []
-    work = ReadRows(source, markers)
-    few = 0 if len(source) < 2000 else workers  # processes take longer to start
-    for read in spread(work, range(len(source)), workers=few, part=500, name=name, progress=progress):
-        media = np.array(read.media, np.uint64).reshape(-1, 4)
-        parts.append((np.array(read.rows, np.uint64), np.array(read.bands, np.uint32), media))
-        strange += read.odd
-    columns, bands, media = (np.concatenate([part[i] for part in parts]) for i in range(3))
+    entries, bands = array("Q"), bytearray()
+    media, strange = array("Q"), list[tuple[Any, str, int, str]]()
+    read = spread(
+        ReadRow(own(source), markers),
+        range(len(source)),
+        lost=_lost_row,
+        workers=workers,
+        part=500,
+        name=name,
+        progress=progress,
+    )
+    for row, each in enumerate(read):
+        entries.extend(each.entry)
+        bands += each.bands
+        for medium in each.media:
+            media.extend(medium)
+        strange += [(severity, title, row, message) for severity, title, message in each.odd]
+    columns = np.array(entries, np.uint64).reshape(-1, 4)
+    of_media = np.array(media, np.uint64).reshape(-1, 4)
     return Rows(
         source,
         columns[:, 0],
         columns[:, 1],
         columns[:, 2],
-        bands,
+        np.frombuffer(bands, np.uint32).reshape(-1, BANDS),
         columns[:, 3].astype(np.int32),
-        media[:, 0].astype(np.int32),
-        media[:, 1].astype(np.int32),
-        media[:, 2],
-        media[:, 3].astype(np.uint8),
+        of_media[:, 0].astype(np.int32),
+        of_media[:, 1].astype(np.int32),
+        of_media[:, 2],
+        of_media[:, 3].astype(np.uint8),
         strange,
     )
 
 
+def own(source: RowSource) -> RowSource:
+    """A source for other processes: with no file open that this one reads too."""
+    copy: RowSource = pickle.loads(pickle.dumps(source, protocol=5))
+    return copy
+
+
 # ---------------------------------------------------------------- media
+
+
+@dataclass(slots=True)
+class FindMedia:
+    """The media of some sources by number, in any process.
+
+    Attributes:
+        which, row, at: Of each medium the source, the row and its number there.
+    """
+
+    sources: Sequence[RowSource]
+    which: np.ndarray
+    row: np.ndarray
+    at: np.ndarray
+
+    def __call__(self, number: int) -> MediaItem:
+        sample = self.sources[int(self.which[number])][int(self.row[number])]
+        return sample.media()[int(self.at[number])]
 
 
 @dataclass(slots=True)
@@ -162,12 +185,14 @@ class Media:
         kind: uint8 [media].
         digest, sketch, size_px, seconds: As in `Look`.
         number: For each set, which medium each entry of its `Rows.row` is.
+        find: Gives a medium by its number.
         problem, odd: By medium, as in `Look`.
     """
 
     sets: Sequence[Rows]
     kind: np.ndarray
     number: list[np.ndarray]
+    find: FindMedia
     digest: np.ndarray
     sketch: np.ndarray
     size_px: np.ndarray
@@ -202,13 +227,6 @@ class Media:
                 return f"{self.sets[i].source[row].media()[at].name()} ({self.sets[i].where(row)})"
         raise AssertionError("a medium is in some row")
 
-    def item(self, number: int) -> MediaItem:
-        for i, rows in enumerate(self.sets):
-            found = self.rows_with(number, i)
-            if found:
-                return rows.source[found[0][0]].media()[found[0][1]]
-        raise AssertionError("a medium is in some row")
-
     def of_rows(self, which: int) -> np.ndarray:
         """uint64 [rows]: a number for the media of each row of a set, in their order."""
         rows = self.sets[which]
@@ -226,40 +244,24 @@ class Media:
 
 
 @dataclass(slots=True)
-class LookAtMedia:
-    """Look at media: a `spread.Work`.
+class LookAtMedium:
+    """Look at one medium, in any process."""
 
-    Attributes:
-        which, row, at: Of each medium the set, the row and its number there.
-    """
-
-    sources: Sequence[RowSource]
-    which: np.ndarray
-    row: np.ndarray
-    at: np.ndarray
+    find: FindMedia
     limits: Limits
     media: MediaSpec
     decode: bool
 
-    def begin(self) -> None:
-        """Nothing is to be made ready."""
-
-    def __call__(self, rows: Sequence[int]) -> list[Look]:
-        return [self._look(number) for number in rows]
-
-    def _look(self, number: int) -> Look:
+    def __call__(self, number: int) -> Look:
         try:
-            item = self.sources[int(self.which[number])][int(self.row[number])].media()[int(self.at[number])]
+            item = self.find(number)
         except DataError as error:
             return Look(problem=error.reason)
-        if self.decode:
-            return look(item, self.limits, self.media)
-        from avlm.data.look import glance
+        return look(item, self.limits, self.media) if self.decode else glance(item, self.limits, self.media)
 
-        return glance(item, self.limits, self.media)
 
-    def broken(self, row: int) -> list[Look]:
-        return [Look(problem="a decoder died of it, and the process with it. Replace the file, or remove it")]
+def _lost_medium(number: int, why: str) -> Look:
+    return Look(problem=why)
 
 
 def look_at_media(
@@ -273,31 +275,35 @@ def look_at_media(
 ) -> Media:
     """Look at every medium of some sets of rows once."""
     keys = np.concatenate([rows.key for rows in sets])
-    _, first, number = np.unique(keys, return_index=True, return_inverse=True)
+    _, first, place = np.unique(keys, return_index=True, return_inverse=True)
     order = np.argsort(first)  # as the rows have them, so that files are read from front to back
     renumbered = np.empty(len(order), np.int64)
     renumbered[order] = np.arange(len(order))
-    number, first = renumbered[number], first[order]
+    place, first = renumbered[place], first[order]
     which = np.concatenate([np.full(len(rows.key), i, np.uint8) for i, rows in enumerate(sets)])[first]
     row, at, kind = (np.concatenate([getattr(rows, name) for rows in sets])[first] for name in ("row", "at", "kind"))
     borders = np.cumsum([len(rows.key) for rows in sets])[:-1]
     found = Media(
         sets,
         kind,
-        np.split(number, borders),
+        np.split(place, borders),
+        FindMedia([own(rows.source) for rows in sets], which, row, at),
         np.zeros(len(first), np.uint64),
         np.zeros((len(first), 2), np.uint64),
         np.zeros((len(first), 2), np.int32),
         np.zeros(len(first), np.float32),
     )
-    work = LookAtMedia([rows.source for rows in sets], which, row, at, limits, media, decode)
-    done = 0
-    name = "media decoded" if decode else "headers of media"
-    few = 0 if len(first) < 50 else workers
-    for looks in spread(work, range(len(first)), workers=few, part=16, name=name, progress=progress):
-        for each in looks:
-            _take(found, done, each)
-            done += 1
+    looks = spread(
+        LookAtMedium(found.find, limits, media, decode),
+        range(len(first)),
+        lost=_lost_medium,
+        workers=workers,
+        part=16,
+        name="media decoded" if decode else "headers of media",
+        progress=progress,
+    )
+    for number, each in enumerate(looks):
+        _take(found, number, each)
     return found
 
 

@@ -106,8 +106,11 @@ def picture_sketch(view: np.ndarray) -> tuple[int, int]:
 
 
 def same_picture(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether two views show the same, up to compression, size and noise."""
-    a, b = one.astype(np.float32), other.astype(np.float32)
+    """Whether two pictures, uint8 [h, w, 3], are one, up to compression, size and noise."""
+    (high, wide), (other_high, other_wide) = one.shape[:2], other.shape[:2]
+    if abs(high * other_wide - wide * other_high) > 0.03 * high * other_wide:
+        return False
+    a, b = picture_view(one).astype(np.float32), picture_view(other).astype(np.float32)
     if float(np.abs(a - b).mean()) > 6:
         return False
     spread = float(a.std() * b.std())
@@ -149,9 +152,41 @@ def sound_sketch(view: np.ndarray) -> tuple[int, int]:
 
 
 def same_sound(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether two views are of one recording, up to its level, its rate and compression."""
-    heard = (one > FLOOR_DB) | (other > FLOOR_DB)
-    return bool(heard.any()) and float(np.abs(one - other)[heard].mean()) < 2.5
+    """Whether two sounds at 16 kHz are one recording, up to level, rate and compression.
+
+    Both must be about as loud in each band at each moment, and go up and down together from one window to the next: two
+    draws of one noise, or one word said twice, are alike in the first and not in the second.
+    """
+    a, b = sound_view(one), sound_view(other)
+    heard = (a > FLOOR_DB) | (b > FLOOR_DB)
+    if not heard.any() or float(np.abs(a - b)[heard].mean()) > 3:
+        return False
+    a, b = _ripple(one), _ripple(other)
+    if min(float(a.std()), float(b.std())) < 0.5:
+        return True  # steady tones, and their bands are the same
+    return max(_likeness(a, b, lag) for lag in range(-4, 5)) > 0.6
+
+
+def _ripple(wave: np.ndarray) -> np.ndarray:
+    """float32 [bands, windows]: how the level in each band changes, window by window of 16 ms, about its mean."""
+    wave = np.pad(wave[: RATE_HZ * 30], (0, max(0, 4 * FRAME - len(wave))))
+    frames = np.lib.stride_tricks.sliding_window_view(wave, FRAME)[:: FRAME // 2] * np.hanning(FRAME).astype(np.float32)
+    power = np.abs(np.fft.rfft(frames, axis=1)) ** 2
+    band = _bands_of_bins()
+    loud = np.stack([power[:, band == b].sum(1) for b in range(PITCHES)])
+    level = np.maximum(10 * np.log10(loud / max(float(loud.max()), 1e-20) + 1e-12), FLOOR_DB)
+    ripple: np.ndarray = np.diff(level, axis=1).astype(np.float32)
+    return ripple
+
+
+def _likeness(one: np.ndarray, other: np.ndarray, lag: int) -> float:
+    """Correlation of two ripples, one of them later by some windows."""
+    a, b = one[:, max(0, lag) :], other[:, max(0, -lag) :]
+    count = min(a.shape[1], b.shape[1])
+    if count < 2:
+        return 0.0
+    a, b = a[:, :count], b[:, :count]
+    return float((a * b).sum() / max(1e-6, float(np.sqrt((a * a).sum() * (b * b).sum()))))
 
 
 def _bits(flags: np.ndarray) -> int:
