@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -89,6 +90,7 @@ def _checked(
             decode=not fast,
             media=spec if spec.vision and spec.audio else ANYTHING,
             markers=markers,
+            base=settings.folder or os.path.dirname(data),
             workers=workers,
             progress=progress,
         )
@@ -123,7 +125,9 @@ def show(
     overrides: Overrides = None,
     model: Model = None,
     recipe: Recipe = None,
-    rows: Annotated[str, typer.Option(help="Which rows, by number: 1-20 or 3,7,40-42.")] = "1-20",
+    rows: Annotated[
+        str | None, typer.Option(help="Lines: 1-20, or 3,7,40-42. Default: the first step's with a recipe, else 1-20.")
+    ] = None,
     task: Annotated[str | None, typer.Option(help="Rows of this task alone.")] = None,
     row_id: Annotated[str | None, typer.Option("--id", help="The row with this id.")] = None,
     bad: Annotated[bool, typer.Option("--bad", help="Rows that cannot be used alone.")] = False,
@@ -136,7 +140,7 @@ def show(
     check_writable(out)
     config = _run_of(recipe, model, overrides or [], data)
     settings = _data_of(config, overrides or [])
-    wanted = Wanted(numbers_of(rows), task=task, id=row_id, bad=bad)
+    wanted = Wanted(None if rows is None else numbers_of(rows), task=task, id=row_id, bad=bad)
     source = _open(data, settings)
     reader = _reader(config, model, settings, source)
     with _bars() as progress, writing(out):

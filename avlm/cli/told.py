@@ -7,8 +7,7 @@ import sys
 import textwrap
 from collections.abc import Iterator
 
-from avlm.data.check import NAMES, CheckReport
-from avlm.data.fits import StageFit
+from avlm.data.check import NAMES, CheckReport, StageFit
 from avlm.data.histogram import Histogram
 from avlm.data.problems import Problem, Severity, listed
 
@@ -86,7 +85,8 @@ def _histogram(each: Histogram) -> Iterator[str]:
     unit = f" {each.unit}" if each.unit else ""
     yield (
         f"{each.name}: {_number(each.least)} to {_number(each.most)}{unit}, median {_number(each.median)}, "
-        f"mean {_number(each.mean)}, 19 of 20 at most {_number(each.p95)}; {_number(each.total)}{unit} in all"
+        f"mean {_number(each.mean)}, 19 of 20 at most {_number(each.p95)}"
+        + ("" if each.unit == "px" else f"; {_number(each.total)}{unit} in all")
     )
     most = max(count for _, _, count in each.bins)
     labels = [f"{_number(low)} to {_number(high)}" for low, high, _ in each.bins]

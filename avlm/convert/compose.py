@@ -87,9 +87,7 @@ def make_processor(config: ModelConfig, *, texts: Iterable[str] | None = None) -
     return AvlmProcessor(tokenizer, media=model.media, chat_template=config.language.chat_template)
 
 
-def _words(
-    config: ModelConfig, texts: Iterable[str] | None
-) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]:
+def _words(config: ModelConfig, texts: Iterable[str] | None) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]:
     """As `_tokenizers`, with what is written around media."""
     own, tokenizer = _tokenizers(config.language, texts)
     add_wraps(tokenizer, [token for part in (config.vision, config.audio) for token in (part and part.wrap) or ()])

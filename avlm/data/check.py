@@ -21,7 +21,6 @@ from avlm.data.conversations import MARKERS
 from avlm.data.doubles import find_doubles
 from avlm.data.duplicates import equal_groups
 from avlm.data.files import LIMITS, Limits
-from avlm.data.fits import StageFit
 from avlm.data.histogram import Histogram, histogram
 from avlm.data.look import ANYTHING
 from avlm.data.problems import Findings, Problem, listed, worst
@@ -33,6 +32,27 @@ NAMES = {"image": "pictures", "audio": "sounds", "video": "videos"}
 SHARED = 0.02
 """A medium in more than this share of all rows, and in more than `SHARED_ROWS`, is told."""
 SHARED_ROWS = 20
+
+
+@dataclass(slots=True)
+class StageFit:
+    """What one stage makes of the rows."""
+
+    name: str
+    rows: int = 0
+    """Rows that it reads."""
+    unfit: int = 0
+    """Rows of them that cannot be written down for the model, and are left out."""
+    too_long: int = 0
+    row_tokens: int | None = None
+    """What a row of the stage holds; None where no stage was asked for."""
+    tokens: int = 0
+    """Of all rows that fit."""
+    targets: int = 0
+    """Tokens of these that are learned."""
+    told: str = ""
+    """What it leaves out for the media that rows hold."""
+    lengths: Histogram | None = None
 
 
 @dataclass(slots=True)
@@ -87,6 +107,7 @@ def check_data(
     media: MediaSpec = ANYTHING,
     markers: Sequence[str] = MARKERS,
     limits: Limits = LIMITS,
+    base: str = "",
     workers: int = 0,
     progress: Progress | None = None,
 ) -> CheckReport:
@@ -97,11 +118,12 @@ def check_data(
         decode: Decode every medium; otherwise its header is read.
         media: Which frames of a video are looked at.
         markers: What no text may spell.
+        base: Folder of the data: media in it are named from there.
         workers: Processes that read and decode; 0 does it in this one.
         progress: Told ``(what, done, all)``.
     """
     began = time.monotonic()
-    findings = Findings()
+    findings = Findings(base)
     sets = [
         read_rows(each, markers, workers=workers, progress=progress, name=f"rows of {each.name}")
         for each in (source, against)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from avlm.config.media import MediaSpec
 from avlm.data.duplicates import band_pairs, equal_groups, first_of_each, groups_of, mixed, near_pairs
 from avlm.data.files import Limits
-from avlm.data.look import same
+from avlm.data.look import View, view_of
 from avlm.data.problems import Findings, Severity
 from avlm.data.reading import FindMedia, Media, Rows
 from avlm.data.rows import KINDS, RowSource
@@ -19,6 +20,8 @@ from avlm.data.spread import Progress, spread
 from avlm.errors import DataError
 from avlm.samples import Text
 
+VIEWS = 32
+"""Decoded media that are kept to be compared again."""
 COMPARED = 50_000
 """Pairs of one kind that are compared; more are told to be too many."""
 ALIKE = {"image": "look alike", "audio": "sound alike", "video": "look alike"}
@@ -194,9 +197,20 @@ class NearMedia:
     find: FindMedia
     limits: Limits
     spec: MediaSpec
+    _views: OrderedDict[int, View | None] = field(default_factory=OrderedDict)
+    """Of those that were compared last: one is compared with several."""
 
     def __call__(self, pair: tuple[int, int]) -> bool:
-        try:
-            return same(self.find(pair[0]), self.find(pair[1]), self.limits, self.spec)
-        except DataError:
-            return False
+        one, other = map(self._view, pair)
+        return one is not None and other is not None and one.same(other)
+
+    def _view(self, number: int) -> View | None:
+        if number not in self._views:
+            try:
+                self._views[number] = view_of(self.find(number), self.limits, self.spec)
+            except DataError:
+                self._views[number] = None
+        self._views.move_to_end(number)
+        if len(self._views) > VIEWS:
+            self._views.popitem(last=False)
+        return self._views[number]

@@ -10,7 +10,8 @@ import numpy as np
 
 from avlm.config.data import DataConfig
 from avlm.config.run import Stage
-from avlm.data.histogram import Histogram, histogram
+from avlm.data.check import StageFit
+from avlm.data.histogram import histogram
 from avlm.data.index import build_index
 from avlm.data.problems import Findings, Severity
 from avlm.data.processor import AvlmProcessor
@@ -19,27 +20,6 @@ from avlm.data.selection import left_out, stage_rows, video_senses
 from avlm.data.spread import Progress
 from avlm.errors import ConfigError
 from avlm.samples import MediaKind
-
-
-@dataclass(slots=True)
-class StageFit:
-    """What one stage makes of the rows."""
-
-    name: str
-    rows: int = 0
-    """Rows that it reads."""
-    unfit: int = 0
-    """Rows of them that cannot be written down for the model, and are left out."""
-    too_long: int = 0
-    row_tokens: int | None = None
-    """What a row of the stage holds; None where no stage was asked for."""
-    tokens: int = 0
-    """Of all rows that fit."""
-    targets: int = 0
-    """Tokens of these that are learned."""
-    told: str = ""
-    """What it leaves out for the media that rows hold."""
-    lengths: Histogram | None = None
 
 
 def fit_stages(

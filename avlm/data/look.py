@@ -82,27 +82,35 @@ def picture_of(decoded: Picture | Sound | Clip) -> Picture | None:
     return decoded if isinstance(decoded, Picture) else None
 
 
-def same(one: MediaItem, other: MediaItem, limits: Limits, media: MediaSpec = ANYTHING) -> bool:
-    """Whether two media of a kind show and let hear the same, up to compression, size, level and noise."""
-    try:
-        a, b = decoded_of(one, limits, media), decoded_of(other, limits, media)
-    except DataError:
-        return False
-    first, second = picture_of(a), picture_of(b)
-    if (first is None) != (second is None):
-        return False
-    if first is not None and second is not None and not same_picture(first.pixels, second.pixels):
-        return False
-    return _sound_alike(sound_in(a), sound_in(b))
+@dataclass(frozen=True, slots=True)
+class View:
+    """What a medium is compared with another by: a picture, a sound at 16 kHz, or both."""
+
+    pixels: np.ndarray | None
+    wave: np.ndarray | None
+
+    def same(self, other: View) -> bool:
+        """Whether both show and let hear the same, up to compression, size, level and noise."""
+        if (self.pixels is None) != (other.pixels is None) or (self.wave is None) != (other.wave is None):
+            return False
+        if self.pixels is not None and other.pixels is not None and not same_picture(self.pixels, other.pixels):
+            return False
+        if self.wave is None or other.wave is None:
+            return True
+        a, b = self.wave, other.wave
+        return abs(len(a) - len(b)) <= 0.02 * max(len(a), len(b)) + 0.1 * RATE_HZ and same_sound(a, b)
 
 
-def _sound_alike(one: Sound | None, other: Sound | None) -> bool:
-    if one is None or other is None:
-        return one is other
-    (a, b), rate = (one.waveform, other.waveform), one.sample_rate_hz
-    if rate != other.sample_rate_hz or abs(len(a) - len(b)) > 0.02 * max(len(a), len(b)) + 0.1 * rate:
-        return False
-    return same_sound(resample(a, rate, RATE_HZ), resample(b, rate, RATE_HZ))
+def view_of(item: MediaItem, limits: Limits, media: MediaSpec = ANYTHING) -> View:
+    """A medium to be compared.
+
+    Raises:
+        MediaError: It cannot be decoded.
+    """
+    decoded = decoded_of(item, limits, media)
+    picture, sound = picture_of(decoded), sound_in(decoded)
+    wave = None if sound is None else resample(sound.waveform, sound.sample_rate_hz, RATE_HZ)
+    return View(None if picture is None else picture.pixels, wave)
 
 
 def sound_in(decoded: Picture | Sound | Clip) -> Sound | None:

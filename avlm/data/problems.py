@@ -44,9 +44,15 @@ class Problem:
 
 
 class Findings:
-    """Problems as they are found, grouped by their kind."""
+    """Problems as they are found, grouped by their kind.
 
-    def __init__(self) -> None:
+    Args:
+        base: A folder; what lies in it is named from there.
+    """
+
+    def __init__(self, base: str = "") -> None:
+        self._base = f"{base}/" if base else "\0"
+        """What paths lie in: it is not said each time."""
         self._found: dict[tuple[Severity, str], Problem] = {}
 
     def add(self, severity: Severity, title: str, place: str, example: str, count: int = 1) -> None:
@@ -72,6 +78,7 @@ class Findings:
     def _take(self, key: str, severity: Severity, title: str, place: str, example: str, count: int) -> None:
         if (severity, key) not in self._found and len(self._found) >= KINDS:
             key = title = OTHERS
+        place, example = place.replace(self._base, ""), example.replace(self._base, "")
         problem = self._found.setdefault((severity, key), Problem(severity, title))
         problem.count += count
         problem.example = problem.example or example
@@ -90,6 +97,8 @@ def title_of(reason: str, name: str = "") -> str:
     'has N bytes, and at most N are read'
     """
     text = reason.removeprefix(f"{name}: ") if name else reason
+    if "codec can't decode" in text:
+        return "is not text in UTF-8"
     quoted: list[str] = []
 
     def keep(match: re.Match[str]) -> str:
