@@ -38,6 +38,7 @@ from avlm.data.foreman import (
     OUT_OF_MEMORY,
     START,
     STARTING,
+    UNKNOWN_WORK,
     At,
     Error,
     Posts,
@@ -209,6 +210,7 @@ class Crew(Generic[T, R]):
         self._leave()
         if os.getpid() == self._owner:
             self._bury_foreman(DIE_S)
+            self._slots.close()
         for parcel in self._unsent:
             parcel.drop()
         self._unsent.clear()
@@ -287,17 +289,18 @@ class Crew(Generic[T, R]):
 
     def _hear_of_deaths(self) -> None:
         assert self._control is not None
-        try:
-            while True:
+        while True:
+            try:
                 news = self._control.recv(DEATH.size, socket.MSG_DONTWAIT)
-                if not news:
-                    return self._replace_foreman()
-                self._take_in()  # what it had handed over before
-                self._died(*DEATH.unpack(news))
-        except BlockingIOError:
-            return None
-        except OSError:
-            return self._replace_foreman()
+            except BlockingIOError:
+                return
+            except OSError:
+                news = b""
+            self._take_in()  # what was handed over before
+            if not news:
+                self._replace_foreman()
+                return
+            self._died(*DEATH.unpack(news))
 
     def _died(self, worker: int, status: int) -> None:
         at = Slot(self._slots, worker).read()
@@ -411,8 +414,8 @@ class Crew(Generic[T, R]):
         status = self._bury_foreman(1.0)
         if os.WIFEXITED(status) and os.WEXITSTATUS(status) == UNKNOWN_WORK:
             raise OSError(
-                "a new interpreter does not know the work that it is to do. Define it in a module that can be imported, "
-                "not in the script that is run"
+                "a new interpreter does not know the work that it is to do, as it imports modules and no scripts. "
+                "Define the work in a module"
             )
         self._count_death(status)
         self._condemned.clear()

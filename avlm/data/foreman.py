@@ -224,7 +224,6 @@ def lead(posts: Posts, parent: int, work: Callable[[Any], Any], memory_mb: int |
     for wish in (signal.SIGINT, signal.SIGTERM):  # a stop is for the process to grant that has the crew
         signal.signal(wish, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    gc.collect()
     gc.freeze()  # so that workers do not copy all of it just to find out that none of it is garbage
     workers: dict[int, tuple[int, int]] = {}
     """By the pipe that closes when the worker ends: its number and process."""

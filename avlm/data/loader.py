@@ -101,6 +101,7 @@ class StepLoader:
         assert 0 <= rank < ranks, "a rank is one of the ranks"
         self.source = source
         self.stage = stage
+        self.processor = processor
         self.data = data
         self.seed = seed
         self.rank, self.ranks = rank, ranks
@@ -125,7 +126,7 @@ class StepLoader:
         own = pickle.loads(pickle.dumps(self.source, protocol=5))  # with no file open that others read too
         with Crew(
             self.prepare.on(own),
-            self.data.workers,
+            min(self.data.workers, (last - first) * self.stage.batch_samples),
             limit_s=self.stall_s(),
             memory_mb=self.data.worker_mb + self.data.cache_mb,
         ) as crew:
@@ -148,7 +149,7 @@ class StepLoader:
 
     def stall_s(self) -> float:
         """Time that one sample may take."""
-        return self.data.stall_s or 1.2 * self.prepare.processor.reader().limits.max_decode_s
+        return self.data.stall_s or 1.2 * self.processor.reader().limits.max_decode_s
 
     def _ahead(self) -> int:
         samples = math.ceil(self.stage.batch_samples / self.ranks)
@@ -158,7 +159,7 @@ class StepLoader:
         """A step's samples as tasks: several small ones are one, but each worker has a share of every step."""
         share = math.ceil(len(wanted) / self.data.workers)
         size = share // 4 if pace_s is None else int(TASK_S / max(pace_s, 1e-6))
-        size = min(share, max(1, size))
+        size = max(1, min(share, size))
         return [wanted[i : i + size] for i in range(0, len(wanted), size)]
 
     def _collect(self, crew: Crew[Wanted, Encoded | Bad], k: int, wanted: list[Wanted], tickets: list[int]) -> StepData:

@@ -180,7 +180,10 @@ class _Pickler(pickle.Pickler):
             return NotImplemented
         if value.requires_grad or value.numel() == 0 or value.is_conj() or value.is_neg() or value.is_quantized:
             return NotImplemented
-        raw: Any = value.contiguous().reshape(-1).view(torch.uint8).numpy()
+        flat = value.contiguous().reshape(-1)
+        if value.numel() == 1:  # which counts as contiguous whatever its stride
+            flat = flat.as_strided((1,), (1,))
+        raw: Any = flat.view(torch.uint8).numpy()
         return _tensor, (pickle.PickleBuffer(raw), value.dtype, tuple(value.shape))
 
 

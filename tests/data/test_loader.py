@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from chat_families import CHATML, MEDIA, processor, tokenizer
+from processes import descendants, open_files
 
 from avlm.config.data import DataConfig
 from avlm.config.run import Augment, Stage, TrainPart
-from avlm.data.loader import StepData, StepLoader
+from avlm.data.loader import AHEAD, Bad, SamplePreparer, StepData, StepLoader, Wanted
 from avlm.data.media import MediaReader
 from avlm.data.processor import AvlmProcessor
 from avlm.data.sources import JsonLines
-from avlm.errors import AvlmError, ConfigError, DataError, LayoutError, MediaError
+from avlm.errors import AvlmError, ConfigError, LayoutError, MissingExtraError
+from avlm.samples import Encoded, Sample
 
 
 def loader(
-    path: Path, *, workers: int = 0, too_long: Any = "refuse", cache_mb: int = 0, seed: int = 0, **stage: Any
+    path: Path,
+    *,
+    cache_mb: int = 0,
+    seed: int = 0,
+    rank: int = 0,
+    ranks: int = 1,
+    **settings: Any,
 ) -> StepLoader:
+    data = {name: settings.pop(name) for name in list(settings) if name in DataConfig.model_fields}
     made = AvlmProcessor(tokenizer(CHATML), media=MEDIA.model_dump(mode="json"), chat_template=CHATML.template)
     made.use_reader(MediaReader(MEDIA, cache_mb))
     how = {
@@ -35,9 +45,10 @@ def loader(
         "steps": 9,
         "batch_samples": 5,
         "row_tokens": 120,
-        **stage,
+        **settings,
     }
-    return StepLoader(JsonLines(path), Stage(**how), made, DataConfig(workers=workers, too_long=too_long), seed)
+    config = DataConfig(**{"workers": 0, "cache_mb": cache_mb, **data})
+    return StepLoader(JsonLines(path), Stage(**how), made, config, seed, rank=rank, ranks=ranks)
 
 
 def content(step: StepData) -> list[Any]:
@@ -60,7 +71,7 @@ def content(step: StepData) -> list[Any]:
 CHANGES = Augment(shift=0.2, jitter=0.3, erase=0.3, tempo=0.3, noise=0.5, mask_bins=5)
 
 
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("workers", [1, 2, 4])
 @pytest.mark.parametrize("first", [0, 4])
 def test_steps_are_the_same_with_any_workers_and_from_the_middle(
     workers: int, first: int, rows: Callable[..., Path]
@@ -188,20 +199,19 @@ def test_a_mistake_in_the_settings_reaches_the_caller(workers: int, tmp_path: Pa
 @pytest.mark.parametrize(
     "error",
     [
-        DataError("has no \u2028 answer", where="rows.jsonl line 3", sample_id="ü7"),
-        MediaError("does not decode", where="rows.jsonl line 4", sample_id="8"),
-        LayoutError("2 places for 3 embeddings"),
+        LayoutError("2 places for \u2028 3 embeddings"),
         ConfigError(""),
+        MissingExtraError("energon", "energon", "reading shards"),
     ],
     ids=lambda error: type(error).__name__,
 )
 def test_an_error_of_ours_comes_out_of_a_worker_as_itself(
     error: AvlmError, rows: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(self: StepLoader, k: int) -> StepData:
+    def broken(self: SamplePreparer, wanted: Wanted) -> Encoded:
         raise error
 
-    monkeypatch.setattr(StepLoader, "step", broken)
+    monkeypatch.setattr(SamplePreparer, "__call__", broken)
     with pytest.raises(AvlmError) as caught:
         next(loader(rows(), workers=1).steps(0, 5))
     assert type(caught.value) is type(error) and str(caught.value) == str(error)
@@ -212,73 +222,197 @@ def test_an_error_of_ours_comes_out_of_a_worker_as_itself(
 def test_a_mistake_of_our_own_in_a_worker_is_shown_whole(
     error: Exception, rows: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(self: StepLoader, k: int) -> StepData:
+    def broken(self: SamplePreparer, wanted: Wanted) -> Encoded:
         raise error
 
-    monkeypatch.setattr(StepLoader, "step", broken)
-    with pytest.raises(type(error), match="sizes 2 and 3"):
+    monkeypatch.setattr(SamplePreparer, "__call__", broken)
+    with pytest.raises(type(error), match="sizes 2 and 3") as caught:
         next(loader(rows(), workers=1).steps(0, 5))
+    assert "in broken" in caught.value.__notes__[0]
 
 
-@pytest.fixture
-def workers() -> Callable[[], list[Any]]:
-    """Worker processes that this test has started; those of an error that pytest keeps are older."""
-    before = {process.pid for process in multiprocessing.active_children()}
-    return lambda: [process for process in multiprocessing.active_children() if process.pid not in before]
-
-
-def test_a_worker_that_is_killed_is_said_so(rows: Callable[..., Path], workers: Callable[[], list[Any]]) -> None:
-    steps = loader(rows(), workers=1).steps(0, 10_000)
-    next(steps)
-    (worker,) = workers()
-    os.kill(worker.pid, signal.SIGKILL)
-    with pytest.raises(OSError, match="a process that prepares data was ended from outside") as error:
-        list(steps)
-    assert str(error.value) == "a process that prepares data was ended from outside. Start the same command again"
-
-
-def test_no_process_is_left_behind_when_the_caller_stops(
-    rows: Callable[..., Path], workers: Callable[[], list[Any]]
+def test_a_mistake_comes_with_its_own_step_and_not_before(
+    rows: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    fine, marked = SamplePreparer.__call__, loader(rows(), batch_samples=3, workers=2)
+    (row, _) = marked.assigned(2)[1]
+
+    def broken(self: SamplePreparer, wanted: Wanted) -> Encoded | Bad:
+        if wanted[0] == row:
+            raise ConfigError("at last")
+        return fine(self, wanted)
+
+    monkeypatch.setattr(SamplePreparer, "__call__", broken)
+    steps = marked.steps(0, 4)
+    assert [next(steps).step, next(steps).step] == [0, 1]
+    with pytest.raises(ConfigError, match="at last"):
+        next(steps)
+
+
+# ---------------------------------------------------------------- ranks
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 8])
+def test_ranks_share_a_step_and_read_together_what_one_would(ranks: int, rows: Callable[..., Path]) -> None:
+    path = rows()
+    (path.parent / "p0.png").unlink()
+    alone = loader(path, augment=CHANGES)
+    parts = [loader(path, augment=CHANGES, rank=rank, ranks=ranks, workers=rank % 2) for rank in range(ranks)]
+    for whole, *shares in zip(alone.steps(2, 5), *(part.steps(2, 5) for part in parts), strict=True):
+        assert sum(share.num_samples for share in shares) == whole.num_samples
+        assert sum(share.num_targets() for share in shares) == whole.num_targets()
+        together = sorted(i for share in shares for row in share.rows for i in row.ids)
+        assert together == sorted(i for row in whole.rows for i in row.ids)
+        assert sorted(b.reason for share in shares for b in share.bad) == sorted(b.reason for b in whole.bad)
+
+
+# ---------------------------------------------------------------- workers that die
+
+
+def disturb(monkeypatch: pytest.MonkeyPatch, row: int, what: Callable[[], object], times: Path | None = None) -> None:
+    """Have something happen in the worker that prepares a row: always, or so often as there are files in a folder."""
+    fine = SamplePreparer._encode
+
+    def disturbed(self: SamplePreparer, sample: Sample, number: int, epoch: int) -> Encoded:
+        if number == row:
+            found = fine(self, sample, number, epoch)  # its media are named by then
+            left = [] if times is None else sorted(times.iterdir())
+            if times is None or left:
+                for file in left[:1]:
+                    file.unlink()
+                what()
+            return found
+        return fine(self, sample, number, epoch)
+
+    monkeypatch.setattr(SamplePreparer, "_encode", disturbed)
+
+
+def hang() -> None:
+    while True:  # never gives the interpreter to another thread for long
+        sum(range(100))
+
+
+def hang_in_c() -> None:
+    """A decoder that never comes back and never lets go of the interpreter."""
+    re.match("(a+)+$", "a" * 64 + "!")
+
+
+def get_killed() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fault() -> None:
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def bomb() -> None:
+    torch.ones(2**29)  # two gigabytes
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_a_worker_that_is_killed_once_changes_nothing(
+    workers: int, rows: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = rows()
+    alone = [content(step) for step in loader(path, augment=CHANGES).steps(0, 6)]
+    (tmp_path / "times").mkdir()
+    (tmp_path / "times" / "1").touch()
+    disturb(monkeypatch, 3, get_killed, tmp_path / "times")
+    found = [content(step) for step in loader(path, workers=workers, augment=CHANGES).steps(0, 6)]
+    assert found == alone
+    assert not list((tmp_path / "times").iterdir()), "it was killed"
+
+
+@pytest.mark.parametrize(
+    ("what", "reason"),
+    [
+        (hang, "takes longer than 0.5 s, so the process that read it was ended. Replace it, or raise data.stall_s"),
+        (
+            hang_in_c,
+            "takes longer than 0.5 s, so the process that read it was ended. Replace it, or raise data.stall_s",
+        ),
+        (os.abort, "crashed the process that read it, twice (SIGABRT). Replace it, or remove the sample"),
+        (fault, "crashed the process that read it, twice (SIGSEGV). Replace it, or remove the sample"),
+        (
+            lambda: os._exit(7),
+            "crashed the process that read it, twice (exit status 7). Replace it, or remove the sample",
+        ),
+        (
+            bomb,
+            "takes more memory than data.worker_mb=512 leaves to a process. Make it smaller, or raise data.worker_mb",
+        ),
+    ],
+    ids=["hang", "hang in C", "abort", "fault", "exit", "bomb"],
+)
+def test_what_hangs_or_crashes_a_decoder_costs_that_sample_only(
+    what: Callable[[], object], reason: str, rows: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = rows()
+    how: dict[str, Any] = {"batch_samples": 6, "stall_s": 0.5, "worker_mb": 512}
+    alone = [content(step) for step in loader(path, **how).steps(0, 2)]
+    disturb(monkeypatch, 4, what)
+    steps = list(loader(path, workers=2, **how).steps(0, 2))
+    (bad,) = [bad for step in steps for bad in step.bad]
+    file = str(tmp_path / "p4.png")
+    assert bad == Bad("4", "rows.jsonl line 5", f"{file}: {reason}", file)
+    assert sorted(int(i) for step in steps for row in step.rows for i in row.ids) == [*range(4), *range(5, 12)]
+    whole = next(i for i, step in enumerate(steps) if not step.bad)
+    assert content(steps[whole]) == alone[whole]
+
+
+def test_all_that_workers_hold_is_gone_when_the_caller_stops(rows: Callable[..., Path]) -> None:
+    before, open_before = descendants(), open_files()
     steps = loader(rows(), workers=2).steps(0, 1000)
     next(steps)
-    assert len(workers()) == 2
-    steps.close()  # type: ignore[attr-defined]
-    assert not workers()
+    assert len(descendants() - before) == 3  # one that leads, and two that work
+    steps.close()
+    assert descendants() == before and open_files() == open_before
+
+
+def test_an_error_where_steps_are_used_leaves_no_process(rows: Callable[..., Path]) -> None:
+    before = descendants()
+    with suppress(KeyError), closing(loader(rows(), workers=2).steps(0, 1000)) as steps:
+        next(steps)
+        raise KeyError
+    assert descendants() == before
 
 
 def test_what_is_prepared_ahead_is_bounded(
     rows: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked, step = tmp_path / "asked", StepLoader.step
+    asked, prepare = tmp_path / "asked", SamplePreparer.__call__
 
-    def noted(self: StepLoader, k: int) -> StepData:
+    def noted(self: SamplePreparer, wanted: Wanted) -> Encoded | Bad:
         with asked.open("a") as file:
-            file.write(f"{k}\n")
-        return step(self, k)
+            file.write("x")
+        return prepare(self, wanted)
 
-    monkeypatch.setattr(StepLoader, "step", noted)
-    steps = loader(rows(), workers=2).steps(0, 100)
+    monkeypatch.setattr(SamplePreparer, "__call__", noted)
+    steps = loader(rows(), workers=2, batch_samples=5).steps(0, 100)
     for _ in range(3):
         next(steps)
-    ahead = 3 + 2 * 2  # two for each worker
+    ahead = (3 + AHEAD - 1) * 5
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and len(asked.read_text().split()) < ahead:
+    while time.monotonic() < deadline and asked.stat().st_size < ahead:
         time.sleep(0.02)
     time.sleep(0.2)  # a worker that went on would be far ahead by now
-    steps.close()  # type: ignore[attr-defined]
-    assert sorted(int(k) for k in asked.read_text().split()) == list(range(ahead))
+    steps.close()
+    assert asked.stat().st_size == ahead
 
 
-def test_no_more_workers_are_started_than_there_are_steps(
-    rows: Callable[..., Path], workers: Callable[[], list[Any]]
-) -> None:
-    made = loader(rows(), workers=3)
-    assert list(made.steps(4, 4)) == [] == workers()
-    steps = made.steps(0, 1)
+def test_no_more_workers_are_started_than_there_are_samples(rows: Callable[..., Path]) -> None:
+    before, made = descendants(), loader(rows(), workers=3, batch_samples=1)
+    assert list(made.steps(4, 4)) == [] and descendants() == before
+    steps = made.steps(0, 2)
     assert next(steps).step == 0
-    assert len(workers()) <= 1
-    assert list(steps) == []
+    assert len(descendants() - before) <= 1 + 2
+    assert [step.step for step in steps] == [1]
+
+
+def test_the_first_step_comes_at_once_wherever_it_is(rows: Callable[..., Path]) -> None:
+    """Nothing is read or counted on the way there: the thousandth million of steps is as near as the first."""
+    made = loader(rows())
+    assert [step.step for step in made.steps(10**9, 10**9 + 2)] == [10**9, 10**9 + 1]
 
 
 # ---------------------------------------------------------------- media in words

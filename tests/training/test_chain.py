@@ -585,3 +585,20 @@ def test_sft_trains_connectors_and_language_of_whatever_model(
     projections = {name for name in old if "_proj.weight" in name and "language_model" in name}
     assert language == projections if peft == "lora" else language > projections
     assert (tmp_path / "sft" / "adapters" / "finetune" / "adapter_config.json").is_file() == (peft == "lora")
+
+
+def test_too_many_bad_samples_one_after_the_other_stop_the_run(small_run: Small, tmp_path: Path) -> None:
+    config = one_stage(small_run("run", ["data.max_bad=1", "data.max_bad_run=12"]), steps=50)
+    for file in [*tmp_path.glob("*.png"), *tmp_path.glob("*.wav")]:  # a folder that is gone, say
+        file.unlink()
+    lines = [
+        line for line in (tmp_path / "rows.jsonl").read_text().splitlines() if '"content": [{"type": "text"' not in line
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines) + "\n")
+    with pytest.raises(DataError, match=r"12 samples one after the other were bad, and data\.max_bad_run=12"):
+        train(config)
+    listed = read_lines(tmp_path / "run" / "quarantine.jsonl")
+    assert {row["file"] for row in listed} <= {
+        str(tmp_path / f"{kind}{i}.{end}") for i in range(12) for kind, end in (("p", "png"), ("s", "wav"))
+    }
+    assert all({"step", "stage", "sample_id", "where", "reason", "file"} == row.keys() for row in listed)
