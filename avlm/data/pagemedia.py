@@ -84,11 +84,9 @@ class Shown:
         parts.append(strip([frame.pixels for frame in clip.frames], [f"{t:.1f} s" for t in times], FRAME_PX))
         if clip.sound is not None:
             parts.append(_sound(clip.sound, plays=len(parts) == 1))
-        sound = "with sound" if clip.sound is not None else "without sound"
-        return (
-            "".join(parts),
-            f"{duration(clip.duration_s)}, {len(clip.frames)} frame{'' if len(clip.frames) == 1 else 's'} looked at, {sound}",
-        )
+        looks = f"{len(clip.frames)} frame{'' if len(clip.frames) == 1 else 's'} looked at"
+        heard = "with sound" if clip.sound is not None else "without sound"
+        return "".join(parts), f"{duration(clip.duration_s)}, {looks}, {heard}"
 
 
 def _figure(item: MediaItem, number: int, body: str, facts: str) -> str:
@@ -180,4 +178,5 @@ def painted(level: np.ndarray) -> np.ndarray:
     place = np.clip(level, 0, 1) * (len(stops) - 1)
     low = np.minimum(place.astype(int), len(stops) - 2)
     share = (place - low)[..., None]
-    return (stops[low] * (1 - share) + stops[low + 1] * share).astype(np.uint8)
+    colours: np.ndarray = (stops[low] * (1 - share) + stops[low + 1] * share).astype(np.uint8)
+    return colours

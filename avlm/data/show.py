@@ -380,11 +380,9 @@ def _tools(page: _Page) -> str:
         f'<label><input type="radio" name="colour" value="{name}"{checked.get(name, "")}> {name}</label>'
         for name in ("place", "label", "pack")
     )
-    coloured = (
-        f'<span role="group" aria-label="colour tokens by"><small>colour by</small> {colours}</span>'
-        if page.reader is not None
-        else ""
-    )
+    coloured = ""
+    if page.reader is not None:
+        coloured = f'<span role="group" aria-label="colour tokens by"><small>colour by</small> {colours}</span>'
     keys = "<kbd>/</kbd> search <kbd>j</kbd> <kbd>k</kbd> next, last" + (
         " <kbd>t</kbd> tokens" if page.reader is not None else ""
     )

@@ -127,7 +127,8 @@ def _bands_of_bins() -> np.ndarray:
     edges = np.geomspace(LOW_HZ, HIGH_HZ, PITCHES + 1)
     band = np.searchsorted(edges, hz, side="right") - 1
     band[(hz < LOW_HZ) | (hz >= HIGH_HZ)] = -1
-    return band
+    found: np.ndarray = band
+    return found
 
 
 def sound_view(wave: np.ndarray) -> np.ndarray:
