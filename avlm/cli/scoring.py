@@ -46,7 +46,7 @@ def evaluate_rows(
     metrics_for("", metric)
     Sampling(max_tokens=max_tokens)  # both are refused now rather than when the model has been loaded
     quiet()
-    source = open_source(data, settings)
+    source = open_source(str(data), settings)
     loaded, processor = load_model(model)
     with counted("answers", make_console()) as progress:
         report = run(

@@ -74,7 +74,8 @@ def _of_tasks(table: RowTable, stage: Stage) -> np.ndarray:
 def _of_senses(table: RowTable, own: frozenset[MediaKind]) -> np.ndarray:
     if not own:
         return np.ones(len(table), bool)
-    return (table.kinds & bits(own) != 0) & ~_strange(table, own)
+    of_one: np.ndarray = (table.kinds & bits(own) != 0) & ~_strange(table, own)
+    return of_one
 
 
 def _strange(table: RowTable, own: frozenset[MediaKind]) -> np.ndarray:

@@ -12,7 +12,7 @@ Shapes in this file:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -194,6 +194,23 @@ class AvlmModel(AvlmPreTrainedModel):
         newline = self.vision_connector.image_newline if spec.newline else None
         return states, *join_tiles(self.vision_connector(states, grids), pictures, sizes, spec, newline)
 
+    def _look(
+        self, pictures: Tensor | None, image_sizes: Tensor | None, frames: Tensor | None
+    ) -> Iterator[tuple[str, Tensor, list[int]]]:
+        """Tokens of all pictures and of all frames, and how many each has; in one call where they are of one shape."""
+        given = {"image": pictures, "video": frames}
+        there = {kind: pixels for kind, pixels in given.items() if pixels is not None and len(pixels)}
+        spec = self.config.media_spec().vision
+        if len(there) == 2 and spec is not None and not spec.sized:
+            _, tokens, counts = self._see(torch.cat(list(there.values())), frames=True)
+            number = len(there["image"])
+            parts = counts[:number], counts[number:]
+            yield from zip(there, tokens.split([sum(part) for part in parts]), parts, strict=True)
+            return
+        for kind, pixels in there.items():
+            _, tokens, counts = self._see(pixels, image_sizes if kind == "image" else None, frames=kind == "video")
+            yield kind, tokens, counts
+
     def get_video_features(self, pixel_values_videos: Tensor) -> BaseModelOutputWithPooling:
         """Look at frames (F, 3, height, width), or their patches; as `get_image_features`, for each frame."""
         states, tokens, counts = self._see(pixel_values_videos, frames=True)
@@ -309,10 +326,8 @@ class AvlmModel(AvlmPreTrainedModel):
         """
         features: dict[str, Tensor] = {}
         counts: dict[str, list[int]] = {}
-        if pixel_values is not None and len(pixel_values):
-            _, features["image"], counts["image"] = self._see(pixel_values, image_sizes)
-        if pixel_values_videos is not None and len(pixel_values_videos):
-            _, features["video"], counts["video"] = self._see(pixel_values_videos, frames=True)
+        for kind, tokens, found in self._look(pixel_values, image_sizes, pixel_values_videos):
+            features[kind], counts[kind] = tokens, found
         if input_features is not None and len(input_features):
             sound = (input_features, input_features_mask, input_features_beside, input_features_beside_mask)
             _, features["audio"], counts["audio"] = self._hear(*sound)

@@ -45,6 +45,7 @@ from avlm.models.modeling import AvlmForConditionalGeneration
 from avlm.samples import MediaKind, Sample
 from avlm.training.building import build_side_by_side, by_itself, collect
 from avlm.training.console import make_console, tell
+from avlm.training.memory import keep_freed_memory
 from avlm.training.observe import StepMetrics
 from avlm.training.stages import check_parts, part_modules
 from avlm.training.stopping import StopWish, stop_wishes
@@ -136,6 +137,7 @@ class Run:
         if only is not None and only not in names:
             raise ConfigError(f"--stage {only}: the run has no such stage. Its stages are {', '.join(names)}")
         stages = self.stages if only is None else self.stages[: names.index(only) + 1]
+        keep_freed_memory()
         if self.config.threads is not None:
             torch.set_num_threads(self.config.threads)
         if len(self.stages) < len(self.config.stages):
