@@ -31,7 +31,7 @@ def odd(sample: Sample, markers: Sequence[str] = MARKERS) -> Iterator[Odd]:
 def _learned(said: Sequence[Turn], answers: Sequence[Turn]) -> Iterator[Odd]:
     if not answers:
         yield "error", "no answer", "there is no answer to learn from. Add an assistant turn, or remove the row"
-    if any(not turn.text().strip() for turn in answers):
+    if any(not any(map(_says, turn.parts)) for turn in answers):
         yield (
             "warning",
             "an empty answer",
@@ -43,7 +43,7 @@ def _learned(said: Sequence[Turn], answers: Sequence[Turn]) -> Iterator[Odd]:
             "answers without a question",
             "there are answers and no question, so what they answer is not known. Add a user turn, or remove the row",
         )
-    if any(turn.role == "user" and not any(_says(part) for part in turn.parts) for turn in said):
+    if any(turn.role == "user" and not any(map(_says, turn.parts)) for turn in said):
         yield (
             "warning",
             "an empty question",

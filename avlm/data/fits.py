@@ -49,7 +49,7 @@ def fit_stages(
     video = video_senses(spec.audio is not None, spec.video.order) if video is None else video
     if data.system is not None:
         processor.use_system(data.system)
-    fit = _Fit(source, processor, data, folder, findings, known, video, workers, progress)
+    fit = _Fit(source, processor, data, folder, findings, set(known), video, workers, progress)
     return [fit.stage(stage) for stage in stages] if stages else [fit.every_row()]
 
 
@@ -60,7 +60,8 @@ class _Fit:
     data: DataConfig
     folder: Path
     findings: Findings
-    known: frozenset[int]
+    told: set[int]
+    """Rows that have been told as bad: not once for each stage."""
     video: frozenset[MediaKind]
     workers: int
     progress: Progress | None
@@ -94,7 +95,7 @@ class _Fit:
                 stage=stage,
                 video=self.video,
                 workers=self.workers,
-                progress=None if self.progress is None else self._told(name),
+                progress=None if self.progress is None else self._counted(name),
             )
         except ConfigError as error:
             self.findings.add("error", f"{found.name}: no row can be used", "", str(error))
@@ -102,7 +103,8 @@ class _Fit:
             return
         for reason in index.reasons():
             found.unfit += 1
-            if reason.row not in self.known:
+            if reason.row not in self.told:
+                self.told.add(reason.row)
                 self.findings.add_message(reason.where, reason.reason)
         counted = np.flatnonzero(np.asarray(index.status) == 0)
         tokens = np.asarray(index.tokens)[counted]
@@ -135,7 +137,7 @@ class _Fit:
                 "Correct them, or raise data.max_bad",
             )
 
-    def _told(self, name: str) -> Callable[[int, int], None]:
+    def _counted(self, name: str) -> Callable[[int, int], None]:
         progress = self.progress
         assert progress is not None
         return lambda done, total: progress(name, done, total)

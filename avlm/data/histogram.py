@@ -59,8 +59,8 @@ def histogram(name: str, unit: str, values: np.ndarray) -> Histogram | None:
 
 def edges_of(least: float, median: float, most: float) -> list[float]:
     """Round numbers from at most the least to at least the most."""
-    if most <= least:
-        return [least, least + (abs(least) or 1.0)]
+    if most - least < 1e-6:
+        return [least, most + (abs(least) or 1.0)]
     if least >= 0 and 0 < LONG * median < most:
         return _growing(least, most)
     step = _nice((most - least) / (MOST_BINS - 2))
