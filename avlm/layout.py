@@ -46,12 +46,53 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
+class ImageFacts:
+    """All that the layout of a picture depends on."""
+
+    size_px: Size
+    """Height and width of the picture standing upright."""
+
+
+@dataclass(frozen=True, slots=True)
+class AudioFacts:
+    """All that the layout of a sound depends on."""
+
+    num_samples: int
+    """At the model's rate, of the part that is asked for."""
+
+
+@dataclass(frozen=True, slots=True)
 class VideoFacts:
     """What a video's header says: all that its layout depends on."""
 
     duration_s: float
     num_samples: int
     """Samples of its sound track at the model's rate; 0 without sound."""
+
+
+Facts = ImageFacts | AudioFacts | VideoFacts
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What the encoders have to do for one medium, or for several together."""
+
+    tiles: int = 0
+    """Pictures as the encoder takes them: squares, whole pictures in patches, and frames of videos."""
+    patches: int = 0
+    """Embeddings that it makes of them, prefix tokens not counted."""
+    frames: int = 0
+    """Frames of sound features that the first audio encoder takes, what a released window is padded with included."""
+    cost: int = 0
+    """Work of all encoders, as `work` has it."""
+
+    def __add__(self, other: Load) -> Load:
+        return Load(
+            self.tiles + other.tiles,
+            self.patches + other.patches,
+            self.frames + other.frames,
+            self.cost + other.cost,
+        )
 
 
 def reduced_count(embeddings: int, reduction: Reduction, grid: Size | None = None) -> int:
@@ -379,6 +420,11 @@ def resampled_count(num_samples: int, from_hz: int, to_hz: int) -> int:
     return round(num_samples * to_hz / from_hz)
 
 
+def timed_count(seconds: float, rate_hz: int) -> int:
+    """Count the samples of a stretch of time: of sound in a container, whatever its own rate."""
+    return round(seconds * rate_hz)
+
+
 def encoded_count(frames: int, spec: AudioSpec) -> int:
     """Count the embeddings that the encoder of a spec makes of so many frames.
 
@@ -554,3 +600,68 @@ def audio_segments(num_samples: int, media: MediaSpec) -> list[Segment]:
     if media.audio is None:
         raise LayoutError("a sound was given to a model without an audio part. Use a model that hears, or leave it out")
     return [Segment("audio", audio_token_count(num_samples, media.audio))]
+
+
+# ---------------------------------------------------------------- any medium
+
+
+def segments(facts: Facts, media: MediaSpec) -> list[Segment]:
+    """Lay out one medium, whatever it is.
+
+    Raises:
+        LayoutError: The model lacks the sense for it.
+    """
+    if isinstance(facts, ImageFacts):
+        return image_segments(media, facts.size_px)
+    if isinstance(facts, AudioFacts):
+        return audio_segments(facts.num_samples, media)
+    return video_segments(facts, media)
+
+
+def load(facts: Facts, media: MediaSpec) -> Load:
+    """Count what the encoders have to do for one medium that the model has the sense for."""
+    if isinstance(facts, ImageFacts):
+        assert media.vision is not None
+        return _seen(image_grids(media.vision, facts.size_px))
+    if isinstance(facts, AudioFacts):
+        return _listened(facts.num_samples, media.audio)
+    order, found = media.video.order, Load()
+    if order != "audio":
+        assert media.vision is not None
+        found = _seen([square_grid(media.vision)] * len(frame_times_s(facts.duration_s, media.video)))
+    return found if order == "video" else found + _listened(facts.num_samples, media.audio)
+
+
+def work(positions: int) -> int:
+    """What an encoder has to do for a sequence, in the work of its matrices on one position.
+
+    Source:
+        A layer of width d costs 24 d^2 operations a position and 4 d more for each that it attends to, so n positions
+        are n + n^2 / 6d of the former. Widths are not known here; most encoders have about 1024.
+    """
+    return positions + positions * positions // (6 * _WIDTH)
+
+
+_WIDTH = 1024
+
+
+def _seen(grids: Sequence[Size]) -> Load:
+    sizes = [rows * columns for rows, columns in grids]
+    return Load(tiles=len(grids), patches=sum(sizes), cost=sum(map(work, sizes)))
+
+
+def _listened(num_samples: int, spec: AudioSpec | None) -> Load:
+    if spec is None:
+        return Load()
+    chunks = audio_chunks(num_samples, spec)
+    return Load(
+        frames=sum(frame_count(chunk, spec) for chunk in chunks), cost=sum(_chunk_work(chunk, spec) for chunk in chunks)
+    )
+
+
+def _chunk_work(num_samples: int, spec: AudioSpec) -> int:
+    """Work of hearing one chunk, by two encoders where there are two."""
+    own = work(encoded_count(frame_count(num_samples, spec), spec))
+    if spec.beside is None:
+        return own
+    return own + _chunk_work(resampled_count(num_samples, spec.sample_rate_hz, spec.beside.sample_rate_hz), spec.beside)

@@ -13,12 +13,13 @@ Shapes in this file:
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from avlm.errors import DataError
-from avlm.layout import Kind, Segment, Size
+from avlm.layout import Kind, Load, Segment, Size
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,8 +87,20 @@ class MediaItem:
     def name(self) -> str:
         """What to call it in a message."""
         if self.path is None:
-            return self.title or self.url or f"the {self.kind} given as data"
+            return self.title or shown_url(self.url) or f"the {self.kind} given as data"
         return f"{self.path} {self.title}" if self.title else str(self.path)
+
+
+def shown_url(url: str) -> str:
+    """A URL as messages and records show it: without what people hide secrets in, its query, user and password.
+
+    Returns:
+        At most 200 characters that can be printed; nothing for a data URL.
+    """
+    if url[:5].lower() == "data:":
+        return ""
+    shown = re.sub(r"^([\w+.-]*:[/\\]*)[^/?#]*@", r"\1", re.sub(r"[?#].*", "", url, flags=re.DOTALL))
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in shown[:200])
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,8 +203,12 @@ class Encoded:
     labels: list[int]
     """Same length as ``ids``; -100 where nothing is to be learned."""
     places: list[Place] = field(default_factory=list)
+    spans: list[tuple[int, int]] = field(default_factory=list)
+    """First position and end of each of `places`, with the words between them and the tokens around them."""
     images: list[Tensor] = field(default_factory=list)
     """Tiles of its pictures end to end, each float [3, height, width], or patches [P, p * p * 3]."""
+    tiles: list[int] = field(default_factory=list)
+    """How many tiles each of its pictures has."""
     image_sizes: list[Size] = field(default_factory=list)
     """Height and width of each picture as decoded, where its layout depends on them."""
     frames: list[Tensor] = field(default_factory=list)
@@ -206,6 +223,8 @@ class Encoded:
     """For each answer the last position before it, and the class of its state: 0 a question, 1 noise."""
     teacher: Encoded | None = None
     """The same conversation with its media in words, for `loss=distill`; its targets are the same tokens."""
+    cut: int = 0
+    """Tokens that were cut off its end, because it was longer than a row."""
 
     def room(self) -> int:
         """Tokens that it takes of a row's budget."""
@@ -215,7 +234,28 @@ class Encoded:
         return len(self.ids)
 
     def num_targets(self) -> int:
-        return sum(label != IGNORE for label in self.labels[1:]) + sum(map(len, self.words))
+        behind = self.labels[1:]
+        return len(behind) - behind.count(IGNORE) + sum(map(len, self.words))
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What one sample takes of a row and of the encoders, without a token of it."""
+
+    tokens: int
+    """Its room in a row."""
+    targets: int
+    """Tokens that are learned."""
+    load: Load = field(default_factory=Load)
+    """Of all its media."""
+    cut: int = 0
+    """Tokens that were cut off its end, where it was longer than a row."""
+
+    def most(self, other: Counts) -> Counts:
+        """The larger of the two in everything."""
+        a, b = self.load, other.load
+        load = Load(max(a.tiles, b.tiles), max(a.patches, b.patches), max(a.frames, b.frames), max(a.cost, b.cost))
+        return Counts(max(self.tokens, other.tokens), max(self.targets, other.targets), load, max(self.cut, other.cut))
 
 
 IGNORE = -100

@@ -371,6 +371,20 @@ def test_eval_scores_what_chat_answers(avlm: Callable[..., Said], model: Path, t
     assert said.out.splitlines()[1].split()[:3] == ["vqa", "2", "0.500"]
 
 
+def test_eval_reads_media_of_folders_that_are_open_to_it(
+    avlm: Callable[..., Said], model: Path, tmp_path: Path
+) -> None:
+    row = json.loads((tmp_path / "rows.jsonl").read_text().splitlines()[0])
+    row["messages"][0]["content"][0]["path"] = str((tmp_path / "p0.png").resolve())
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "one.jsonl").write_text(json.dumps(row) + "\n")
+    ask = ("eval", model, tmp_path / "rows" / "one.jsonl", "--max-tokens", 1, "--no-swap")
+    assert f"p0.png: is not in the folders that media are read from ({tmp_path.resolve()}/rows)" in avlm(*ask).err
+    said = avlm(*ask, "--root", tmp_path)
+    assert (said.status, said.err) == (0, "")
+    assert said.out.splitlines()[1].split()[:2] == ["vqa", "1"]
+
+
 def test_a_conversation(avlm: Callable[..., Said], model: Path, tmp_path: Path) -> None:
     lines = [
         "What is this?",

@@ -73,14 +73,19 @@ def _checked(
 ) -> CheckReport:
     from avlm.data.check import check_data
     from avlm.data.conversations import MARKERS
+    from avlm.data.doors import doors_of
+    from avlm.data.files import limits_of
     from avlm.data.look import ANYTHING
+    from avlm.data.media import MediaReader
     from avlm.data.text import placeholders
 
     config = _run_of(recipe, model, overrides, data)
     settings = _data_of(config, overrides)
     source = _open(data, settings)
-    held_out = None if against is None else _open(against, settings)
+    held_out = None if against is None else _open(against, settings, "eval")
     reader = _reader(config, model, settings, source)
+    files = [root for each in (source, held_out) if each is not None for root in each.roots]
+    limits = limits_of(settings.limits, doors_of(settings, files))
     spec = ANYTHING if reader.processor is None else reader.processor.media_spec()
     markers = MARKERS if reader.processor is None else tuple(placeholders(reader.processor.tokenizer).values())
     with _bars() as progress:
@@ -90,11 +95,13 @@ def _checked(
             decode=not fast,
             media=spec if spec.vision and spec.audio else ANYTHING,
             markers=markers,
+            limits=limits,
             base=settings.folder or os.path.dirname(data),
             workers=workers,
             progress=progress,
         )
         if reader.processor is not None:
+            reader.processor.use_reader(MediaReader(spec, limits=limits))
             _fit(report, source, reader, workers, progress)
     return report
 
@@ -165,14 +172,21 @@ def index(
         raise ConfigError(
             "an index counts tokens, and whose is not said. Add --model DIR, or --recipe NAME for its stages"
         )
+    from avlm.data.doors import doors_of
+    from avlm.data.files import limits_of
     from avlm.data.index import build_index
+    from avlm.data.media import MediaReader
 
     config = _run_of(recipe, model, overrides or [], data)
     settings = _data_of(config, overrides or [])
     source = _open(data, settings)
     reader = _reader(config, model, settings, source)
+    limits = limits_of(settings.limits, doors_of(settings, source.roots))
     folder = out or Path(settings.index or f"{data.rstrip('/')}.index")
     assert reader.processor is not None
+    reader.processor.use_reader(MediaReader(reader.processor.media_spec(), limits=limits))
+    if settings.system is not None:
+        reader.processor.use_system(settings.system)
     stages: list[Stage | None] = [*reader.stages] or [None]
     for stage in stages:
         writer = reader.processor
@@ -254,10 +268,13 @@ def _data_of(config: RunConfig | None, overrides: list[str]) -> DataConfig:
     return override(DataConfig(), [text.removeprefix("data.") for text in overrides])
 
 
-def _open(path: str, settings: DataConfig) -> RowSource:
+def _open(path: str, settings: DataConfig, use: Literal["train", "eval"] = "train") -> RowSource:
     from avlm.data.sources import open_source
 
-    return open_source(path, settings)
+    with _bars() as progress:
+        return open_source(
+            path, settings, use=use, progress=lambda done, total: progress(f"looking through {path}", done, total)
+        )
 
 
 def _reader(config: RunConfig | None, model: str | None, data: DataConfig, source: RowSource) -> Reader:

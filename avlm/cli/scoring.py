@@ -22,21 +22,27 @@ def evaluate(
     metric: Annotated[list[str] | None, typer.Option(help="exact or wer; default: by each row's task.")] = None,
     swap: Annotated[bool, typer.Option(help="Also ask with swapped pictures and sounds.")] = True,
     max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 64,
+    root: Annotated[list[str] | None, typer.Option(help="A further folder that media may lie in.")] = None,
 ) -> None:
     """Score a model by task, and check that it looks and listens."""
+    from avlm.config.data import DataConfig
+
     check_file("DATA", str(data))
     if out is not None:
         check_writable(out)
-    report = evaluate_rows(model, data, metric or [], swap, max_tokens)
+    report = evaluate_rows(model, data, metric or [], swap, max_tokens, DataConfig(roots=tuple(root or ())))
     print(table(report))
     if out is not None:
         write_json(out, report.as_dict())
 
 
 def evaluate_rows(
-    model: str, data: Path, metric: list[str], swap: bool, max_tokens: int, settings: DataConfig | None = None
+    model: str, data: Path, metric: list[str], swap: bool, max_tokens: int, settings: DataConfig
 ) -> Report:
     from avlm.convert.weights import load_model
+    from avlm.data.doors import doors_of
+    from avlm.data.files import limits_of
+    from avlm.data.media import MediaReader
     from avlm.data.sources import open_source
     from avlm.eval.benchmarks import evaluate as run
     from avlm.eval.metrics import metrics_for
@@ -46,8 +52,10 @@ def evaluate_rows(
     metrics_for("", metric)
     Sampling(max_tokens=max_tokens)  # both are refused now rather than when the model has been loaded
     quiet()
-    source = open_source(str(data), settings)
+    source = open_source(str(data), settings, use="eval")
     loaded, processor = load_model(model)
+    limits = limits_of(settings.limits, doors_of(settings, source.roots))
+    processor.use_reader(MediaReader(processor.media_spec(), limits=limits))
     with counted("answers", make_console()) as progress:
         report = run(
             loaded, processor, list(source), metric=metric, swap=swap, max_tokens=max_tokens, progress=progress

@@ -39,10 +39,12 @@ def resolve(name: str, overrides: list[str] | None) -> RunConfig:
 
 def check_files(config: RunConfig) -> None:
     """Refuse a missing file before anything heavy is loaded."""
+    from avlm.config.data import paths_of
+
     named = {"data.train": config.data.train, "data.eval": config.data.eval}
     named |= {f"stages.{s.name}.data": s.data for s in config.stages}
-    for key, path in named.items():
-        if path is not None:
+    for key, data in named.items():
+        for path in paths_of(data):
             check_file(key, path)
     if isinstance(config.model, str) and not os.path.isdir(config.model):
         raise ConfigError(f"model={config.model}: there is no such directory. Set model=DIR to a model directory")

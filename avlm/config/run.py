@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from avlm.config.base import Settings
-from avlm.config.data import DataConfig
+from avlm.config.data import DataConfig, TrainData, whole_blend
 from avlm.config.model import ModelConfig, Source
 from avlm.config.patterns import ALL_LINEAR, pattern_problem
 
@@ -194,8 +194,8 @@ class Stage(Settings):
     template: str | None = None
     """A chat template for this stage alone (LLaVA's first stage writes nothing but the picture and its caption)."""
 
-    data: str | None = None
-    """A file of the stage's own instead of `data.train`."""
+    data: TrainData | None = None
+    """Data of the stage's own instead of `data.train`."""
 
     supervise: Literal["answers", "everything", "words"] = "answers"
     """`everything` also learns to say the prompts, as in language-model pre-training. `words` is for an encoder that
@@ -217,8 +217,15 @@ class Stage(Settings):
     """Length of the stage, in optimizer steps or in readings of all its rows: one of the two."""
     batch_samples: int = Field(32, ge=1)
     """Samples in one optimizer step, over all rows and processes."""
+    batch_rows: int | None = Field(None, ge=1)
+    """Rows in one optimizer step, over all processes, instead of `batch_samples` samples: rows are then packed over
+    tens of thousands of samples and nearly full. Needs an index."""
     row_tokens: int = Field(4096, ge=8)
     """Samples are packed into rows of at most this many tokens; one row goes through the model at a time."""
+    row_tiles: int | None = Field(None, ge=1)
+    """With `batch_rows`: a row holds at most this many tiles of pictures and frames of videos."""
+    row_frames: int | None = Field(None, ge=1)
+    """With `batch_rows`: a row holds at most this many frames of sound."""
 
     describe: float = Field(0.0, ge=0, le=1)
     """Share of the media that are given in words instead, where their `alt` is known. What a language model can do with
@@ -234,6 +241,21 @@ class Stage(Settings):
     schedule: Schedule = Schedule()
     optimizer: Optimizer = Optimizer()
     augment: Augment = Augment()
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _is_blend(cls, given: Any) -> Any:
+        return whole_blend(given)
+
+    @model_validator(mode="after")
+    def _rows_are_packed_by_lengths(self) -> Stage:
+        for name in ("row_tiles", "row_frames"):
+            if self.batch_rows is None and getattr(self, name) is not None:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} limits rows that are packed ahead, and with batch_samples they are "
+                    f"packed step by step. Set batch_rows, or {name} to null"
+                )
+        return self
 
     @model_validator(mode="after")
     def _one_length(self) -> Stage:
@@ -280,6 +302,9 @@ class RunConfig(Settings):
     """No stage takes more steps than this."""
     save: SaveConfig = SaveConfig()
     samples: SampleConfig = SampleConfig()
+    precision: Literal["float32", "bfloat16"] | None = None
+    """Numbers that the model is kept in and computes with; default: those of its weights as they are loaded. Whatever
+    learns in bfloat16 has a float32 copy that learns for it."""
     side_by_side: int = Field(1, ge=1)
     """Parts that are built at the same time, each in a process of its own."""
     threads: int | None = Field(None, ge=1)
@@ -304,14 +329,18 @@ class RunConfig(Settings):
             built = [stage for stage in built if _built_source(stage, self.model).path is not None]
         return tuple(stage.name for stage in built)
 
-    def stage_steps(self, stage: Stage, rows: int | None = None) -> int:
+    def stage_steps(self, stage: Stage, rows: int | None = None, planned: Callable[[float], int] | None = None) -> int:
         """Steps the stage really takes.
 
         Args:
             rows: How many the stage reads; needed where its length is given in epochs.
+            planned: Gives the steps of so many epochs (`Plan.steps`); needed with `batch_rows` besides.
         """
         if stage.steps is not None:
             steps = stage.steps
+        elif stage.batch_rows is not None:
+            assert stage.epochs is not None and planned is not None, "rows are to be planned first"
+            steps = planned(stage.epochs)
         else:
             assert stage.epochs is not None and rows is not None, "rows are to be counted first"
             steps = math.ceil(stage.epochs * rows / stage.batch_samples - 1e-9)

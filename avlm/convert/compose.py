@@ -32,6 +32,7 @@ from avlm.models.audio_encoders import audio_spec
 from avlm.models.configuration import AvlmConfig
 from avlm.models.encoders import build_encoder, inner_config, load_encoder
 from avlm.models.modeling import AvlmForConditionalGeneration, sense_connector
+from avlm.models.precision import cast_weights
 from avlm.models.vision_encoders import vision_spec
 
 
@@ -226,7 +227,7 @@ def _assemble(
             inner.audio_beside_tower = _encoder(config.audio.beside, model_config.audio_beside_config, "audio.beside")
         for name in ("vision_tower", "vision_connector", "audio_tower", "audio_beside_tower", "audio_connector"):
             if getattr(inner, name) is not None:
-                _cast(getattr(inner, name), inner.language_model.dtype)
+                cast_weights(getattr(inner, name), inner.language_model.dtype)
     model.tie_weights()
     spared = "model.language_model." if own is None else "-"
     left = [name for name, p in model.named_parameters() if p.is_meta and not name.startswith(spared)]
@@ -242,15 +243,6 @@ def _make_room(text_config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
     """As many rows in a language model's tables as `fit_vocabulary` would make."""
     inner = text_config.get_text_config()
     inner.vocab_size = max(inner.vocab_size, *(number + 1 for number in tokenizer.get_vocab().values()))
-
-
-def _cast(module: nn.Module, dtype: torch.dtype) -> None:
-    """Give a part's weights the language model's type. Tables that are computed, not learned, keep their precision."""
-    saved = module.state_dict().keys()
-    precise = tuple(getattr(module, "_keep_in_fp32_modules_strict", None) or ())  # loading keeps those as well
-    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-        if name in saved and tensor.is_floating_point() and not name.startswith(precise):
-            tensor.data = tensor.data.to(dtype)
 
 
 def _generation_config(language: PreTrainedModel, processor: AvlmProcessor) -> Any:

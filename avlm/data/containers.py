@@ -9,17 +9,23 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from avlm.config.media import VideoSpec
-from avlm.data.files import Limits, check_frame, check_samples, check_seconds, cut, opened
+from avlm.data.files import Limits, check_frame, check_frames, check_samples, check_seconds, check_time, cut, opened
+from avlm.data.sparing import Sparing
+from avlm.data.truncated import check_whole
 from avlm.errors import MediaError
 from avlm.layout import frame_times_s
-from avlm.samples import Clip, MediaItem, Picture, Sound
+from avlm.samples import MediaItem, Picture, Sound
+
+Seen = TypeVar("Seen")
+"""What is made of each frame that is looked at."""
 
 BACK_S = (1.0, 10.0)
 """How far before a cut decoding begins, at the first try and at the second."""
@@ -32,58 +38,140 @@ JITTER_S = 0.2
 SAME_S = 1e-3
 """Clocks are as imprecise as this: some containers count whole milliseconds."""
 EXACT = ("matroska", "mov", "avi")
-"""Containers that know their length; others guess it from the bit rate."""
+"""Containers that know their length."""
+GUESSED = ("mp3", "aac", "ac3", "eac3", "h264", "hevc", "mpegvideo", "m4v", "loas", "dts", "amr", "gif")
+"""Containers whose length is guessed from the bit rate, or said by nobody: all their packets are counted instead."""
+OPENED = (
+    "mov", "matroska", "avi", "mpegts", "mpeg", "flv", "asf", "ogg", "wav", "flac", "mp3", "aac", "ac3", "eac3",
+    "aiff", "au", "caf", "w64", "amr", "loas", "tta", "wv", "ape", "mxf", "h264", "hevc", "mpegvideo", "m4v", "ivf",
+    "gif", "apng",
+)  # fmt: skip
+"""Containers that are read at all. Among FFmpeg's others are play lists, which would open further files and addresses
+(HLS, DASH, SDP, concat), and readers of devices."""
 
 
-def clip_of(item: MediaItem, spec: VideoSpec, limits: Limits, *, looks: bool, hears: bool) -> Clip:
+def watched(
+    item: MediaItem, spec: VideoSpec, limits: Limits, see: Callable[[Picture], Seen], *, looks: bool, hears: bool
+) -> tuple[tuple[Seen, ...], float, Sound | None]:
     """Decode the frames of a video that are looked at, and its sound, cut or padded to the video's own time.
 
     Args:
         spec: Which frames.
+        see: What is made of each frame at once, so that one frame at a time is in memory.
         looks, hears: Whether there are to be frames, and sound.
+
+    Returns:
+        What was made of the frames, the duration in seconds, and the sound.
 
     Raises:
         MediaError: It holds no pictures, is too long or truncated, or is to begin where the file has ended.
         FFmpegError: It cannot be decoded.
     """
-    import av
-
     deadline = time.monotonic() + limits.max_decode_s
     for back in _tries(item):
-        with opened(item, limits) as file, av.open(file) as container:
-            if not container.streams.video:
-                raise MediaError(f"{item.name()}: holds no pictures. Give it as audio, or replace the file")
-            video = container.streams.video[0]
-            check_frame(video.codec_context.width, video.codec_context.height, limits, item)
-            origin = max(0.0, float(container.start_time or 0) / 1_000_000)  # broadcasts do not begin at 0
-            way = _way(item, limits, container, video, origin, back, deadline)
+        with _container(item, limits) as container:
+            video = _pictures(item, limits, container)
+            way = _way(item, limits, container, video, _origin_s(container), back, deadline)
             track = container.streams.audio[0] if hears and container.streams.audio else None
-            eyes = _Eyes(video, frame_times_s(way.length_s, spec), way) if looks else None
+            eyes = _Eyes(video, frame_times_s(way.length_s, spec), way, see) if looks else None
             ears = None if track is None else _Ears(track, way)
             if _decode(container, [sense for sense in (eyes, ears) if sense is not None], way):
-                return Clip(eyes.chosen() if eyes else (), way.length_s, ears.sound(way.length_s) if ears else None)
+                return eyes.chosen() if eyes else (), way.length_s, ears.sound(way.length_s) if ears else None
     raise AssertionError("a pass from the beginning of the file is never in vain")
 
 
-def sound_of(item: MediaItem, limits: Limits) -> Sound | None:
+def clip_length(item: MediaItem, limits: Limits) -> tuple[float, int | None]:
+    """What `watched` would say of a video's time, from its header and the headers of its packets alone.
+
+    Returns:
+        Its duration in seconds, and the sample rate of its sound track; None without one, 0 if that is not known.
+
+    Raises:
+        As `watched`.
+    """
+    with _container(item, limits) as container:
+        video = _pictures(item, limits, container)
+        deadline = time.monotonic() + limits.max_decode_s
+        way = _way(item, limits, container, video, _origin_s(container), None, deadline)
+        return way.length_s, int(container.streams.audio[0].rate or 0) if container.streams.audio else None
+
+
+def sound_length_s(item: MediaItem, limits: Limits) -> float | None:
+    """The seconds of sound that `sound_of` would find, from the header alone; None where only decoding tells.
+
+    Raises:
+        As `sound_of`.
+    """
+    with _container(item, limits) as container:
+        track = container.streams.audio[0] if container.streams.audio else None
+        if track is None or not _knows_exactly(container, track):
+            return None
+        return _way(item, limits, container, track, _start_s(track), None, math.inf).length_s
+
+
+@contextmanager
+def _container(item: MediaItem, limits: Limits) -> Iterator[Any]:
+    """The item's file, opened by what is in it, if that is among what is read at all.
+
+    FFmpeg decodes a little to find out what is there, so it is told the limits beforehand.
+    """
+    import av
+
+    told = {"max_pixels": str(limits.max_pixels)}
+    allowed = {"format_whitelist": ",".join(OPENED), "protocol_whitelist": "none"}
+    with opened(item, limits) as file:
+        check_whole(item, file)
+        with av.open(file, options={**allowed, **told}, timeout=limits.max_decode_s or None) as container:
+            for stream in container.streams.video:
+                stream.codec_context.options = told
+            yield container
+
+
+def _pictures(item: MediaItem, limits: Limits, container: Any) -> Any:
+    """The stream of pictures."""
+    if not container.streams.video:
+        raise MediaError(f"{item.name()}: holds no pictures. Give it as audio, or replace the file")
+    video = container.streams.video[0]
+    if video.codec_context.width:  # a broadcast may say it with its first frame only, which FFmpeg holds to the limit
+        check_frame(video.codec_context.width, video.codec_context.height, limits, item)
+    return video
+
+
+def _origin_s(container: Any) -> float:
+    return max(0.0, float(container.start_time or 0) / 1_000_000)  # broadcasts do not begin at 0
+
+
+def _knows_exactly(container: Any, track: Any) -> bool:
+    """Whether the header has the exact length of a track: by its edit list, without what an encoder needs to begin and
+    to end (ISO/IEC 14496-12, section 8.6.6). A file in fragments has no table of its samples, and guesses."""
+    by_name = container.format.name.split(",")[0] == "mov"
+    return bool(by_name and track.frames and _duration_s(container, track))
+
+
+def sound_of(item: MediaItem, limits: Limits) -> tuple[Sound, float] | None:
     """Decode the sound alone, timed from where it begins itself; None when there is none.
+
+    Returns:
+        The sound and its seconds: those of its track, where the container knows that (MP4, MOV, M4A), and else from
+        the first decoded sample to the last.
 
     Raises:
         MediaError: It is too long or truncated, or is to begin where the file has ended.
         FFmpegError: It cannot be decoded.
     """
-    import av
-
     deadline = time.monotonic() + limits.max_decode_s
     for back in _tries(item):
-        with opened(item, limits) as file, av.open(file) as container:
+        with _container(item, limits) as container:
             if not container.streams.audio:
                 return None
             track = container.streams.audio[0]
+            known = _knows_exactly(container, track)
             way = _way(item, limits, container, track, _start_s(track), back, deadline)
             ears = _Ears(track, way)
             if _decode(container, [ears], way):
-                return ears.alone()
+                length_s = way.length_s if known else ears.alone_s()
+                sound = ears.sound(length_s)
+                return None if sound is None else (sound, length_s)
     raise AssertionError("a pass from the beginning of the file is never in vain")
 
 
@@ -120,7 +208,9 @@ def _tries(item: MediaItem) -> tuple[float | None, ...]:
 def _way(
     item: MediaItem, limits: Limits, container: Any, main: Any, origin_s: float, back_s: float | None, deadline: float
 ) -> _Way:
-    duration = _duration_s(container, main) or _measured_duration_s(item, main.index, limits)
+    guessed = container.format.name.split(",")[0] in GUESSED
+    duration = 0.0 if guessed else _duration_s(container, main)
+    duration = duration or _measured_duration_s(item, main.index, limits, deadline)
     begin, length = cut(item, duration)
     check_seconds(item, length, limits)
     return _Way(item, limits, origin_s, begin, length, duration, back_s, deadline)
@@ -130,7 +220,7 @@ class _TooLate(Exception):  # noqa: N818 - no error: the pass is made again
     """The container does not say where it went."""
 
 
-def _decode(container: Any, senses: Sequence[_Eyes | _Ears], way: _Way) -> bool:
+def _decode(container: Any, senses: Sequence[_Eyes[Any] | _Ears], way: _Way) -> bool:
     """Give the senses what the container holds; False when it began too late for the cut."""
     import av
 
@@ -145,7 +235,7 @@ def _decode(container: Any, senses: Sequence[_Eyes | _Ears], way: _Way) -> bool:
     return all(sense.began_in_time() for sense in senses)
 
 
-def _play(container: Any, senses: Sequence[_Eyes | _Ears], way: _Way) -> None:
+def _play(container: Any, senses: Sequence[_Eyes[Any] | _Ears], way: _Way) -> None:
     """Decode until all senses have what they want; where the file ends before, check that it was the end."""
     end = -math.inf
     by_stream = {sense.stream.index: sense for sense in senses}
@@ -153,12 +243,11 @@ def _play(container: Any, senses: Sequence[_Eyes | _Ears], way: _Way) -> None:
         sense = by_stream[packet.stream.index]
         if packet.pts is not None and packet.time_base is not None:
             end = max(end, way.clock(float((packet.pts + (packet.duration or 0)) * packet.time_base)))
-        if way.reaches_the_end() or not sense.has_all():
-            for frame in packet.decode():
+        if not sense.has_all() or (sense.to_the_end and way.reaches_the_end()):
+            sense.packets += bool(packet.size)
+            for frame in sense.decoded(packet):
                 sense.take(frame)
-        if time.monotonic() > way.deadline:
-            longest = way.limits.max_decode_s
-            raise MediaError(f"{way.item.name()}: takes longer than {longest:g} s to decode. Cut it")
+        check_time(way.item, way.limits, way.deadline)
         if not way.reaches_the_end() and (end > way.length_s + APART_S or all(s.has_all() for s in senses)):
             return
     knows = container.format.name.split(",")[0] in EXACT and math.isfinite(end)
@@ -169,15 +258,20 @@ def _play(container: Any, senses: Sequence[_Eyes | _Ears], way: _Way) -> None:
         )
 
 
-class _Eyes:
+class _Eyes(Generic[Seen]):
     """Chooses from the frames, as they come, those that are on the screen at the wanted times."""
 
-    def __init__(self, stream: Any, wanted: Sequence[float], way: _Way) -> None:
-        self.stream, self.wanted, self.way = stream, wanted, way
-        self.frames: list[Picture] = []
+    to_the_end = False
+    """Whether all of the file is decoded, even if nothing more is wanted."""
+
+    def __init__(self, stream: Any, wanted: Sequence[float], way: _Way, see: Callable[[Picture], Seen]) -> None:
+        self.stream, self.wanted, self.way, self.see = stream, wanted, way, see
+        self.decoded = Sparing(stream, wanted, way.clock, SAME_S).frames
+        self.frames: list[Seen] = []
         self.last: Any = None
         self.first_clock = math.inf
         self.count = 0
+        self.packets = 0
 
     def take(self, frame: Any) -> None:
         """The next frame; without a clock of its own it comes ``1 / fps`` after the one before."""
@@ -189,6 +283,7 @@ class _Eyes:
             self._keep()
         self.last = frame
         self.count += 1
+        check_frames(self.count, self.way.limits, self.way.item)
 
     def _clock(self, frame: Any) -> float:
         if frame.time is not None:
@@ -203,7 +298,7 @@ class _Eyes:
     def began_in_time(self) -> bool:
         return self.first_clock <= max(self.wanted[0], self.way.clock(_start_s(self.stream))) + SAME_S
 
-    def chosen(self) -> tuple[Picture, ...]:
+    def chosen(self) -> tuple[Seen, ...]:
         while self.last is not None and not self.has_all():
             self._keep()
         return tuple(self.frames)
@@ -212,11 +307,13 @@ class _Eyes:
         check_frame(self.last.width, self.last.height, self.way.limits, self.way.item)
         pixels = self.last.to_ndarray(format="rgb24")
         turns = round(self.last.rotation / 90) % 4  # telephones film lying down and say how to turn it
-        self.frames.append(Picture(np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels))
+        self.frames.append(self.see(Picture(np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels)))
 
 
 class _Ears:
     """Collects sound as it comes, with the clock of each stretch."""
+
+    to_the_end = True
 
     def __init__(self, stream: Any, way: _Way) -> None:
         self.stream, self.way = stream, way
@@ -226,6 +323,10 @@ class _Ears:
         self.end = -math.inf
         self.count = 0
         self.kept = 0
+        self.packets = 0
+
+    def decoded(self, packet: Any) -> Iterator[Any]:
+        yield from packet.decode()
 
     def take(self, frame: Any) -> None:
         """The next stretch; what is not in the cut is dropped."""
@@ -260,19 +361,22 @@ class _Ears:
             return True  # it was over before the cut, and nothing was missed
         return self.first_clock <= max(-SWING_S, self.way.clock(start)) + SAME_S
 
-    def alone(self) -> Sound | None:
-        """The sound from its own beginning to its own end, or as much of that as the cut has."""
+    def alone_s(self) -> float:
+        """Seconds from the sound's own beginning, which becomes time 0, to its own end; or what the cut has of it."""
         if not self.chunks:
-            return None
+            return 0.0
         if self.way.item.is_cut():
-            return self.sound(min(self.way.length_s, self.end))
+            return min(self.way.length_s, self.end)
         start = self.chunks[0][0]
         self.chunks = [(clock - start, samples) for clock, samples in self.chunks]
-        return self.sound(min(max(self.end - start, self.count / self.rate_hz), self.way.limits.max_seconds))
+        return min(max(self.end - start, self.count / self.rate_hz), self.way.limits.max_seconds)
 
     def sound(self, length_s: float) -> Sound | None:
-        """What was heard, laid on a timeline of this length. A cut that the track does not reach is silent."""
-        rate_hz = self.rate_hz or (int(self.stream.rate or 0) if self.way.item.is_cut() else 0)
+        """What was heard, laid on a timeline of this length. A cut that the track does not reach is silent, and so is a
+        track with nothing in it."""
+        if self.packets and not self.count:
+            raise MediaError(f"{self.way.item.name()}: holds no sound that can be decoded. Replace the file")
+        rate_hz = self.rate_hz or int(self.stream.rate or 0)
         if not rate_hz:
             return None
         count = round(length_s * rate_hz)
@@ -295,16 +399,17 @@ def _duration_s(container: Any, stream: Any) -> float:
     return max(0.0, float(container.duration or 0) / 1_000_000)
 
 
-def _measured_duration_s(item: MediaItem, index: int, limits: Limits) -> float:
+def _measured_duration_s(item: MediaItem, index: int, limits: Limits, deadline: float) -> float:
     """Length by the clocks of all packets, for recordings whose header could not know it (a browser's, say)."""
-    import av
-
     first, end, count, fps = math.inf, 0.0, 0, 25.0
-    with opened(item, limits) as file, av.open(file) as container:
+    with _container(item, limits) as container:
         stream = container.streams[index]
         fps = float(getattr(stream, "average_rate", None) or fps)
         for packet in container.demux(stream):
+            check_time(item, limits, deadline)
             count += bool(packet.size)
+            if stream.type == "video":
+                check_frames(count, limits, item)
             if packet.pts is not None and packet.time_base is not None:
                 first = min(first, float(packet.pts * packet.time_base))
                 end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))

@@ -8,76 +8,29 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from functools import lru_cache
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedTokenizerBase
 
 from avlm.config.media import AudioSpec, MediaSpec, VisionSpec, Wrap
 from avlm.config.run import Augment
 from avlm.data.augment import augment_features, augment_image
 from avlm.data.features import levelled
-from avlm.data.media import Prepared, PreparedAudio, PreparedVideo
+from avlm.data.media import Prepared, PreparedVideo
 from avlm.data.pictures import PreparedImage, changed, in_patches, in_tiles, normalise
-from avlm.data.text import CUT, Piece, pieces, placeholder_ids, placeholders, wrap_tokens
+from avlm.data.pieces import Piece
+from avlm.data.text import pieces, wrap_tokens
+from avlm.data.tokens import Tokens
 from avlm.data.turns import state_classes
 from avlm.errors import ConfigError, DataError, LayoutError, MediaError
-from avlm.layout import Segment, audio_segments, image_segments, video_segments
-from avlm.samples import IGNORE, Encoded, Heard, Place, Row, Sample, Text, Turn
+from avlm.layout import Facts, ImageFacts, Load, Segment, load, segments
+from avlm.samples import IGNORE, Counts, Encoded, Heard, Place, Row, Sample
 
 Supervise = Literal["answers", "everything", "words"]
-
-
-REMEMBERED = 256
-"""Longest text, in characters, whose tokens are remembered."""
-
-
-class Tokens:
-    """Text to ids for one tokenizer and template, remembering short texts, which come again."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str) -> None:
-        self.tokenizer = tokenizer
-        self.template = template
-        self.placeholders = placeholder_ids(tokenizer)
-        kind, self.stand_in = next(iter(placeholders(tokenizer).items()), ("", ""))
-        """The token that holds the place of a medium, whatever its kind, while a text is turned into tokens."""
-        self.stand_in_id = self.placeholders.get(kind, -1)
-        self._short = lru_cache(maxsize=65_536)(self._read)
-        self.token_id = lru_cache(maxsize=64)(self._token_id)
-        self._read("x")  # drops what the tokenizer's file says of padding now, not in two threads at once
-
-    def _token_id(self, token: str) -> int:
-        """Id of one token."""
-        return int(self.tokenizer.convert_tokens_to_ids(token))
-
-    def _read(self, text: str) -> tuple[int, ...]:
-        return tuple(i for part in text.split(CUT) if part for i in self._tokens_of(part))
-
-    def _tokens_of(self, text: str) -> list[int]:
-        found: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
-        return found
-
-    def ids(self, text: str) -> tuple[int, ...]:
-        """Ids of a text. What stands on both sides of a cut is turned into tokens apart."""
-        return self._short(text) if len(text) <= REMEMBERED else self._read(text)
-
-    def answer_end(self) -> int | None:
-        """The token that ends an answer; None where the template ends it with no special token."""
-        sample = Sample("", (Turn("user", (Text("x"),)), Turn("assistant", (Text("x"),))))
-        try:
-            last = pieces(sample, self.tokenizer, self.template)[-1]
-        except (ConfigError, DataError):
-            return None
-        return self.ids(last.text)[-1] if last.answer else None
-
-    def after(self, before: str, text: str) -> tuple[int, ...]:
-        """Ids of a text behind another: as both are written together where the border is kept, else by itself."""
-        first, both = self.ids(before), self.ids(before + text)
-        return both[len(first) :] if both[: len(first)] == first else self.ids(text)
 
 
 def encode(
@@ -108,31 +61,50 @@ def encode(
         DataError: The conversation cannot be written down.
         MediaError: A medium does not fit the model.
     """
+    facts = [item.facts for item in prepared]
+    out = lay_out(sample, tokens, media, facts, supervise=supervise, prompt_only=prompt_only)
+    add_tensors(out, prepared, media, augment)
+    return out
+
+
+def lay_out(
+    sample: Sample,
+    tokens: Tokens,
+    media: MediaSpec,
+    facts: Sequence[Facts],
+    *,
+    supervise: Supervise = "answers",
+    prompt_only: bool = False,
+) -> Encoded:
+    """Write a sample down but for the tensors, from what is known of its media without decoding them; see `encode`.
+
+    Args:
+        facts: Of the sample's media, in reading order.
+    """
     if supervise == "words":
-        return _encode_words(sample, tokens, media, prepared, augment)
+        return _lay_out_words(sample, tokens, media, facts)
     reserved = wrap_tokens(media)
     written = pieces(sample, tokens.tokenizer, tokens.template, prompt_only=prompt_only, reserved=reserved)
     learned: Supervise | Literal["nothing"] = "nothing" if prompt_only else supervise
-    return encode_pieces(sample, written, tokens, media, prepared, supervise=learned, augment=augment)
+    return lay_out_pieces(sample, written, tokens, media, facts, supervise=learned)
 
 
-def encode_pieces(
+def lay_out_pieces(
     sample: Sample,
     written: Sequence[Piece],
     tokens: Tokens,
     media: MediaSpec,
-    prepared: Sequence[Prepared],
+    facts: Sequence[Facts],
     *,
     supervise: Supervise | Literal["nothing"],
-    augment: tuple[Augment, np.random.Generator] | None = None,
 ) -> Encoded:
-    """Write a conversation down that has been rendered already; see `encode`."""
+    """Write a conversation down that has been rendered already; see `lay_out`."""
     out = Encoded(sample.id, [], [])
     states = iter(state_classes(sample))
     before = ""
     for is_answer, run in itertools.groupby(written, key=lambda piece: piece.answer):
         if not is_answer:
-            before = _write_prompt(out, list(run), tokens, media, prepared, sample, supervise, before)
+            before = _write_prompt(out, list(run), tokens, media, facts, sample, supervise, before)
             continue
         for piece in run:
             ids = tokens.after(before, piece.text)
@@ -140,26 +112,19 @@ def encode_pieces(
             out.ids += ids
             out.labels += [IGNORE] * len(ids) if supervise == "nothing" else ids
             before = piece.text
-    add_tensors(out, prepared, media, augment)
     return out
 
 
-def _encode_words(
-    sample: Sample,
-    tokens: Tokens,
-    media: MediaSpec,
-    prepared: Sequence[Prepared],
-    augment: tuple[Augment, np.random.Generator] | None,
-) -> Encoded:
+def _lay_out_words(sample: Sample, tokens: Tokens, media: MediaSpec, facts: Sequence[Facts]) -> Encoded:
     """Media alone, each with what it shows or says: its `alt`, and where that is not known the first thing answered."""
     answer = next((turn.text() for turn in sample.turns if turn.role == "assistant"), "")
     out = Encoded(sample.id, [], [], words=[list(tokens.ids(item.alt or answer)) for item in sample.media()])
-    for number, item in enumerate(prepared):
-        segments = _segments(item, media, sample, tokens)
-        out.places.append(Place(sample.id, number, segments))
-        out.ids += [tokens.placeholders[s.kind] for s in segments if s.kind != "text" for _ in range(s.count)]
+    for number, item in enumerate(facts):
+        runs = _place(out, number, item, media, sample, tokens)
+        start = len(out.ids)
+        out.ids += [tokens.placeholders[s.kind] for s in runs if s.kind != "text" for _ in range(s.count)]
+        out.spans.append((start, len(out.ids)))
     out.labels = [IGNORE] * len(out.ids)
-    add_tensors(out, prepared, media, augment)
     return out
 
 
@@ -168,21 +133,19 @@ def _write_prompt(
     prompt: Sequence[Piece],
     tokens: Tokens,
     media: MediaSpec,
-    prepared: Sequence[Prepared],
+    facts: Sequence[Facts],
     sample: Sample,
     supervise: Supervise | Literal["nothing"],
     before: str,
 ) -> str:
     """Append a stretch of prompt, each medium's placeholder written out as often as `layout` says; returns its text."""
     text = ""
-    waiting: list[tuple[Wrap | None, tuple[Segment, ...]]] = []
+    waiting: list[tuple[Segment, ...]] = []
     for piece in prompt:
         if piece.media is None:
             text += piece.text
             continue
-        segments = _segments(prepared[piece.media], media, sample, tokens)
-        out.places.append(Place(sample.id, piece.media, segments))
-        waiting.append((_wrap(segments, media), segments))
+        waiting.append(_place(out, piece.media, facts[piece.media], media, sample, tokens))
         text += tokens.stand_in
     place = tokens.stand_in_id
     ids = tokens.after(before, text)
@@ -192,29 +155,41 @@ def _write_prompt(
             f"media. Make {tokens.stand_in} a special token of the tokenizer, with no place in the template"
         )
 
-    def write(token: int) -> None:
-        out.ids.append(token)
-        out.labels.append(token if supervise == "everything" else IGNORE)
+    def write(written: Sequence[int]) -> None:
+        out.ids += written
+        out.labels += written if supervise == "everything" else [IGNORE] * len(written)
 
-    for token in ids:
-        if token != place:
-            write(token)
-            continue
-        wrap, segments = waiting.pop(0)
-        if wrap is not None:
-            write(tokens.token_id(wrap[0]))
-        own = segment_ids(segments, tokens)
+    done = 0
+    for runs in waiting:
+        at = ids.index(place, done)
+        write(ids[done:at])
+        done, start = at + 1, len(out.ids)
+        wrap = _wrap(runs, media)
+        write([] if wrap is None else [tokens.token_id(wrap[0])])
+        own = segment_ids(runs, tokens)
         out.ids += own
         out.labels += [IGNORE] * len(own)
-        if wrap is not None:
-            write(tokens.token_id(wrap[1]))
+        write([] if wrap is None else [tokens.token_id(wrap[1])])
+        out.spans.append((start, len(out.ids)))
+    write(ids[done:])
     return text
 
 
-def segment_ids(segments: Sequence[Segment], tokens: Tokens) -> list[int]:
+def _place(
+    out: Encoded, number: int, facts: Facts, media: MediaSpec, sample: Sample, tokens: Tokens
+) -> tuple[Segment, ...]:
+    """Reserve the places of a medium that comes next."""
+    runs = _segments(facts, media, sample, tokens)
+    out.places.append(Place(sample.id, number, runs))
+    if isinstance(facts, ImageFacts):
+        out.tiles.append(load(facts, media).tiles)
+    return runs
+
+
+def segment_ids(runs: Sequence[Segment], tokens: Tokens) -> list[int]:
     """All ids of a medium: its placeholders, and its words between them."""
     found: list[int] = []
-    for segment in segments:
+    for segment in runs:
         if segment.kind == "text":
             found += tokens.ids(segment.text)
         else:
@@ -222,23 +197,18 @@ def segment_ids(segments: Sequence[Segment], tokens: Tokens) -> list[int]:
     return found
 
 
-def _wrap(segments: Sequence[Segment], media: MediaSpec) -> Wrap | None:
+def _wrap(runs: Sequence[Segment], media: MediaSpec) -> Wrap | None:
     """Tokens around one medium: those of pictures around whatever is seen, a video's sound included."""
-    part = media.vision if any(s.kind in ("image", "video") for s in segments) else media.audio
+    part = media.vision if any(s.kind in ("image", "video") for s in runs) else media.audio
     return None if part is None else part.wrap
 
 
-def _segments(prepared: Prepared, media: MediaSpec, sample: Sample, tokens: Tokens) -> tuple[Segment, ...]:
+def _segments(facts: Facts, media: MediaSpec, sample: Sample, tokens: Tokens) -> tuple[Segment, ...]:
     try:
-        if isinstance(prepared, PreparedImage):
-            segments = tuple(image_segments(media, prepared.size_px))
-        elif isinstance(prepared, PreparedAudio):
-            segments = tuple(audio_segments(prepared.num_samples, media))
-        else:
-            segments = tuple(video_segments(prepared.facts, media))
+        found = tuple(segments(facts, media))
     except LayoutError as error:
         raise MediaError(str(error), where=sample.where, sample_id=sample.id) from None
-    for segment in segments:
+    for segment in found:
         if segment.kind != "text" and segment.kind not in tokens.placeholders:
             raise MediaError(
                 f"a {segment.kind} has no place in the text, because the model's tokenizer has no token that stands "
@@ -246,11 +216,24 @@ def _segments(prepared: Prepared, media: MediaSpec, sample: Sample, tokens: Toke
                 where=sample.where,
                 sample_id=sample.id,
             )
-    return segments
+    return found
+
+
+def counted(encoded: Encoded, facts: Sequence[Facts], media: MediaSpec) -> Counts:
+    """What a sample takes, its tensors aside.
+
+    Args:
+        facts: Of all media of the sample, those that were cut off included.
+    """
+    whole = sum((load(facts[place.item], media) for place in encoded.places), Load())
+    return Counts(encoded.room(), encoded.num_targets(), whole, encoded.cut)
 
 
 def add_tensors(
-    out: Encoded, prepared: Sequence[Prepared], media: MediaSpec, augment: tuple[Augment, np.random.Generator] | None
+    out: Encoded,
+    prepared: Sequence[Prepared],
+    media: MediaSpec,
+    augment: tuple[Augment, np.random.Generator] | None = None,
 ) -> None:
     """Normalised pixels and sound features in the order in which their places are read."""
     for place in out.places:
@@ -286,7 +269,7 @@ def _add_image(
         item = changed(item, spec, lambda pixels: augment_image(pixels, *augment))
     out.images += _as_input(in_tiles(item, spec), spec)
     if spec.sized:
-        out.image_sizes.append(item.size_px)
+        out.image_sizes.append(item.facts.size_px)
 
 
 def _as_input(tiles: Tensor, spec: VisionSpec | None) -> list[Tensor]:
@@ -295,6 +278,82 @@ def _as_input(tiles: Tensor, spec: VisionSpec | None) -> list[Tensor]:
     if spec.max_patches is None:
         return list(normalise(tiles, spec))
     return [in_patches(tile, spec.cell_px) for tile in normalise(tiles, spec)]
+
+
+def cut(encoded: Encoded, capacity: int) -> Encoded:
+    """The beginning of a sample that is longer than a row: what fits, up to the last token that is learned there.
+
+    No medium is cut: one that does not fit whole goes with everything behind it. A teacher is cut to the same targets.
+
+    Args:
+        encoded: With its tensors, or without.
+        capacity: Tokens that it may take of a row.
+
+    Raises:
+        DataError: Nothing that is learned fits.
+    """
+    if encoded.room() <= capacity:
+        return encoded
+    versions = [encoded] if encoded.teacher is None else [encoded, encoded.teacher]
+    ends = [_learned_end(version, capacity) for version in versions]
+    targets = min(_targets_before(version, end) for version, end in zip(versions, ends, strict=True))
+    if not targets:
+        raise DataError(
+            f"has {encoded.room()} tokens, and nothing that is learned is within the first {capacity}, which a row "
+            "holds. Raise the stage's row_tokens, or shorten what comes before its first answer",
+            sample_id=encoded.id,
+        )
+    if encoded.teacher is not None:
+        ends = [_end_of_target(version, targets) for version in versions]
+    shorter, *teacher = [_beginning(version, end) for version, end in zip(versions, ends, strict=True)]
+    shorter.teacher = teacher[0] if teacher else None
+    shorter.cut = encoded.room() - shorter.room()
+    return shorter
+
+
+def _learned_end(encoded: Encoded, capacity: int) -> int:
+    """How many tokens of a sample remain: what fits, without half a medium and without an end that teaches nothing."""
+    end = min(capacity, len(encoded))
+    end = next((start for start, stop in encoded.spans if start < end < stop), end)
+    if encoded.words:  # learned beside the row, by media
+        return end
+    return next((i + 1 for i in reversed(range(1, end)) if encoded.labels[i] != IGNORE), 0)
+
+
+def _targets_before(encoded: Encoded, end: int) -> int:
+    if encoded.words:
+        return sum(len(words) for words, (_, stop) in zip(encoded.words, encoded.spans, strict=True) if stop <= end)
+    return sum(label != IGNORE for label in encoded.labels[1:end])
+
+
+def _end_of_target(encoded: Encoded, number: int) -> int:
+    """The position behind the target of this number, counted from 1."""
+    learned = (i + 1 for i in range(1, len(encoded)) if encoded.labels[i] != IGNORE)
+    return next(itertools.islice(learned, number - 1, None))
+
+
+def _beginning(encoded: Encoded, end: int) -> Encoded:
+    """The first tokens of a sample, with the media that are whole in them."""
+    kept = sum(stop <= end for _, stop in encoded.spans)
+    places = encoded.places[:kept]
+    pictures = sum(place.count("image") > 0 for place in places)
+    heard = encoded.chunks[: sum(place.count("audio") > 0 for place in places)]
+    return replace(
+        encoded,
+        ids=encoded.ids[:end],
+        labels=encoded.labels[:end],
+        places=places,
+        spans=encoded.spans[:kept],
+        tiles=encoded.tiles[:pictures],
+        images=encoded.images[: sum(encoded.tiles[:pictures])],
+        image_sizes=encoded.image_sizes[:pictures],
+        frames=encoded.frames[: sum(s.kind == "video" for place in places for s in place.segments)],
+        sounds=encoded.sounds[: sum(heard)],
+        chunks=heard,
+        words=encoded.words[:kept],
+        states=[(at, state) for at, state in encoded.states if at + 1 < end],
+        teacher=None,
+    )
 
 
 def pack(samples: Sequence[Encoded]) -> Row:

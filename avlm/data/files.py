@@ -4,32 +4,35 @@ from __future__ import annotations
 
 import io
 import os
-import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import BinaryIO
 
+from pydantic import InstanceOf
+
+from avlm.config import data as settings
+from avlm.data.doors import ANYWHERE, Doors, article
+from avlm.data.window import window
 from avlm.errors import AvlmError, MediaError
 from avlm.samples import MediaItem
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a file may be before it is refused unread, or half read."""
+class Limits(settings.Limits):
+    """What a file may be, and where from, before it is refused unread, or half read."""
 
-    max_bytes: int = 512 * 2**20
-    """Of a file that is taken whole. A cut of a sound or a video is read where it lies, so its file may be larger."""
-    max_pixels: int = 100_000_000
-    max_samples: int = 3600 * 48_000
-    """Of one channel of a recording, at its own rate."""
-    max_seconds: float = 3600.0
-    max_decode_s: float = 300.0
-    """Time that decoding one video may take."""
+    doors: InstanceOf[Doors] = ANYWHERE
+    """Where files may lie, and what may be fetched. It is carried here so that no reader can be without it."""
+
+
+def limits_of(wanted: settings.Limits, doors: Doors) -> Limits:
+    """The limits that a run asks for, and the doors that are open to it."""
+    return Limits(**wanted.model_dump(), doors=doors)
 
 
 LIMITS = Limits()
+HIGHEST_HZ = 1_000_000
+"""Samples a second; recorders go up to 768 kHz, and a filter from far above takes seconds to be made."""
 
 
 @contextmanager
@@ -39,8 +42,10 @@ def about(item: MediaItem) -> Iterator[None]:
         yield
     except AvlmError:
         raise
-    except (MemoryError, KeyboardInterrupt):
-        raise
+    except MemoryError:
+        raise MediaError(
+            f"{item.name()}: asks for more memory than there is, so it was not decoded. Make it smaller, or replace it"
+        ) from None
     except Exception as error:
         kind = type(error).__name__
         raise MediaError(
@@ -49,15 +54,11 @@ def about(item: MediaItem) -> Iterator[None]:
         ) from error
 
 
-def article(kind: str) -> str:
-    return {"image": "a picture", "audio": "a recording", "video": "a video"}[kind]
-
-
 def read(item: MediaItem, limits: Limits) -> bytes:
     """The item's bytes, refused before they are read when they are too many or no file at all.
 
     Raises:
-        MediaError: Missing, no file, empty or too large.
+        MediaError: Missing, no file, not to be read or fetched, empty or too large.
     """
     with opened(item, limits) as file:
         return file.read()
@@ -68,38 +69,30 @@ def opened(item: MediaItem, limits: Limits) -> Iterator[BinaryIO]:
     """The item's bytes as a file to read and to seek in.
 
     Raises:
-        MediaError: Missing, no file, empty or too large.
+        MediaError: Missing, no file, not to be read or fetched, empty or too large.
     """
     if item.data is not None:
         _check_size(item, len(item.data), limits, "decoded. Cut it")
         yield io.BytesIO(item.data)
         return
-    if item.path is None:
+    if item.path is None and not item.url:
         raise MediaError(f"a part of type {item.kind} has neither a path nor data. Give it a path")
-    _check_file(item, item.path, limits)
-    # By number, so that it has no name: FFmpeg would choose its reader by the ending and not by what is in the file.
-    with open(os.open(item.path, os.O_RDONLY | getattr(os, "O_BINARY", 0)), "rb") as file:
-        if item.span is None:
-            yield file
-            return
-        file.seek(item.span[0])
-        yield io.BytesIO(file.read(item.span[1]))
-
-
-def _check_file(item: MediaItem, path: Path, limits: Limits) -> None:
-    try:
-        info = path.stat()
-    except OSError:
-        raise MediaError(f"{path}: there is no such file. Check the path; it is relative to the data file") from None
-    if not stat.S_ISREG(info.st_mode):
-        raise MediaError(f"{path}: is not a regular file. Give the path of {article(item.kind)}")
-    _check_size(item, info.st_size if item.span is None else item.span[1], limits, "read. Cut or compress it")
+    with limits.doors.opened(item) as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        if item.span is not None and sum(item.span) > size:
+            raise MediaError(
+                f"{item.name()}: ends at byte {sum(item.span)}, and its file has {size} bytes, so it is truncated. "
+                "Copy it again"
+            )
+        _check_size(item, size if item.span is None else item.span[1], limits, "read. Cut or compress it")
+        yield file if item.span is None else window(file, *item.span, own=False)
 
 
 def _check_size(item: MediaItem, count: int, limits: Limits, rest: str) -> None:
     if count == 0:
         raise MediaError(f"{item.name()}: is empty, so there is nothing to decode. Replace the file")
-    read_in_place = item.is_cut() and item.path is not None and item.span is None
+    read_in_place = item.is_cut() and item.data is None
     if count > limits.max_bytes and not read_in_place:
         raise MediaError(f"{item.name()}: has {count} bytes, and at most {limits.max_bytes} are {rest}")
 
@@ -122,6 +115,16 @@ def cut(item: MediaItem, duration_s: float) -> tuple[float, float]:
     return item.start_s, end - item.start_s
 
 
+def check_time(item: MediaItem, limits: Limits, deadline: float) -> None:
+    """Refuse what is still being decoded behind its deadline, by `time.monotonic`.
+
+    Raises:
+        MediaError: It is.
+    """
+    if time.monotonic() > deadline:
+        raise MediaError(f"{item.name()}: takes longer than {limits.max_decode_s:g} s to decode. Cut it")
+
+
 def check_seconds(item: MediaItem, seconds: float, limits: Limits) -> None:
     """Refuse what lasts too long.
 
@@ -135,11 +138,16 @@ def check_seconds(item: MediaItem, seconds: float, limits: Limits) -> None:
 
 
 def check_samples(num_samples: int, rate_hz: int, limits: Limits, item: MediaItem) -> None:
-    """Refuse a recording that has too many samples, or lasts too long.
+    """Refuse a recording that has too many samples, or lasts too long, or is at a rate that no recording has.
 
     Raises:
-        MediaError: It has, or does.
+        MediaError: It has, or does, or is.
     """
+    if rate_hz > HIGHEST_HZ:
+        raise MediaError(
+            f"{item.name()}: has {rate_hz} samples a second, and at most {HIGHEST_HZ} are decoded. Encode it at a "
+            "lower rate"
+        )
     if num_samples > limits.max_samples or num_samples > limits.max_seconds * rate_hz:
         raise MediaError(
             f"{item.name()}: has {num_samples} samples at {rate_hz} Hz, and at most {limits.max_samples} samples and "
@@ -148,16 +156,24 @@ def check_samples(num_samples: int, rate_hz: int, limits: Limits, item: MediaIte
 
 
 def check_frame(width: int, height: int, limits: Limits, item: MediaItem) -> None:
-    """Refuse a video of frames that are too large.
+    """Refuse a video of frames that are too large; FFmpeg, which was told the limit, may have left their size at 0.
 
     Raises:
         MediaError: They are.
     """
-    if width * height > limits.max_pixels:
-        raise MediaError(
-            f"{item.name()}: its frames are {width} x {height} pixels, and {at_most(limits)} are decoded. "
-            "Make it smaller"
-        )
+    if not 0 < width * height <= limits.max_pixels:
+        size = f"are {width} x {height} pixels" if width and height else "have more pixels, or no size"
+        raise MediaError(f"{item.name()}: its frames {size}, and {at_most(limits)} are decoded. Make it smaller")
+
+
+def check_frames(count: int, limits: Limits, item: MediaItem) -> None:
+    """Refuse a video with too many frames.
+
+    Raises:
+        MediaError: It has.
+    """
+    if count > limits.max_frames:
+        raise MediaError(f"{item.name()}: has more than {limits.max_frames} frames, and no more are decoded. Cut it")
 
 
 def at_most(limits: Limits) -> str:

@@ -13,22 +13,24 @@ import pickle
 from collections import deque
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 
 import numpy as np
 
 from avlm.config.data import DataConfig
 from avlm.config.run import Stage
 from avlm.data.crew import Crew, Lost, Outcome
-from avlm.data.encode import pack
+from avlm.data.encode import cut, pack
 from avlm.data.foreman import Error, note
-from avlm.data.plan import key, pack_rows, positions
+from avlm.data.packing import pack_rows
+from avlm.data.plan import Measures
+from avlm.data.planned import plan_of
 from avlm.data.processor import AvlmProcessor
 from avlm.data.rows import RowSource
 from avlm.data.selection import BOTH, own_kinds, stage_rows
-from avlm.data.text import described, without_media
-from avlm.data.turns import with_state_tokens
+from avlm.data.staged import StageWriter
 from avlm.errors import ConfigError, DataError
-from avlm.samples import IGNORE, Encoded, MediaKind, Row, Sample
+from avlm.samples import Encoded, MediaKind, Row
 
 AHEAD = 3
 """Steps that are prepared while one is used, and one more than that where they are so small that workers would idle."""
@@ -38,16 +40,21 @@ TASK_S = 0.02
 Wanted = tuple[int, int]
 """A row that a step reads, and the epoch it reads it in."""
 
+Packs = list[int] | None
+"""How many of a step's samples, in their order, go into each row; None where that follows from their lengths."""
+
 
 @dataclass(slots=True)
 class Bad:
-    """A sample that was left out, and why."""
+    """A sample that was left out, or cut, and why."""
 
     sample_id: str
     where: str
     reason: str
     file: str = ""
     """The medium that is to blame, if one is."""
+    cut: int = 0
+    """Tokens that were cut off its end; 0: it was left out."""
 
 
 @dataclass(slots=True)
@@ -61,6 +68,8 @@ class StepData:
     """How many were good."""
     bad_at: list[int] = field(default_factory=list)
     """Where in the order of all samples each of the bad ones stood."""
+    cut: list[Bad] = field(default_factory=list)
+    """Samples that were read without their end."""
 
     def num_targets(self) -> int:
         return sum(row.num_targets() for row in self.rows)
@@ -80,10 +89,11 @@ class StepLoader:
             crashes a decoder hangs or ends the run.
         seed: Of the run.
         video: What the run's model takes from a video.
+        measures: Of all rows of the source, where the plan of the stage needs them.
         rank, ranks: Which part of each step is prepared here, of how many.
 
     Raises:
-        ConfigError: The stage finds no row to learn from.
+        ConfigError: The stage finds no row to learn from, or its plan needs measures and there are none.
     """
 
     def __init__(
@@ -95,6 +105,7 @@ class StepLoader:
         seed: int,
         video: frozenset[MediaKind] = BOTH,
         *,
+        measures: Measures | None = None,
         rank: int = 0,
         ranks: int = 1,
     ) -> None:
@@ -106,12 +117,22 @@ class StepLoader:
         self.seed = seed
         self.rank, self.ranks = rank, ranks
         self.rows = stage_rows(source.facts, stage, video)
-        self.prepare = SamplePreparer(source, stage, processor, data, seed, own_kinds(stage, video))
+        if measures is not None and data.too_long == "drop":
+            rows = np.array(self.rows)
+            self.rows = rows[measures.tokens[rows] <= stage.row_tokens].tolist()
+        self.plan = plan_of(source, self.rows, stage, data, seed, measures)
+        writer = StageWriter(stage, processor, own_kinds(stage, video), seed)
+        self.prepare = SamplePreparer(source, writer, data)
 
-    def assigned(self, k: int) -> list[Wanted]:
-        """The rows of step ``k`` that this rank reads, in order."""
-        found = positions(k, self.stage.batch_samples, len(self.rows), seed=self.seed, stage=self.stage.name)
-        return [(self.rows[number], epoch) for number, epoch in found[self.rank :: self.ranks]]
+    def assigned(self, k: int) -> tuple[list[Wanted], Packs]:
+        """The samples of step ``k`` that this rank reads, in order, and how they are packed."""
+        packs: Packs = None
+        if self.stage.batch_rows is None:
+            found = self.plan.samples(k)[self.rank :: self.ranks]
+        else:
+            rows = self.plan.step(k).of_rank(self.rank, self.ranks)
+            found, packs = [member for row in rows for member in row], [len(row) for row in rows]
+        return [(self.rows[number], epoch) for number, epoch in found], packs
 
     def steps(self, first: int, last: int) -> Generator[StepData, None, None]:
         """Steps ``first`` to ``last - 1``, each prepared by worker processes while the ones before it are used.
@@ -126,15 +147,15 @@ class StepLoader:
         own = pickle.loads(pickle.dumps(self.source, protocol=5))  # with no file open that others read too
         with Crew(
             self.prepare.on(own),
-            min(self.data.workers, (last - first) * self.stage.batch_samples),
+            min(self.data.workers, (last - first) * (self.stage.batch_rows or self.stage.batch_samples)),
             limit_s=self.stall_s(),
             memory_mb=self.data.worker_mb + self.data.cache_mb,
         ) as crew:
-            waiting: deque[tuple[int, list[Wanted], list[int]]] = deque()
+            waiting: deque[tuple[int, list[Wanted], Packs, list[int]]] = deque()
             for k in range(first, last):
-                wanted = self.assigned(k)
-                waiting.append((k, wanted, [crew.give(group) for group in self._groups(wanted, crew.pace_s)]))
-                if len(waiting) > self._ahead():
+                wanted, packs = self.assigned(k)
+                waiting.append((k, wanted, packs, [crew.give(group) for group in self._groups(wanted, crew.pace_s)]))
+                if len(waiting) > self._ahead(len(wanted)):
                     yield self._collect(crew, *waiting.popleft())
             while waiting:
                 yield self._collect(crew, *waiting.popleft())
@@ -145,15 +166,16 @@ class StepLoader:
         Raises:
             ConfigError: A sample is longer than a row, and too long ones are refused.
         """
-        return _packed(k, [self.prepare(wanted) for wanted in self.assigned(k)], self.stage.row_tokens)
+        wanted, packs = self.assigned(k)
+        return self._packed(k, wanted, packs, [self.prepare(one) for one in wanted])
 
     def stall_s(self) -> float:
-        """Time that one sample may take."""
-        return self.data.stall_s or 1.2 * self.processor.reader().limits.max_decode_s
+        """Time that one sample may take: to be fetched, where that is allowed, and to be decoded."""
+        fetching = 0.0 if self.data.fetch is None else self.data.fetch.total_s
+        return self.data.stall_s or 1.2 * (fetching + self.processor.reader().limits.max_decode_s)
 
-    def _ahead(self) -> int:
-        samples = math.ceil(self.stage.batch_samples / self.ranks)
-        return max(AHEAD - 1, math.ceil(4 * self.data.workers / samples))
+    def _ahead(self, samples: int) -> int:
+        return max(AHEAD - 1, math.ceil(4 * self.data.workers / max(1, samples)))
 
     def _groups(self, wanted: Sequence[Wanted], pace_s: float | None) -> list[Sequence[Wanted]]:
         """A step's samples as tasks: several small ones are one, but each worker has a share of every step."""
@@ -162,10 +184,30 @@ class StepLoader:
         size = max(1, min(share, size))
         return [wanted[i : i + size] for i in range(0, len(wanted), size)]
 
-    def _collect(self, crew: Crew[Wanted, Encoded | Bad], k: int, wanted: list[Wanted], tickets: list[int]) -> StepData:
+    def _collect(
+        self, crew: Crew[Wanted, Encoded | Bad], k: int, wanted: list[Wanted], packs: Packs, tickets: list[int]
+    ) -> StepData:
         outcomes = [outcome for ticket in tickets for outcome in crew.result(ticket)]
         found = [self._judged(outcome, row) for outcome, (row, _) in zip(outcomes, wanted, strict=True)]
-        return _packed(k, found, self.stage.row_tokens)
+        return self._packed(k, wanted, packs, found)
+
+    def _packed(self, k: int, wanted: Sequence[Wanted], packs: Packs, found: Sequence[Encoded | Bad]) -> StepData:
+        """A step's samples in rows, and those that are none aside; a planned row is shorter without one of its own."""
+        good = [sample for sample in found if isinstance(sample, Encoded)]
+        if packs is None:
+            rows = [[good[i] for i in row] for row in pack_rows([s.room() for s in good], self.stage.row_tokens)]
+        else:
+            ends = list(accumulate(packs, initial=0))
+            planned = [found[a:b] for a, b in pairwise(ends)]
+            rows = [[sample for sample in row if isinstance(sample, Encoded)] for row in planned]
+        bad = {at: sample for at, sample in enumerate(found) if isinstance(sample, Bad)}
+        shorter = [
+            Bad(sample.id, self.source.where(row), "is longer than a row; its end was cut off", cut=sample.cut)
+            for sample, (row, _) in zip(found, wanted, strict=True)
+            if isinstance(sample, Encoded) and sample.cut
+        ]
+        packed = [pack(row) for row in rows if row]
+        return StepData(k, packed, list(bad.values()), len(good), list(bad), shorter)
 
     def _judged(self, outcome: Outcome[Encoded | Bad], row: int) -> Encoded | Bad:
         if isinstance(outcome, Error):
@@ -190,41 +232,20 @@ class StepLoader:
         return f"{name}: crashed the process that read it, twice ({lost.detail}). Replace it, or remove the sample"
 
 
-def _packed(k: int, found: Sequence[Encoded | Bad], row_tokens: int) -> StepData:
-    """A step's samples in rows, and those that are none aside."""
-    good = [sample for sample in found if isinstance(sample, Encoded)]
-    bad = {at: sample for at, sample in enumerate(found) if isinstance(sample, Bad)}
-    rows = pack_rows([sample.room() for sample in good], row_tokens)
-    packed = [pack([good[i] for i in row]) for row in rows]
-    return StepData(k, packed, list(bad.values()), len(good), list(bad))
-
-
 class SamplePreparer:
     """From a row's number to a sample as the model reads it, the same in every process.
 
     Args:
-        kinds: Media that the stage takes as they are.
+        writer: Writes a row down as the stage wants it.
     """
 
-    def __init__(
-        self,
-        source: RowSource,
-        stage: Stage,
-        processor: AvlmProcessor,
-        data: DataConfig,
-        seed: int,
-        kinds: frozenset[MediaKind],
-    ) -> None:
-        self.source = source
-        self.stage = stage
-        self.processor = processor
-        self.data = data
-        self.seed = seed
-        self.kinds = kinds
+    def __init__(self, source: RowSource, writer: StageWriter, data: DataConfig) -> None:
+        self.source, self.writer, self.data = source, writer, data
+        self.stage = writer.stage
 
     def on(self, source: RowSource) -> SamplePreparer:
         """The same, from another copy of the rows."""
-        return SamplePreparer(source, self.stage, self.processor, self.data, self.seed, self.kinds)
+        return SamplePreparer(source, self.writer, self.data)
 
     def __call__(self, wanted: Wanted) -> Encoded | Bad:
         """Read, decode, change and encode one sample, or say what is wrong with it.
@@ -238,60 +259,24 @@ class SamplePreparer:
             sample = self.source[row]
             sample_id = sample.id
             note(about=sample_id)
-            encoded = self._encode(sample, row, epoch)
-            if encoded.room() > self.stage.row_tokens:
-                raise self._too_long(encoded, where)
-            return encoded
+            return self._fitted(self.writer.encode(sample, row, epoch), where)
         except DataError as error:
             return Bad(error.sample_id or sample_id, error.where or where, error.reason, error.file)
 
-    def _encode(self, sample: Sample, row: int, epoch: int) -> Encoded:
-        rng = np.random.default_rng([self.seed, key(self.stage.name), epoch, row])
-        sample = described(sample, self.stage.describe, rng, self.kinds)
-        if self.stage.rows == "text":
-            sample = without_media(sample)
-        if self.stage.state_tokens is not None:
-            sample = with_state_tokens(sample, self.stage.state_tokens)
-        encoded = self.processor.encode(sample, supervise=self.stage.supervise, augment=(self.stage.augment, rng))
-        if self.stage.loss == "distill":
-            encoded.teacher = self._teacher(sample, encoded)
-        return encoded
-
-    def _teacher(self, sample: Sample, student: Encoded) -> Encoded:
-        """What the language model reads as its own teacher: the same conversation, system turn and answers, in words.
-
-        Raises:
-            DataError: A medium's words are not known, or the answers are other tokens behind them.
-        """
-        for item in sample.media():
-            if not item.alt:
-                raise DataError(
-                    f"{item.name()} has no alt, so the teacher of stage {self.stage.name} (loss=distill) has nothing "
-                    "to read in its place. Give the medium an alt: what it shows or says",
-                    where=sample.where,
-                    sample_id=sample.id,
-                )
-        teacher = self.processor.encode(without_media(self.processor.addressed(sample)))
-        if _targets(teacher) != _targets(student):
-            raise DataError(
-                "the tokenizer writes the answer in other tokens behind the words of a medium than behind the medium, "
-                "so the two cannot be compared place by place. Use a chat template that begins an answer with a "
-                "special token, or leave the row out",
-                where=sample.where,
-                sample_id=sample.id,
-            )
-        return teacher
+    def _fitted(self, encoded: Encoded, where: str) -> Encoded:
+        """A sample that fits into a row, without its end if that is wanted."""
+        if encoded.room() <= self.stage.row_tokens:
+            return encoded
+        if self.data.too_long == "cut":
+            return cut(encoded, self.stage.row_tokens)
+        raise self._too_long(encoded, where)
 
     def _too_long(self, encoded: Encoded, where: str) -> Exception:
         message = (
             f"has {encoded.room()} tokens, and a row of stage {self.stage.name} holds {self.stage.row_tokens}. "
-            f"Raise stages.{self.stage.name}.row_tokens, or leave such samples out with data.too_long=drop"
+            f"Raise stages.{self.stage.name}.row_tokens, leave such samples out with data.too_long=drop, or cut them "
+            "with data.too_long=cut"
         )
         if self.data.too_long == "drop":
             return DataError(message, where=where, sample_id=encoded.id)
         return ConfigError(f'{where} (id "{encoded.id}"): {message}')
-
-
-def _targets(encoded: Encoded) -> list[int]:
-    """The tokens that are learned, in order."""
-    return [label for label in encoded.labels[1:] if label != IGNORE]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +11,18 @@ import numpy as np
 from avlm.config.media import AudioSpec, MediaSpec, VisionSpec
 from avlm.data.decode import decode_audio, decode_image, decode_video, resample
 from avlm.data.files import Limits, opened
+from avlm.data.headers import measure
 from avlm.data.sketch import RATE_HZ, picture_sketch, picture_view, same_picture, same_sound, sound_sketch, sound_view
 from avlm.errors import DataError
+from avlm.layout import ImageFacts, VideoFacts
 from avlm.samples import Clip, MediaItem, Picture, Sound
 
-ANYTHING = MediaSpec(vision=VisionSpec(image_size_px=224, cell_px=14), audio=AudioSpec())
+HEARD = AudioSpec()
+ANYTHING = MediaSpec(vision=VisionSpec(image_size_px=224, cell_px=14), audio=HEARD)
 """What is looked for in videos where no model says so: frames and sound."""
+FILES = 64
+_DIGESTS: dict[tuple[Path, int, int], bytes] = {}
+"""Of the files that were read last: many rows that follow each other may be cuts of one."""
 FLAT = 2
 """A picture whose values lie no further apart shows nothing."""
 
@@ -120,17 +125,17 @@ def sound_in(decoded: Picture | Sound | Clip) -> Sound | None:
     return decoded if isinstance(decoded, Sound) else None
 
 
-def glance(item: MediaItem, limits: Limits, media: MediaSpec = ANYTHING) -> Look:
+def glance(item: MediaItem, limits: Limits) -> Look:
     """Read a medium's header, and nothing behind it."""
-    from avlm.data.headers import measure
-
     try:
-        facts = measure(item, media, limits)
+        facts = measure(item, ANYTHING, limits)
     except DataError as error:
         return Look(problem=error.reason)
-    size = getattr(facts, "size_px", (0, 0))
-    seconds = getattr(facts, "duration_s", getattr(facts, "num_samples", 0) / RATE_HZ)
-    return Look(size_px=size, seconds=seconds)
+    if isinstance(facts, ImageFacts):
+        return Look(size_px=facts.size_px)
+    if isinstance(facts, VideoFacts):
+        return Look(seconds=facts.duration_s)
+    return Look(seconds=0.0 if facts is None else facts.num_samples / HEARD.sample_rate_hz)
 
 
 def media_key(item: MediaItem) -> int:
@@ -151,24 +156,16 @@ def content_digest(item: MediaItem, limits: Limits) -> int:
         return 0
     if item.data is not None:
         return number_of(item.data, cut=(item.start_s, item.end_s))
-    if item.path is not None and item.span is None:
-        return number_of(_file_digest(item, limits), cut=(item.start_s, item.end_s))
     with opened(item, limits) as file:
-        return number_of(file.read(), cut=(item.start_s, item.end_s))
-
-
-def _file_digest(item: MediaItem, limits: Limits) -> bytes:
-    with opened(item, limits):
-        assert item.path is not None
+        if item.path is None or item.span is not None:
+            return number_of(file.read(), cut=(item.start_s, item.end_s))
         info = item.path.stat()
-        return _digest_of(item.path, info.st_mtime_ns, info.st_size)
-
-
-@lru_cache(maxsize=64)
-def _digest_of(path: Path, changed_ns: int, size: int) -> bytes:
-    """Of a whole file; many rows in a row may be cuts of one."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "blake2b").digest()
+        known = (item.path, info.st_mtime_ns, info.st_size)
+        if known not in _DIGESTS:
+            if len(_DIGESTS) > FILES:
+                _DIGESTS.clear()
+            _DIGESTS[known] = hashlib.file_digest(file, "blake2b").digest()
+    return number_of(_DIGESTS[known], cut=(item.start_s, item.end_s))
 
 
 def number_of(data: bytes, cut: tuple[float, float | None] = (0.0, None)) -> int:

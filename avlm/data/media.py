@@ -16,27 +16,28 @@ from pathlib import Path
 from torch import Tensor
 
 from avlm.config.media import MediaSpec
-from avlm.data.decode import decode_audio, decode_image, decode_video, resample
+from avlm.data.decode import check_senses, decode_audio, decode_image, fitted, resample, watch
 from avlm.data.features import heard_chunks
-from avlm.data.files import LIMITS, Limits, article
+from avlm.data.files import LIMITS, Limits
 from avlm.data.foreman import note
+from avlm.data.headers import measure
 from avlm.data.pictures import PreparedImage, prepare_image, prepare_picture
 from avlm.errors import MediaError
-from avlm.layout import VideoFacts
-from avlm.samples import Heard, MediaItem
+from avlm.layout import AudioFacts, Facts, VideoFacts, timed_count
+from avlm.samples import Heard, MediaItem, Picture
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedAudio:
-    """What encoders take of a sound, chunk by chunk, with the length that its layout follows from."""
+    """What encoders take of a sound, chunk by chunk."""
 
     sound: tuple[Heard, ...]
-    num_samples: int
+    facts: AudioFacts
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedVideo:
-    """Frames in order, the chunks of the sound track (none without sound), and the facts of its layout."""
+    """Frames in order, and the chunks of the sound track (none without sound)."""
 
     frames: tuple[Tensor, ...]
     sound: tuple[Heard, ...]
@@ -44,10 +45,11 @@ class PreparedVideo:
 
 
 Prepared = PreparedImage | PreparedAudio | PreparedVideo
+"""Each with the `facts` that its layout follows from."""
 
 
-_Key = tuple[str, Path, tuple[int, int] | None, float, float | None]
-"""Kind, file, the part of the file, and the cut of it."""
+_Key = tuple[str, Path | str, tuple[int, int] | None, float, float | None]
+"""Kind, file or URL, the part of the file, and the cut of it."""
 
 
 class MediaReader:
@@ -61,6 +63,8 @@ class MediaReader:
     def __init__(self, media: MediaSpec, cache_mb: int = 0, limits: Limits = LIMITS) -> None:
         self.media = media
         self.limits = limits
+        self.decoded = 0
+        """Media that were decoded to be measured."""
         self._capacity = cache_mb * 2**20
         self._used = 0
         self._kept: OrderedDict[_Key, Prepared] = OrderedDict()
@@ -75,7 +79,8 @@ class MediaReader:
         Raises:
             MediaError: It cannot be decoded, or the model has no sense for it.
         """
-        key = (item.kind, item.path, item.span, item.start_s, item.end_s) if item.path is not None else None
+        place = item.path or item.url
+        key = (item.kind, place, item.span, item.start_s, item.end_s) if place and item.data is None else None
         if key is not None:
             with self._lock:
                 if key in self._kept:
@@ -100,37 +105,43 @@ class MediaReader:
                 _, oldest = self._kept.popitem(last=False)
                 self._used -= _size(oldest)
 
+    def measure(self, item: MediaItem) -> Facts:
+        """What the layout of one item follows from, by its header; decoded only where that does not tell.
+
+        Raises:
+            MediaError: It cannot be read, or the model has no sense for it.
+        """
+        facts = measure(item, self.media, self.limits)
+        if facts is None:
+            self.decoded += 1
+            facts = self.prepare(item).facts
+        return facts
+
     def _prepare(self, item: MediaItem) -> Prepared:
+        check_senses(item, self.media)
         vision, audio = self.media.vision, self.media.audio
-        if item.kind == "audio":
-            if audio is None:
-                raise MediaError(
-                    f"{item.name()}: is a sound, and this model does not hear. Use a model with an audio part"
-                )
+        if item.kind == "audio" and audio is not None:
             wave = decode_audio(item, audio.sample_rate_hz, self.limits).waveform
-            return PreparedAudio(heard_chunks(wave, audio), len(wave))
-        if item.kind == "video" and self.media.video.order == "audio" and audio is not None:
-            return self._prepare_video(item)  # its sound alone, which needs no eyes
-        if vision is None:
-            raise MediaError(
-                f"{item.name()}: is {article(item.kind)}, and this model does not see. Use a model with a vision part"
-            )
-        if item.kind == "image":
+            return PreparedAudio(heard_chunks(wave, audio), AudioFacts(len(wave)))
+        if item.kind == "image" and vision is not None:
             return prepare_picture(decode_image(item, self.limits), vision)
         return self._prepare_video(item)
 
     def _prepare_video(self, item: MediaItem) -> PreparedVideo:
         vision, audio, order = self.media.vision, self.media.audio, self.media.video.order
-        clip = decode_video(item, self.media, self.limits)
-        frames: tuple[Tensor, ...] = ()
-        if vision is not None and order != "audio":
-            frames = tuple(prepare_image(frame, vision) for frame in clip.frames)
+
+        def see(frame: Picture) -> Tensor | None:
+            return None if vision is None or order == "audio" else prepare_image(frame, vision)
+
+        seen, duration_s, track = watch(item, self.media, self.limits, see)
         sound: tuple[Heard, ...] = ()
         count = 0
-        if audio is not None and clip.sound is not None and order != "video":
-            wave = resample(clip.sound.waveform, clip.sound.sample_rate_hz, audio.sample_rate_hz)
+        if audio is not None and track is not None and order != "video":
+            wave = resample(track.waveform, track.sample_rate_hz, audio.sample_rate_hz)
+            if item.decoded is None:
+                wave = fitted(wave, timed_count(duration_s, audio.sample_rate_hz))
             sound, count = heard_chunks(wave, audio), len(wave)
-        return PreparedVideo(frames, sound, VideoFacts(clip.duration_s, count))
+        return PreparedVideo(tuple(f for f in seen if f is not None), sound, VideoFacts(duration_s, count))
 
 
 def _size(prepared: Prepared) -> int:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from avlm.config.media import MediaSpec
 from avlm.data.decode import resample
-from avlm.data.files import LIMITS, Limits, read
+from avlm.data.files import Limits, read
 from avlm.data.look import ANYTHING, decoded_of
 from avlm.data.page import duration, esc
 from avlm.errors import DataError
@@ -36,7 +36,7 @@ VIDEOS = ((b"\x1aE\xdf\xa3", 0, "webm"), (b"ftyp", 4, "mp4"))
 class Shown:
     """Puts media into a page until it is full."""
 
-    def __init__(self, spec: MediaSpec = ANYTHING, *, limits: Limits = LIMITS, room: int = MAX_PAGE) -> None:
+    def __init__(self, spec: MediaSpec, limits: Limits, *, room: int = MAX_PAGE) -> None:
         self.spec = spec if spec.vision is not None and spec.audio is not None else ANYTHING
         """Which frames of a video are looked at."""
         self.limits = limits

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from avlm.config.media import AnyresTiling, InternvlTiling, VisionSpec
-from avlm.layout import Size, best_resolution, patch_grid, tile_grid
+from avlm.layout import ImageFacts, Size, best_resolution, patch_grid, tile_grid
 from avlm.samples import Picture
 
 
@@ -28,8 +28,7 @@ class PreparedImage:
 
     pixels: Tensor
     """All of it: [3, side, side], or [3, height, width] in whole patches where the encoder keeps its aspect ratio."""
-    size_px: Size
-    """Height and width as decoded, which its layout may follow from."""
+    facts: ImageFacts
     detail: Tensor | None = None
     """[3, height, width], a whole number of tiles each way; None where it is not cut."""
 
@@ -44,14 +43,16 @@ def prepare_picture(picture: Picture, spec: VisionSpec) -> PreparedImage:
     size = int(picture.pixels.shape[0]), int(picture.pixels.shape[1])
     if spec.max_patches is not None:
         rows, columns = patch_grid(size, spec.cell_px, spec.max_patches)
-        return PreparedImage(_resized(_pixels(picture), (rows * spec.cell_px, columns * spec.cell_px), spec), size)
+        return PreparedImage(
+            _resized(_pixels(picture), (rows * spec.cell_px, columns * spec.cell_px), spec), ImageFacts(size)
+        )
     detail = None
     if isinstance(spec.tiling, AnyresTiling):
         detail = _framed(_pixels(picture), best_resolution(size, spec.tiling.pinpoints), spec)
     elif spec.tiling is not None and (grid := tile_grid(size, spec)) != (1, 1):
         side = spec.image_size_px
         detail = _resized(_pixels(picture), (grid[0] * side, grid[1] * side), spec)
-    return PreparedImage(prepare_image(picture, spec), size, detail)
+    return PreparedImage(prepare_image(picture, spec), ImageFacts(size), detail)
 
 
 def prepare_image(picture: Picture, spec: VisionSpec) -> Tensor:
@@ -87,14 +88,18 @@ def _shorter_side(pixels: Tensor, spec: VisionSpec) -> Tensor:
 
 
 def _resized(pixels: Tensor, size: Size, spec: VisionSpec) -> Tensor:
+    """uint8 [3, *size] of [3 or 4, height, width]."""
     if pixels.shape[1:] == size:
-        return pixels.contiguous()
-    return F.interpolate(pixels[None], size, mode=spec.resample, antialias=True)[0]
+        return pixels[:3].contiguous()
+    return F.interpolate(pixels[None], size, mode=spec.resample, antialias=True)[0, :3]
 
 
 def _pixels(picture: Picture) -> Tensor:
-    """uint8 [3, height, width]."""
-    return torch.from_numpy(np.ascontiguousarray(picture.pixels)).permute(2, 0, 1)
+    """uint8 [3, height, width]; [4, height, width] where colours lie four bytes apart, which is resized as fast."""
+    pixels = picture.pixels
+    if pixels.base is not None and pixels.strides == (4 * pixels.shape[1], 4, 1):
+        pixels = np.lib.stride_tricks.as_strided(pixels, (*pixels.shape[:2], 4))
+    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
 
 
 def _centre_square(pixels: Tensor) -> Tensor:
@@ -116,7 +121,7 @@ def _padded_square(pixels: Tensor, spec: VisionSpec) -> Tensor:
     colour = torch.tensor([round(255 * m) for m in spec.mean], dtype=torch.uint8)
     square = colour[:, None, None].expand(3, side, side).clone()
     top, left = (side - height) // 2, (side - width) // 2
-    square[:, top : top + height, left : left + width] = pixels
+    square[:, top : top + height, left : left + width] = pixels[:3]
     return square
 
 
@@ -128,7 +133,7 @@ def normalise(pixels: Tensor, spec: VisionSpec) -> Tensor:
     """uint8 [..., 3, h, w] to float32, (x / 255 - mean) / std per channel."""
     mean = torch.tensor(spec.mean)[:, None, None]
     std = torch.tensor(spec.std)[:, None, None]
-    return (pixels.float() / 255 - mean) / std
+    return pixels.float().div_(255).sub_(mean).div_(std)
 
 
 def _framed(pixels: Tensor, canvas: Size, spec: VisionSpec) -> Tensor:
@@ -162,7 +167,7 @@ def changed(item: PreparedImage, spec: VisionSpec, change: Callable[[Tensor], Te
         return replace(item, pixels=change(item.pixels))
     rows = columns = slice(None)
     if isinstance(spec.tiling, AnyresTiling):
-        rows, columns = _inside(item.size_px, (item.detail.shape[1], item.detail.shape[2]))
+        rows, columns = _inside(item.facts.size_px, (item.detail.shape[1], item.detail.shape[2]))
     before = item.detail[:, rows, columns]
     after = change(before)
     if after is before:

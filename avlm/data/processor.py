@@ -6,10 +6,10 @@ through `encode`, training, evaluation and chat alike, so they cannot differ.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image as PILImage
@@ -20,7 +20,7 @@ from avlm.config.io import build
 from avlm.config.media import MediaSpec
 from avlm.config.run import Augment
 from avlm.data.decode import to_picture
-from avlm.data.encode import Supervise, Tokens, encode, encode_pieces, pad
+from avlm.data.encode import Supervise, add_tensors, counted, encode, lay_out, lay_out_pieces, pad
 from avlm.data.forms import Folders, cut_of, parse_row
 from avlm.data.media import MediaReader, Prepared
 from avlm.data.text import (
@@ -32,9 +32,14 @@ from avlm.data.text import (
     wrap_tokens,
     written,
 )
+from avlm.data.tokens import Tokens
 from avlm.data.turns import addressed
+from avlm.data.urls import is_data_url
 from avlm.errors import ConfigError, DataError, MediaError
-from avlm.samples import Clip, Encoded, MediaItem, Picture, Sample, Sound, Text, Turn
+from avlm.layout import Facts
+from avlm.samples import Clip, Counts, Encoded, MediaItem, Picture, Sample, Sound, Text, Turn
+
+_T = TypeVar("_T")
 
 
 class _Tools:
@@ -43,12 +48,14 @@ class _Tools:
     def __init__(self) -> None:
         self.reader: MediaReader | None = None
         self.tokens: Tokens | None = None
+        self.spec: tuple[dict[str, Any], MediaSpec] | None = None
+        """Media settings as they are saved, and typed."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Tools:
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"reader": self.reader, "tokens": None}  # made again where they are needed
+        return {"reader": self.reader, "tokens": None, "spec": None}  # made again where they are needed
 
 
 class AvlmProcessor(ProcessorMixin):
@@ -104,7 +111,10 @@ class AvlmProcessor(ProcessorMixin):
 
     def media_spec(self) -> MediaSpec:
         """What the model sees and hears, typed."""
-        return MediaSpec.model_validate(self.media)
+        known = self._tools.spec
+        if known is None or known[0] is not self.media:
+            known = self._tools.spec = self.media, MediaSpec.model_validate(self.media)
+        return known[1]
 
     def use_system(self, prompts: SystemPrompts) -> None:
         """Begin conversations with other system prompts; they are saved with the processor."""
@@ -147,10 +157,13 @@ class AvlmProcessor(ProcessorMixin):
         Raises:
             MediaError: One of them cannot be read; the message says which.
         """
+        return self._of_media(sample, self.reader().prepare)
+
+    def _of_media(self, sample: Sample, read: Callable[[MediaItem], _T]) -> list[_T]:
         found = []
         for item in sample.media():
             try:
-                found.append(self.reader().prepare(item))
+                found.append(read(item))
             except DataError as error:
                 raise type(error)(error.reason, where=sample.where, sample_id=sample.id, file=error.file) from error
         return found
@@ -181,6 +194,42 @@ class AvlmProcessor(ProcessorMixin):
             prompt_only=prompt_only,
             augment=augment,
         )
+
+    def lay_out(
+        self, sample: Sample, facts: Sequence[Facts], *, supervise: Supervise = "answers", prompt_only: bool = False
+    ) -> Encoded:
+        """Write a sample down but for the tensors; see `avlm.data.encode.lay_out`.
+
+        Args:
+            facts: Of its media, in reading order.
+        """
+        sample = self.addressed(sample)
+        return lay_out(sample, self.tokens(), self.media_spec(), facts, supervise=supervise, prompt_only=prompt_only)
+
+    def measure(self, sample: Sample) -> list[Facts]:
+        """What the headers of a sample's media say.
+
+        Raises:
+            MediaError: One of them cannot be read; the message says which.
+        """
+        return self._of_media(sample, self.reader().measure)
+
+    def count(
+        self,
+        sample: Sample,
+        *,
+        facts: Sequence[Facts] | None = None,
+        supervise: Supervise = "answers",
+        prompt_only: bool = False,
+    ) -> Counts:
+        """What `encode` would make of a sample, in numbers: tokens, targets, tiles, frames. Nothing is decoded.
+
+        Args:
+            facts: Of its media, in reading order; default: what their headers say.
+        """
+        facts = self.measure(sample) if facts is None else facts
+        encoded = self.lay_out(sample, facts, supervise=supervise, prompt_only=prompt_only)
+        return counted(encoded, facts, self.media_spec())
 
     def collate(self, samples: Sequence[Encoded], side: str = "left") -> BatchFeature:
         """A padded batch of model inputs (with labels).
@@ -268,9 +317,11 @@ class AvlmProcessor(ProcessorMixin):
                 )
             items = tuple(queues[kind].pop(0) for kind in kinds)
             sample = Sample(str(number), (Turn("user", items),))
-            prepared = self.prepare(sample)
-            spec = self.media_spec()
-            found.append(encode_pieces(sample, written_pieces, self.tokens(), spec, prepared, supervise="nothing"))
+            prepared, spec = self.prepare(sample), self.media_spec()
+            facts = [item.facts for item in prepared]
+            encoded = lay_out_pieces(sample, written_pieces, self.tokens(), spec, facts, supervise="nothing")
+            add_tensors(encoded, prepared, spec)
+            found.append(encoded)
         left = {kind: len(queue) for kind, queue in queues.items() if queue}
         if left:
             raise ConfigError(f"media have no placeholder in the text: {left}. Write one for each, such as <image>")
@@ -355,7 +406,9 @@ def conversation_sample(messages: Sequence[dict[str, Any]], *, bare: bool = Fals
 def media_item(
     kind: Any, value: Any, rate_hz: int | None = None, *, start_s: float = 0.0, end_s: float | None = None
 ) -> MediaItem:
-    """One medium from whatever the caller has: a path, bytes, a PIL picture, an array.
+    """One medium from whatever the caller has: a path, a URL, bytes, a PIL picture, an array.
+
+    A data URL is read; any other is fetched only by a reader that may (`Limits.doors`).
 
     Args:
         rate_hz: Of a sound given as an array; default 16,000.
@@ -367,11 +420,8 @@ def media_item(
     if isinstance(value, MediaItem):
         return value if not start_s and end_s is None else replace(value, start_s=start_s, end_s=end_s)
     if isinstance(value, (str, Path)):
-        if "://" in str(value) or str(value).startswith("data:"):
-            raise DataError(
-                f"{str(value)[:60]}: is a URL, and nothing is fetched. "
-                "Download the file and give its path, or give its bytes"
-            )
+        if isinstance(value, str) and ("://" in value or is_data_url(value)):
+            return MediaItem(kind, url=value, start_s=start_s, end_s=end_s)
         return MediaItem(kind, path=Path(value), start_s=start_s, end_s=end_s)
     if isinstance(value, (bytes, bytearray)):
         return MediaItem(kind, data=bytes(value), start_s=start_s, end_s=end_s)

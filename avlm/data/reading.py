@@ -257,7 +257,7 @@ class LookAtMedium:
             item = self.find(number)
         except DataError as error:
             return Look(problem=error.reason)
-        return look(item, self.limits, self.media) if self.decode else glance(item, self.limits, self.media)
+        return look(item, self.limits, self.media) if self.decode else glance(item, self.limits)
 
 
 def _lost_medium(number: int, why: str) -> Look:

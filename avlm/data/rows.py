@@ -1,18 +1,19 @@
 """What is known of the rows of a data set without decoding anything, in columns: a few bytes a row.
 
-RowTable   the table
-Source     whatever rows can be read from, one at a time and in any order
+RowTable     the table
+RowSource    whatever rows can be read from, one at a time and in any order
 """
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, overload
 
 import numpy as np
 
+from avlm.data.rownumbers import Columns
 from avlm.errors import DataError
 from avlm.samples import MediaKind, Sample
 
@@ -43,47 +44,76 @@ class RowTable(Sequence[RowFacts]):
     def __init__(self, facts: Iterable[RowFacts] = ()) -> None:
         self.tasks: list[str] = []
         self.sets: list[str] = []
-        self._numbers: dict[tuple[int, str], int] = {}
-        self._task, self._set, self._kinds, self._told = array("i"), array("i"), array("B"), array("B")
+        self._numbers: dict[tuple[str, str], int] = {}
+        self._columns = Columns(task="i", set="i", kinds="B", told="B")
         for row in facts:
             self.append(row)
 
     def append(self, row: RowFacts) -> None:
         """Add a row at the end."""
-        self._task.append(self._number(self.tasks, 0, row.task))
-        self._set.append(self._number(self.sets, 1, row.set))
-        self._kinds.append(bits(row.kinds))
-        self._told.append(bits(row.told))
+        task, name = self._number("task", row.task), self._number("set", row.set)
+        self._columns.append(task, name, bits(row.kinds), bits(row.told))
 
-    def _number(self, names: list[str], column: int, name: str) -> int:
+    def _names(self, column: str) -> list[str]:
+        return self.tasks if column == "task" else self.sets
+
+    def _number(self, column: str, name: str) -> int:
         number = self._numbers.get((column, name))
         if number is None:
+            names = self._names(column)
             number = self._numbers[column, name] = len(names)
             names.append(name)
         return number
 
     @property
     def task(self) -> np.ndarray:
-        return np.array(self._task, np.int32)
+        return self._columns["task"]
 
     @property
     def set(self) -> np.ndarray:
-        return np.array(self._set, np.int32)
+        return self._columns["set"]
 
     @property
     def kinds(self) -> np.ndarray:
-        return np.array(self._kinds, np.uint8)
+        return self._columns["kinds"]
 
     @property
     def told(self) -> np.ndarray:
-        return np.array(self._told, np.uint8)
+        return self._columns["told"]
 
     def kept(self, numbers: Sequence[int] | np.ndarray) -> RowTable:
-        """A table of some of the rows, in the order given."""
-        return RowTable(self[int(i)] for i in numbers)
+        """A table of some of the rows, in the order given. Names that no row has any more are gone."""
+        return self._of(self._columns.kept(numbers), self.tasks, self.sets)
+
+    @classmethod
+    def joined(cls, tables: Sequence[RowTable]) -> RowTable:
+        """Tables one behind the other."""
+        tasks = [name for table in tables for name in table.tasks]
+        sets = [name for table in tables for name in table.sets]
+        shifted, before = [], (0, 0)
+        for table in tables:
+            columns = {name: table._columns[name] for name in ("task", "set", "kinds", "told")}
+            columns |= {"task": columns["task"] + before[0], "set": columns["set"] + before[1]}
+            shifted.append(Columns.of(columns))
+            before = before[0] + len(table.tasks), before[1] + len(table.sets)
+        return cls._of(Columns.joined(shifted), tasks, sets) if shifted else cls()
+
+    @classmethod
+    def _of(cls, columns: Columns, tasks: list[str], sets: list[str]) -> RowTable:
+        """A table of columns whose names are numbered anew, in the order of their first row."""
+        found = cls()
+        renumbered = {}
+        for column, names in (("task", tasks), ("set", sets)):
+            used, first = np.unique(columns[column], return_index=True)
+            numbers = np.zeros(len(names), np.int32)
+            for old in used[np.argsort(first)]:
+                numbers[old] = found._number(column, names[old])
+            renumbered[column] = numbers[columns[column]]
+        found._columns = Columns.of(renumbered | {name: columns[name] for name in ("kinds", "told")})
+        return found
 
     def __len__(self) -> int:
-        return len(self._task)
+        return len(self._columns)
 
     @overload
     def __getitem__(self, index: int) -> RowFacts: ...
@@ -92,8 +122,8 @@ class RowTable(Sequence[RowFacts]):
     def __getitem__(self, index: int | slice) -> RowFacts | RowTable:
         if isinstance(index, slice):
             return RowTable(self[i] for i in range(*index.indices(len(self))))
-        task, name = self.tasks[self._task[index]], self.sets[self._set[index]]
-        return RowFacts(task, kinds_of(self._kinds[index]), kinds_of(self._told[index]), name)
+        task, name, kinds, told = self._columns.row(index)
+        return RowFacts(self.tasks[task], kinds_of(kinds), kinds_of(told), self.sets[name])
 
 
 def bits(kinds: Collection[MediaKind]) -> int:
@@ -115,17 +145,21 @@ def facts_of(sample: Sample, name: str = "") -> RowFacts:
 
 
 class RowSource(Protocol):
-    """RowTable that can be read in any order, by any process: an instance can be pickled and is then small.
+    """Rows that can be read in any order, by any process: an instance can be pickled and is then small.
 
-    A reader of one's own is a class with these, named as ``data.train=FILE.py:CLASS`` or ``MODULE:CLASS``.
+    A reader of one's own needs less than this: `avlm.data.readers.own` says what.
     """
 
     name: str
     """What to call it in messages and in a run's records."""
+    kind: str
+    """What the source was taken for, in words."""
+    roots: tuple[Path, ...]
+    """Folders that its files and media lie in."""
     facts: RowTable
     """What is known of each row that can be read."""
     errors: list[DataError]
-    """RowTable that cannot be read, each with its place; they have no number."""
+    """Rows that cannot be read, each with its place; they have no number."""
 
     def __len__(self) -> int: ...
 

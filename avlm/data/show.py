@@ -13,20 +13,20 @@ from pathlib import Path
 
 from avlm.config.data import DataConfig
 from avlm.config.run import Stage
-from avlm.data.files import LIMITS
+from avlm.data.doors import doors_of
+from avlm.data.files import Limits, limits_of
 from avlm.data.loader import StepLoader
 from avlm.data.look import ANYTHING, decoded_of
-from avlm.data.media import Prepared
+from avlm.data.media import MediaReader, Prepared
 from avlm.data.page import document, esc, note, percent
 from avlm.data.pagelook import SCRIPT, STYLE
 from avlm.data.pagemedia import Shown
 from avlm.data.pagetokens import counts_of, seen_html, tokens_html
 from avlm.data.processor import AvlmProcessor
 from avlm.data.rows import RowSource
-from avlm.data.selection import usable, video_senses
+from avlm.data.selection import own_kinds, usable, video_senses
 from avlm.data.spread import Progress
-from avlm.data.text import without_media
-from avlm.data.turns import with_state_tokens
+from avlm.data.staged import StageWriter
 from avlm.errors import AvlmError, ConfigError, DataError
 from avlm.samples import Encoded, Row, Sample, Text, Turn
 
@@ -92,13 +92,14 @@ def write_page(
         ConfigError: No row is among those that are wanted.
     """
     data = data or DataConfig()
-    reader = None if processor is None else _Reader(source, processor, stages, data)
+    limits = limits_of(data.limits, doors_of(data, source.roots))
+    reader = None if processor is None else _Reader(source, processor, stages, data, limits)
     packs = [] if reader is None else reader.packs()
-    rows = list(_chosen(source, wanted, reader, progress))
+    rows = list(_chosen(source, wanted, reader, limits, progress))
     unread = source.errors[:MOST] if wanted.bad else []
     if not rows and not unread:
         raise ConfigError(_none(source, wanted))
-    page = _Page(source, reader, Shown(ANYTHING if processor is None else processor.media_spec()))
+    page = _Page(source, reader, Shown(ANYTHING if processor is None else processor.media_spec(), limits))
     cards = []
     for done, row in enumerate(rows, 1):
         cards.append(page.card(row))
@@ -117,17 +118,19 @@ def write_page(
 # ---------------------------------------------------------------- which rows
 
 
-def _chosen(source: RowSource, wanted: Wanted, reader: _Reader | None, progress: Progress | None) -> Iterator[int]:
+def _chosen(
+    source: RowSource, wanted: Wanted, reader: _Reader | None, limits: Limits, progress: Progress | None
+) -> Iterator[int]:
     found = 0
     for row in range(len(source)):
         if progress is not None and row % 100 == 0:
             progress("rows", row, len(source))
-        if found < MOST and _is_wanted(source, row, wanted, reader):
+        if found < MOST and _is_wanted(source, row, wanted, reader, limits):
             found += 1
             yield row
 
 
-def _is_wanted(source: RowSource, row: int, wanted: Wanted, reader: _Reader | None) -> bool:
+def _is_wanted(source: RowSource, row: int, wanted: Wanted, reader: _Reader | None, limits: Limits) -> bool:
     if wanted.task is not None and source.facts[row].task != wanted.task:
         return False
     if wanted.id is not None:
@@ -136,7 +139,7 @@ def _is_wanted(source: RowSource, row: int, wanted: Wanted, reader: _Reader | No
         except DataError:
             return False
     if wanted.bad:
-        return _wrong(source, row, reader) != ""
+        return _wrong(source, row, reader, limits) != ""
     if wanted.task is not None:
         return True
     if wanted.numbers is None and reader is not None and reader.place:
@@ -145,7 +148,7 @@ def _is_wanted(source: RowSource, row: int, wanted: Wanted, reader: _Reader | No
     return (int(match[1]) if match else row + 1) in (wanted.numbers or range(1, 21))
 
 
-def _wrong(source: RowSource, row: int, reader: _Reader | None) -> str:
+def _wrong(source: RowSource, row: int, reader: _Reader | None, limits: Limits) -> str:
     """Why a row cannot be used; empty if it can."""
     try:
         sample = source[row]
@@ -153,7 +156,7 @@ def _wrong(source: RowSource, row: int, reader: _Reader | None) -> str:
             reader.read(sample, row)
         else:
             for item in sample.media():
-                decoded_of(item, LIMITS)
+                decoded_of(item, limits)
     except AvlmError as error:
         return error.reason if isinstance(error, DataError) else str(error)
     return ""
@@ -181,6 +184,7 @@ class _Reader:
         if data.system is not None:
             processor.use_system(data.system)
         spec = processor.media_spec()
+        processor.use_reader(MediaReader(spec, data.cache_mb, limits))
         self.spec = spec
         self.video = video_senses(spec.audio is not None, spec.video.order)
         self.stages = [stage for stage in stages if stage.data is None]
@@ -199,20 +203,19 @@ class _Reader:
         )
 
     def read(self, sample: Sample, row: int) -> tuple[Encoded, list[Prepared]]:
-        """A sample as tokens, and its media as the encoders take them.
+        """A sample as tokens, and its media as the encoders take them, if all of them are read as media.
 
         Raises:
             DataError: It cannot be written down.
         """
         stage = self.stage_of(row)
-        writer = self.writer(stage)
-        if stage is not None and stage.rows == "text":
-            sample = without_media(sample)
-        if stage is not None and stage.state_tokens is not None:
-            sample = with_state_tokens(sample, stage.state_tokens)
-        prepared = writer.prepare(sample)
-        supervise = "answers" if stage is None else stage.supervise
-        return writer.encode(sample, supervise=supervise, prepared=prepared), prepared
+        if stage is None:
+            prepared = self.processor.prepare(sample)
+            return self.processor.encode(sample, prepared=prepared), prepared
+        writer = StageWriter(stage, self.writer(stage), own_kinds(stage, self.video))
+        encoded = writer.encode(sample, row, 0)
+        whole = len({place.item for place in encoded.places}) == len(sample.media())
+        return encoded, self.processor.prepare(sample) if whole else []
 
     def is_in_step(self, row: int) -> bool:
         """Whether a row is in the step that is shown."""

@@ -1,214 +1,271 @@
-"""Data files in: JSON lines or a JSON list to samples.
+"""Whatever rows can be read from, opened by what is there.
 
-The form of a file's rows is recognised once, by the first row that has one. A row that
-cannot be read is a `DataError` that names the file, the place and the row's id; reading
-goes on behind it.
+JSON lines, a JSON list        a file                                    `readers.jsonlines`
+tars of samples (WebDataset)   a tar, a folder, a pattern with braces    `readers.webdataset`
+Parquet, Arrow, save_to_disk   a file, a folder                          `readers.tables`
+an Energon dataset, a blend    a prepared folder, a metadataset's YAML   `readers.energon`
+LLaMA-Factory's lists          dataset_info.json:NAME                    `readers.lists`
+a reader of one's own          FILE.py:CLASS, MODULE:CLASS               `readers.own`
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import stat
-import zlib
-from array import array
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import numpy as np
+from typing import Any, Literal
 
 from avlm.config.data import DataConfig
-from avlm.data.forms import Folders, Form, parse_row, recognise, set_names
-from avlm.data.rows import RowSource, RowTable, facts_of
+from avlm.data.fields import Field
+from avlm.data.folders import folders_of
+from avlm.data.readers import energon, own, tables
+from avlm.data.readers.joined import JoinedSource
+from avlm.data.readers.jsonlines import JsonLines
+from avlm.data.readers.lists import Listed, is_list_of_sets, listed
+from avlm.data.readers.taking import Parser, Progress, Reshape, columns_of
+from avlm.data.readers.webdataset import WebDataset, tars_in
+from avlm.data.rows import RowSource
+from avlm.data.writers import ROWS, write_rows
 from avlm.errors import ConfigError, DataError
 from avlm.samples import Sample
 
-MARK = b"\xef\xbb\xbf"
-"""Some editors begin a file with it (a byte order mark)."""
+SPLITS = {"train": ("train",), "eval": ("val", "validation", "eval", "dev", "test")}
+"""What the part of a dataset is called that is learned from, and what is held out: the first that is there."""
+_CODE = re.compile(r"(?:.*\.py|[A-Za-z_][\w.]*):[A-Za-z_]\w*")
+_BINARY = {
+    b"\x1f\x8b": "compressed with gzip. Unpack it",
+    b"BZh": "compressed with bzip2. Unpack it",
+    b"\xfd7zXZ": "compressed with xz. Unpack it",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd. Unpack it",
+    b"PK\x03\x04": "a zip archive. Unpack it",
+}
 
 
-def open_source(path: str, data: DataConfig | None = None) -> RowSource:
-    """The rows of whatever is there.
+def open_source(
+    path: str | Path,
+    data: DataConfig | None = None,
+    *,
+    use: Literal["train", "eval"] = "train",
+    progress: Progress | None = None,
+) -> RowSource:
+    """The rows of whatever is there; `kind` of what comes says what it was taken for.
 
     Args:
-        path: A file of JSON lines, or a JSON list.
-        data: Where media lie, and which share of each set is read.
+        path: What the table above says. ``PATH:NAME`` is a part of it: a split, or a data set of a list.
+        data: Where media lie, what columns are called, and which share of each set is read.
+        use: Which split is meant where none is named.
+        progress: Called with what is done and all there is, where that takes longer than two seconds.
 
     Raises:
-        ConfigError: There is nothing, or nothing that can be read.
+        ConfigError: There is nothing, nothing that can be read, or no such part.
+        MissingExtraError: A library that reads such files is not installed.
     """
-    return JsonLines(path, data)
+    data = data or DataConfig()
+    columns = columns_of(data)
+    found, name = _part(str(path))
+    if name is not None and (found.endswith(".py") or not Path(found).exists()):
+        return _own(str(path), data, columns, progress)
+    return _Opening(data, columns, (name,) if name else SPLITS[use], name, progress).open(found)
 
 
-class JsonLines:
-    """The rows of one file of JSON lines, or of one JSON list. Facts stay in memory, rows are read again when needed.
+def _part(path: str) -> tuple[str, str | None]:
+    """A path, and what is named behind its colon."""
+    if Path(path).exists():
+        return path, None
+    before, _, name = path.rpartition(":")
+    if before and "/" not in name and (Path(before).exists() or _CODE.fullmatch(path)):
+        return before, name
+    return path, None
 
-    A list is in memory as a whole once, while it is looked through for where its rows begin.
+
+class _Opening:
+    """How something is opened.
 
     Args:
-        path: The file.
-        data: Where media lie, and which share of each set is read.
-
-    Raises:
-        ConfigError: There is no such file, it is no regular file, a list is broken, or no row can be read.
+        splits: Names of the split that is wanted, the first that is there.
+        name: What the user named behind the colon, if anything.
     """
 
-    def __init__(self, path: Path | str, data: DataConfig | None = None) -> None:
-        self.path = Path(path)
-        self.name = self.path.name
-        data = data or DataConfig()
-        self.folders = Folders(self.path.parent if data.folder is None else Path(data.folder), data.sets)
-        self.form: Form | None = None
-        self.listed = False
-        self.facts = RowTable()
-        self.errors: list[DataError] = []
-        self._places: tuple[array[int], array[int], array[int]] = (array("q"), array("q"), array("q"))
-        """Of each row the number of its line (or of the member of a list, from 1), where it begins, and its bytes."""
-        try:
-            if not stat.S_ISREG(self.path.stat().st_mode):  # a pipe can be read once only, and waits for its writer
-                raise ConfigError(f"{self.path}: is not a regular file. Give a file of JSON lines")
-            with self.path.open("rb") as file:
-                self.listed = file.read(4096).removeprefix(MARK).lstrip().startswith(b"[")
-                file.seek(0)
-                (self._scan_list if self.listed else self._scan_lines)(file)
-        except OSError as error:
-            raise self._unreadable(error) from None
-        if not self.facts:
-            first = f" The first row: {self.errors[0].reason}" if self.errors else " It is empty."
-            raise ConfigError(f"{self.path}: has no row that can be read, so there is nothing to learn from.{first}")
-        self._take_shares()
+    def __init__(
+        self,
+        data: DataConfig,
+        columns: Mapping[str, Field],
+        splits: tuple[str, ...],
+        name: str | None,
+        progress: Progress | None,
+    ) -> None:
+        self.data, self.columns, self.splits, self.name, self.progress = data, columns, splits, name, progress
 
-    def _unreadable(self, error: OSError) -> ConfigError:
-        return ConfigError(f"{self.path}: not readable ({error.strerror}). Give an existing file of JSON lines")
+    def open(self, path: str, reshape: Reshape | None = None) -> RowSource:
+        """Open what is there.
 
-    def _scan_lines(self, file: BinaryIO) -> None:
-        offset = 0
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                self._take(number, offset, len(line), line)
-            offset += len(line)
+        Args:
+            reshape: Makes another form of each row first.
+        """
+        found = Path(path)
+        if found.is_dir():
+            return self._folder(found, reshape)
+        if is_list_of_sets(found):
+            return self._listed(listed(found, self.name))
+        if energon.is_metadataset(found):
+            return self._blend(found)
+        self._no_parts(found)
+        if ("{" in path and not found.exists()) or found.suffix == ".tar":
+            return self._tars(tars_in(path), Path(path).name)
+        if found.suffix in tables.ENDINGS:
+            return self._tables([found], found.name, reshape)
+        _text_only(found)
+        return JsonLines(found, self.data, columns=self.columns, reshape=reshape, progress=self.progress)
 
-    def _scan_list(self, file: BinaryIO) -> None:
-        """Find the members of a list: each is read once here, and again from its place when it is needed."""
-        data = file.read()
-        text = _text(data.removeprefix(MARK), self.path)
-        offset, done = len(data) - len(data.removeprefix(MARK)), 0
-        for number, (start, end) in enumerate(_members(text, self.path), 1):
-            offset += len(text[done:start].encode())
-            row = text[start:end].encode()
-            self._take(number, offset, len(row), row)
-            offset, done = offset + len(row), end
-
-    def _take(self, number: int, offset: int, size: int, line: bytes) -> None:
-        """Note a row's facts, or what is wrong with it."""
-        try:
-            row, sample = self._parse(line, number)
-            names = set_names(row) if self.form == "conversations" else []
-            name = names[0] if names else ""
-            self.facts.append(facts_of(sample, name))
-            for column, value in zip(self._places, (number, offset, size), strict=True):
-                column.append(value)
-        except DataError as error:
-            self.errors.append(error)
-
-    def _take_shares(self) -> None:
-        """Leave out what a set's ratio leaves out: the same rows each time, the others in the order of the file."""
-        left_out: set[int] = set()
-        for number, name in enumerate(self.facts.sets):
-            if self.folders.ratio(name) < 1:
-                rows = np.flatnonzero(self.facts.set == number)
-                kept = max(1, round(self.folders.ratio(name) * len(rows)))
-                order = np.random.default_rng(zlib.crc32(name.encode())).permutation(len(rows))
-                left_out |= {int(rows[i]) for i in order[kept:]}
-        if left_out:
-            kept_rows = [i for i in range(len(self.facts)) if i not in left_out]
-            self.facts = self.facts.kept(kept_rows)
-            lines, offsets, sizes = (array("q", (column[i] for i in kept_rows)) for column in self._places)
-            self._places = lines, offsets, sizes
-
-    def __len__(self) -> int:
-        return len(self.facts)
-
-    def __getitem__(self, index: int) -> Sample:
-        """The sample of one readable row."""
-        number, offset, size = (column[index] for column in self._places)
-        try:
-            with self.path.open("rb") as file:
-                file.seek(offset)
-                line = file.read(size)
-        except OSError as error:
-            raise self._unreadable(error) from None
-        return self._parse(line, number)[1]
-
-    def __iter__(self) -> Iterator[Sample]:
-        return (self[i] for i in range(len(self)))
-
-    @property
-    def lines(self) -> Sequence[int]:
-        """Number of each readable row's line, or of the member of a list, from 1."""
-        return self._places[0]
-
-    def fingerprint(self) -> str:
-        """SHA-256 of the file."""
-        with self.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-
-    def where(self, index: int) -> str:
-        """What to call the place of a readable row in a message."""
-        return self._where(self.lines[index])
-
-    def _where(self, number: int) -> str:
-        return f"{self.path.name} {'row' if self.listed else 'line'} {number}"
-
-    def _parse(self, line: bytes, number: int) -> tuple[Any, Sample]:
-        where = self._where(number)
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            detail = str(error)
-            if isinstance(error, json.JSONDecodeError):
-                detail = f"{error.msg} at character {error.pos + 1}"
-            raise DataError(f"is not JSON ({detail}). Write one object on a line", where=where) from None
-        self.form = self.form or recognise(row)
-        return row, parse_row(row, self.folders, where, self.form)
-
-
-def _text(data: bytes, path: Path) -> str:
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
+    def _folder(self, folder: Path, reshape: Reshape | None) -> RowSource:
+        if energon.is_prepared(folder):
+            split = chosen(energon.splits_of(folder), self.splits, folder)
+            return energon.energon_dataset(folder, self.data, split, progress=self.progress)
+        if is_list_of_sets(folder / "dataset_info.json"):
+            return self._listed(listed(folder / "dataset_info.json", self.name))
+        splits = tables.splits_of(folder)
+        if splits:
+            split = chosen(list(splits), self.splits, folder)
+            return self._tables(splits[split], f"{folder.name}:{split}", reshape)
+        self._no_parts(folder)
+        files = tables.files_of(folder)
+        if files:
+            return self._tables(files, folder.name, reshape)
+        lines = [folder / ROWS] if (folder / ROWS).is_file() else [*folder.glob("*.jsonl"), *folder.glob("*.json")]
+        if len(lines) == 1:
+            return JsonLines(lines[0], self.data, columns=self.columns, reshape=reshape, progress=self.progress)
+        tars = tars_in(str(folder))
+        if tars and not lines:
+            return self._tars(tars, folder.name)
+        what = f"{len(lines)} files of JSON, and one is to be named" if lines else "no rows in a form that is read"
         raise ConfigError(
-            f"{path}: is not UTF-8 (byte {error.start + 1}), so its rows cannot be told apart. Write it in UTF-8"
-        ) from None
+            f"{folder}: is a folder with {what}. Give a file of JSON lines, or a folder with tars, with Parquet or "
+            "Arrow files, or of an Energon dataset (docs/data.md)"
+        )
+
+    def _no_parts(self, path: Path) -> None:
+        if self.name is not None:
+            raise ConfigError(f"{path}: has no parts, so there is no {self.name!r} in it. Give the path alone")
+
+    def _tars(self, tars: list[Path], name: str) -> WebDataset:
+        return WebDataset(tars, self.data, name=name, columns=self.columns, progress=self.progress)
+
+    def _tables(self, files: list[Path], name: str, reshape: Reshape | None) -> tables.Tables:
+        return tables.Tables(files, self.data, name=name, columns=self.columns, reshape=reshape, progress=self.progress)
+
+    def _listed(self, wanted: Listed) -> RowSource:
+        folder = self.data.folder or str(wanted.path if wanted.path.is_dir() else wanted.path.parent)
+        inner = _Opening(self.data.model_copy(update={"folder": folder}), {}, SPLITS["train"], None, self.progress)
+        if not wanted.path.exists():
+            raise ConfigError(
+                f"{wanted.path}: there is no such file, and dataset_info.json names it. Correct file_name"
+            )
+        source = inner.open(str(wanted.path), wanted)
+        source.name, source.kind = str(self.name), f"a data set of LLaMA-Factory ({wanted.formatting}): {source.kind}"
+        return source
+
+    def _blend(self, path: Path) -> RowSource:
+        split = chosen(energon.splits_of(path), self.splits, path)
+        leaves, epochs = energon.leaves(path, split)
+        leaves = [leaf for leaf in leaves if leaf.weight > 0]  # what weighs nothing is never read
+        if not leaves:
+            raise ConfigError(f"{path}: every weight of split {split} is 0, so nothing is read. Give one more")
+        sources = [self._leaf(leaf) for leaf in leaves]
+        weights = [leaf.weight * (len(source) if epochs else 1) for leaf, source in zip(leaves, sources, strict=True)]
+        kind = f"an Energon blend of {len(sources)}, split {split}"
+        return JoinedSource(sources, weights, name=path.name, kind=kind)
+
+    def _leaf(self, leaf: energon.Leaf) -> RowSource:
+        if leaf.path.suffix == ".jsonl":
+            media = leaf.media()
+            folder = self.data.folder if media is None else str(leaf.path.parent / media)
+            data = self.data.model_copy(update={"folder": folder})
+            return JsonLines(leaf.path, data, columns=self.columns, progress=self.progress)
+        if not energon.is_prepared(leaf.path):
+            raise ConfigError(f"{leaf.path}: is no Energon dataset, and a blend names it. Run `energon prepare` on it")
+        return energon.energon_dataset(
+            leaf.path,
+            self.data,
+            leaf.split,
+            dataset_config=leaf.reference.get("dataset_config"),
+            split_config=leaf.reference.get("split_config"),
+            subset=leaf.subset,
+            progress=self.progress,
+        )
 
 
-def _members(text: str, path: Path) -> Iterator[tuple[int, int]]:
-    """Where each member of a JSON list begins and ends."""
-    decoder = json.JSONDecoder()
-    at = _past_space(text, 0) + 1
-    try:
-        at = _past_space(text, at)
-        while not text.startswith("]", at):
-            _, end = decoder.raw_decode(text, at)
-            yield at, end
-            at = _past_space(text, end)
-            if text.startswith(",", at):
-                at = _past_space(text, at + 1)
-            elif not text.startswith("]", at):
-                raise json.JSONDecodeError("Expecting ',' delimiter", text, at)
-        at = _past_space(text, at + 1)
-        if at < len(text):
-            raise json.JSONDecodeError("Extra data", text, at)
-    except (ValueError, RecursionError) as error:
-        detail = f"{error.msg} at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else str(error)
+def chosen(known: list[str], wanted: tuple[str, ...], path: Path) -> str:
+    """The first split that is wanted and there.
+
+    Raises:
+        ConfigError: None is.
+    """
+    for name in wanted:
+        if name in known:
+            return name
+    raise ConfigError(
+        f"{path}: has no split {' or '.join(wanted)} (it has {', '.join(known) or 'none'}). "
+        f"Write {path}:SPLIT with one of those"
+    )
+
+
+def _text_only(path: Path) -> None:
+    """Refuse what cannot be lines of JSON, by its first bytes.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    if not path.is_file():
+        return  # who reads it says so
+    with path.open("rb") as file:
+        begins = file.read(512)
+    for start, what in _BINARY.items():
+        if begins.startswith(start):
+            raise ConfigError(f"{path}: is {what}, and give what is in it")
+    if b"\0" in begins and not begins.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise ConfigError(
-            f"{path}: begins as a JSON list and is none ({detail}), so where its rows begin is not known. "
-            "Correct it, or write one object on a line"
-        ) from None
+            f"{path}: is no text, and its name does not say what it is. Give JSON lines, .tar, .parquet or .arrow "
+            "(docs/data.md)"
+        )
 
 
-def _past_space(text: str, at: int) -> int:
-    while at < len(text) and text[at] in " \t\r\n":
-        at += 1
-    return at
+# ---------------------------------------------------------------- readers of one's own
+
+
+def _own(text: str, data: DataConfig, columns: Mapping[str, Field], progress: Progress | None) -> RowSource:
+    reader = own.made_reader(text, data)
+    if hasattr(reader, "__getitem__") and hasattr(reader, "__len__"):
+        return own.OwnSource(text, data, columns=columns, reader=reader, progress=progress)
+    if not hasattr(reader, "__iter__"):
+        raise ConfigError(f"{text}: has neither __getitem__ and __len__ nor __iter__, so it reads nothing. Write them")
+    return _spooled(text, reader, data, columns, progress)
+
+
+def _spooled(
+    text: str, reader: Any, data: DataConfig, columns: Mapping[str, Field], progress: Progress | None
+) -> RowSource:
+    """Rows that come in their order only, written to tars once and read from there."""
+    if data.spool is None:
+        raise ConfigError(
+            f"{text}: reads rows in their order only, and training reads them in any. Give the reader __len__ and "
+            "__getitem__, or a folder that its rows are written to once: data.spool=FOLDER"
+        )
+    folder = Path(data.spool)
+    bad: list[DataError] = []
+    if not folder.is_dir() or not any(folder.iterdir()):
+        parser = Parser(folders_of(Path("here"), data), columns)
+
+        def each() -> Any:
+            for number, row in enumerate(own.rows_of(reader, text.rpartition(":")[2], parser)):
+                if progress is not None and number % 256 == 255:
+                    progress(number + 1, 0)
+                yield (row, "") if isinstance(row, Sample) else row
+
+        bad = write_rows(each(), folder, to="webdataset").bad
+    source = WebDataset(tars_in(str(folder)), data, name=text.rpartition(":")[2], progress=progress)
+    source.kind = f"a reader of your own ({text}), from {folder}"
+    source.errors += bad
+    return source
+
+
+__all__ = ["JoinedSource", "JsonLines", "open_source"]

@@ -11,8 +11,9 @@ sees exactly the ids that a prompt followed by generation would have.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -20,6 +21,7 @@ from jinja2 import TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
 from avlm.config.media import MediaSpec
+from avlm.data.pieces import ANSWER, CUT, MARK, MARKS, RESERVED, SLOT, Piece, Shape, split
 from avlm.errors import ConfigError, DataError
 from avlm.samples import MediaItem, MediaKind, Sample, Text, Turn
 
@@ -28,27 +30,6 @@ if TYPE_CHECKING:
 
 PLACEHOLDERS = {"image": "<image>", "audio": "<audio>", "video": "<video>"}
 """Placeholder tokens in the tokenizer, by the field's usual names; a tokenizer may have names of its own for them."""
-
-CUT = "\ufdd0"
-"""Between characters that are to be turned into tokens apart from each other. Removed when that is done."""
-_ANSWER = "\ufdd1"
-"""Stands for an answer while a template is rendered."""
-_MARK = "\ufdd2{}\ufdd3"
-"""Stands for a media item while a template is rendered."""
-_MARKS = re.compile("\ufdd2([0-9]+)\ufdd3")
-_RESERVED = dict.fromkeys(range(0xFDD0, 0xFDF0))
-"""Unicode's noncharacters, which are for a program's own use: they mean nothing in a text and are left out of it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Part of a rendered conversation: words, or the place of a media item."""
-
-    text: str = ""
-    media: int | None = None
-    """Number of the media item in its sample."""
-    answer: bool = False
-    """Learned: the assistant's words with the end token."""
 
 
 _PLACEHOLDERS: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[int, dict[str, str]]] = WeakKeyDictionary()
@@ -135,7 +116,7 @@ def pieces(
         found = _prompt(messages, tokenizer, template, sample)
     else:
         found, _ = _answered(messages, tokenizer, template, sample)
-    wanted = [number for message in messages for number in _MARKS.findall(message["content"])]
+    wanted = [number for message in messages for number in MARKS.findall(message["content"])]
     if sorted(str(piece.media) for piece in found if piece.media is not None) != sorted(wanted):
         raise DataError(
             "the chat template does not write every medium of this conversation down once. "
@@ -149,7 +130,84 @@ def pieces(
 def _answered(
     messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, template: str, sample: Sample
 ) -> tuple[list[Piece], str]:
-    """Pieces up to the last answer, and the text that they make up."""
+    """Pieces up to the last answer, and the text that they make up.
+
+    How a template writes a conversation is known from the first one of the same shape. That is taken where it gives the
+    very text that the template makes of this conversation; otherwise the template is asked answer by answer.
+    """
+    last = max((i for i, message in enumerate(messages) if message["role"] == "assistant"), default=-1)
+    messages = messages[: last + 1]
+    typed = bool(kinds_written(tokenizer, template))
+    shape = _shape(messages, tokenizer, template, sample, typed)
+    if shape is not None:
+        whole = _render(tokenizer, template, messages, False, sample)
+        said = {number: text for message in messages for number, text in _slots(message, typed).items()}
+        for change in (str, str.strip):  # many templates strip what is said
+            found, done, rest = shape.filled({number: change(text) for number, text in said.items()})
+            if done + rest == whole:
+                return found, done
+    return _answer_by_answer(messages, tokenizer, template, sample)
+
+
+_Shapes = dict[tuple[Any, ...], Shape | None]
+_SHAPES: WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[int, str], _Shapes]] = WeakKeyDictionary()
+MOST_SHAPES = 512
+"""How many shapes of conversations are remembered for a template."""
+
+
+def _shape(
+    messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, template: str, sample: Sample, typed: bool
+) -> Shape | None:
+    """How a template writes conversations of this shape; None where it writes none of them.
+
+    Args:
+        typed: Whether the template takes messages of typed parts: then what the parts are belongs to the shape.
+    """
+    media = [item.kind for item in sample.media()]
+    key = tuple(
+        (message["role"], turn.ended, _part_kinds(message, media) if typed else ())
+        for message, turn in zip(messages, sample.turns, strict=False)
+    )
+    known = _SHAPES.setdefault(tokenizer, {}).setdefault((len(tokenizer), template), {})
+    if key in known:
+        return known[key]
+    if len(known) >= MOST_SHAPES:
+        known.clear()
+    shape = None
+    with suppress(ConfigError, DataError):  # it refuses the shape, or slots; the conversation itself will show which
+        blank = [_blank(message, typed) for message in messages]
+        found, done = _answer_by_answer(blank, tokenizer, template, sample)
+        whole = _render(tokenizer, template, blank, False, sample)
+        shape = Shape.of(found, whole[len(done) :]) if whole.startswith(done) else None
+    known[key] = shape
+    return shape
+
+
+def _part_kinds(message: dict[str, Any], media: Sequence[str]) -> tuple[str, ...]:
+    """What the parts of a message are: the kinds of its media, and nothing for words."""
+    marks = [MARKS.fullmatch(word) for word in message["parts"]]
+    return tuple("" if mark is None else media[int(mark[1])] for mark in marks)
+
+
+def _blank(message: dict[str, Any], typed: bool) -> dict[str, Any]:
+    """A message with slots for what is said. Media that a template writes by itself stay where they are."""
+    names = iter(_slots(message, typed))
+    if not typed:
+        return {**message, "content": SLOT.format(next(names))}
+    parts = [word if MARKS.fullmatch(word) else SLOT.format(next(names)) for word in message["parts"]]
+    return {**message, "content": "".join(parts), "parts": parts}
+
+
+def _slots(message: dict[str, Any], typed: bool) -> dict[str, str]:
+    """What is said in a message, by the numbers of its slots: all of it together, or each of its texts."""
+    said = [word for word in message["parts"] if not MARKS.fullmatch(word)] if typed else [message["content"]]
+    return {f"{message['number']}{i:06}": text for i, text in enumerate(said)}
+
+
+def _answer_by_answer(
+    messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, template: str, sample: Sample
+) -> tuple[list[Piece], str]:
+    """The same, by rendering up to each answer and with it."""
     found: list[Piece] = []
     done = ""
     for i, message in enumerate(messages):
@@ -162,8 +220,8 @@ def _answered(
                 "the chat template changes earlier text when an answer is added, so what is to be learned cannot be "
                 "told from the prompt. Use a template in which a longer conversation begins with the shorter one"
             )
-        found += _split(before[len(done) :])
-        marked = _render(tokenizer, template, [*messages[:i], {"role": "assistant", "content": _ANSWER}], False, sample)
+        found += split(before[len(done) :])
+        marked = _render(tokenizer, template, [*messages[:i], {"role": "assistant", "content": ANSWER}], False, sample)
         words, end = _end_of_answer(after, marked, tokenizer, sample)
         done = after[:end]
         learned = end if sample.turns[i].ended else words
@@ -181,8 +239,8 @@ def _prompt(
     try:
         found, done = _answered(messages, tokenizer, template, sample)
     except (ConfigError, DataError):  # a template that cannot be trained with can be answered with
-        return _split(whole)
-    return [*found, *_split(whole[len(done) :])] if whole.startswith(done) else _split(whole)
+        return split(whole)
+    return [*found, *split(whole[len(done) :])] if whole.startswith(done) else split(whole)
 
 
 def _end_of_answer(after: str, marked: str, tokenizer: PreTrainedTokenizerBase, sample: Sample) -> tuple[int, int]:
@@ -193,8 +251,8 @@ def _end_of_answer(after: str, marked: str, tokenizer: PreTrainedTokenizerBase, 
         after: The conversation with its answer.
         marked: The same with a mark for the answer.
     """
-    closing = marked.rpartition(_ANSWER)[2]
-    if _ANSWER not in marked or not after.endswith(closing):
+    closing = marked.rpartition(ANSWER)[2]
+    if ANSWER not in marked or not after.endswith(closing):
         raise DataError(
             "the chat template does not write this answer down as it does others, so its end is not known. "
             "Give the answer as plain text",
@@ -259,7 +317,7 @@ def written(sample: Sample, tokenizer: PreTrainedTokenizerBase, template: str, *
     names = placeholders(tokenizer)
     kinds = [names.get(item.kind, PLACEHOLDERS[item.kind]) for item in sample.media()]
     text = _render(tokenizer, template, _messages(sample, (), {}), prompt, sample)
-    return _MARKS.sub(lambda mark: kinds[int(mark[1])], text)
+    return MARKS.sub(lambda mark: kinds[int(mark[1])], text)
 
 
 def read_back(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Piece], list[str]]:
@@ -267,7 +325,7 @@ def read_back(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Piece
     found: list[Piece] = []
     kinds: list[str] = []
     names = {token: kind for kind, token in placeholders(tokenizer).items()}
-    for chunk in re.split("(" + "|".join(map(re.escape, names)) + ")", text.translate(_RESERVED)):
+    for chunk in re.split("(" + "|".join(map(re.escape, names)) + ")", _plain(text)):
         if chunk in names:
             found.append(Piece(media=len(kinds)))
             kinds.append(names[chunk])
@@ -292,10 +350,10 @@ def _messages(sample: Sample, control: Sequence[str], markers: dict[str, str]) -
                     where=sample.where,
                     sample_id=sample.id,
                 )
-            words.append(_MARK.format(number))
+            words.append(MARK.format(number))
             number += 1
         content = "".join(words) if turn.verbatim else "\n".join(_joined(words))
-        messages.append({"role": turn.role, "content": content, "parts": words})
+        messages.append({"role": turn.role, "content": content, "parts": words, "number": len(messages) + 1})
     return messages
 
 
@@ -303,16 +361,21 @@ def _joined(words: list[str]) -> list[str]:
     """Media stand on the line of the text behind them; texts are parted by line breaks."""
     lines: list[str] = []
     for word in words:
-        if lines and _MARKS.search(lines[-1]) and _MARKS.sub("", lines[-1]) == "":
+        if lines and MARKS.search(lines[-1]) and MARKS.sub("", lines[-1]) == "":
             lines[-1] += word
         else:
             lines.append(word)
     return lines
 
 
+def _plain(text: str) -> str:
+    """A text without marks of ours."""
+    return text if text.isascii() else RESERVED.sub("", text)
+
+
 def _checked(text: str, control: Sequence[str], markers: dict[str, str], sample: Sample) -> str:
     """A text as it may stand in a conversation: without marks of ours, and without control tokens."""
-    text = text.translate(_RESERVED)
+    text = _plain(text)
     for kind, token in markers.items():
         if token in text:
             raise DataError(
@@ -342,12 +405,12 @@ def _render(
     kinds = kinds_written(tokenizer, template)
     media = [item.kind for item in sample.media()]
     rendered = _applied(tokenizer, template, [_message(m, media, kinds) for m in messages], prompt, sample)
-    numbers = [int(n) for m in messages for n in _MARKS.findall(m["content"]) if media[int(n)] in kinds]
+    numbers = [int(n) for m in messages for n in MARKS.findall(m["content"]) if media[int(n)] in kinds]
     if not numbers:
         return rendered
     waiting = {token: [n for n in numbers if media[n] == kind] for kind, token in placeholders(tokenizer).items()}
     places = "|".join(re.escape(token) for token, of_kind in waiting.items() if of_kind)
-    return re.sub(places, lambda at: _MARK.format(waiting[at[0]].pop(0)) if waiting[at[0]] else at[0], rendered)
+    return re.sub(places, lambda at: MARK.format(waiting[at[0]].pop(0)) if waiting[at[0]] else at[0], rendered)
 
 
 def _message(message: dict[str, Any], media: Sequence[str], kinds: frozenset[str]) -> dict[str, Any]:
@@ -356,7 +419,7 @@ def _message(message: dict[str, Any], media: Sequence[str], kinds: frozenset[str
         return {"role": message["role"], "content": message["content"]}
     parts: list[dict[str, str]] = []
     for word in message.get("parts", [message["content"]]):
-        mark = _MARKS.fullmatch(word)
+        mark = MARKS.fullmatch(word)
         kind = media[int(mark[1])] if mark else ""
         parts.append({"type": kind} if kind in kinds else {"type": "text", "text": word})
     return {"role": message["role"], "content": parts}
@@ -401,20 +464,9 @@ def _applied(
     return str(rendered)
 
 
-def _split(text: str) -> list[Piece]:
-    """Prompt text and media in reading order."""
-    found: list[Piece] = []
-    for i, chunk in enumerate(_MARKS.split(text)):
-        if i % 2:
-            found.append(Piece(media=int(chunk)))
-        elif chunk:
-            found.append(Piece(chunk))
-    return found
-
-
 def without_media(sample: Sample) -> Sample:
     """The same conversation in words alone: each medium's `alt` in its place, for language-model pre-training."""
-    return _worded(sample, lambda item: True)
+    return worded(sample, [True] * len(sample.media()))
 
 
 def described(sample: Sample, share: float, rng: np.random.Generator, only: Collection[MediaKind] = ()) -> Sample:
@@ -423,16 +475,26 @@ def described(sample: Sample, share: float, rng: np.random.Generator, only: Coll
     Args:
         only: If any, all media of other kinds are given in words too.
     """
-
-    def wanted(item: MediaItem) -> bool:
-        return bool(item.alt) and (rng.random() < share or (bool(only) and item.kind not in only))
-
-    return _worded(sample, wanted) if share or only else sample
+    if not share and not only:
+        return sample
+    return worded(sample, [bool(i.alt) and (rng.random() < share or strange(i, only)) for i in sample.media()])
 
 
-def _worded(sample: Sample, wanted: Callable[[MediaItem], bool]) -> Sample:
+def strange(item: MediaItem, only: Collection[MediaKind]) -> bool:
+    """Whether a medium is of none of these kinds, if there are any."""
+    return bool(only) and item.kind not in only
+
+
+def worded(sample: Sample, chosen: Iterable[bool]) -> Sample:
+    """The same conversation with some of its media in words.
+
+    Args:
+        chosen: For each medium, in reading order, whether its `alt` stands in its place.
+    """
+    wanted = iter(chosen)
+
     def in_words(part: Text | MediaItem, turn: Turn) -> Text | MediaItem:
-        if isinstance(part, Text) or not wanted(part):
+        if isinstance(part, Text) or not next(wanted):
             return part
         return Text(f"{part.alt}\n" if part.alt and not turn.verbatim else part.alt)
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import struct
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+MOST_CHUNKS = 10_000
+"""A file may be made of millions of empty ones, which is no recording."""
 
 
 def missing_wav_bytes(file: BinaryIO) -> int:
@@ -20,8 +23,34 @@ def with_length(file: BinaryIO) -> BinaryIO:
     file.seek(0)
     if found is None or not streamed:
         return file
-    data = file.read()
-    return io.BytesIO(data[: found[0] - 4] + struct.pack("<I", len(data) - found[0]) + data[found[0] :])
+    count = struct.pack("<I", min(_size(file) - found[0], 2**32 - 1))
+    return io.BufferedReader(_Patched(file, found[0] - 4, count))
+
+
+class _Patched(io.RawIOBase):
+    """A file of which some bytes read as others."""
+
+    def __init__(self, file: BinaryIO, at: int, patch: bytes) -> None:
+        self.file, self.at, self.patch = file, at, patch
+        file.seek(0)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self.file.seek(offset, whence)
+
+    def readinto(self, buffer: Any) -> int:
+        begin = self.file.tell()
+        found = bytearray(self.file.read(len(buffer)))
+        for place, byte in enumerate(self.patch, self.at - begin):
+            if 0 <= place < len(found):
+                found[place] = byte
+        buffer[: len(found)] = found
+        return len(found)
 
 
 def _sound(file: BinaryIO) -> tuple[int, int] | None:
@@ -31,13 +60,15 @@ def _sound(file: BinaryIO) -> tuple[int, int] | None:
     if head[:4] != b"RIFF" or head[8:12] != b"WAVE":
         return None
     at = 12
-    while len(chunk := file.read(8)) == 8:
+    for _ in range(MOST_CHUNKS):
+        if len(chunk := file.read(8)) < 8:
+            return None
         name, size = struct.unpack("<4sI", chunk)
         if name == b"data":
             return at + 8, size
         at += 8 + size + size % 2
         file.seek(at)
-    return None
+    raise ValueError(f"more than {MOST_CHUNKS} chunks")
 
 
 def _was_streamed(file: BinaryIO, announced: int) -> bool:

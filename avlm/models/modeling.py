@@ -40,6 +40,7 @@ from avlm.models.connectors import build_connector
 from avlm.models.connectors.base import Connector, ScaledNorm, Vectors
 from avlm.models.encoders import build_encoder, encoder_width
 from avlm.models.fusion import check_counts, place_embeddings
+from avlm.models.heads import plain_head
 from avlm.models.reading import borders, checked_lengths, read_once, read_padded, refuse_mask
 from avlm.models.tiles import check_grids, join_tiles, picture_grids
 from avlm.models.vision_encoders import encode_images
@@ -463,6 +464,7 @@ class AvlmForConditionalGeneration(AvlmPreTrainedModel, GenerationMixin):
     def __init__(self, config: AvlmConfig) -> None:
         super().__init__(config)
         self.model = AvlmModel(config)
+        self._head: tuple[nn.Linear | None] | None = None  # what `plain_head` found
         self.state_head: nn.Linear | None = None
         if config.state_classes is not None:
             width = config.text_config.get_text_config().hidden_size
@@ -480,6 +482,12 @@ class AvlmForConditionalGeneration(AvlmPreTrainedModel, GenerationMixin):
         model = self.model.language_model
         assert isinstance(model, PreTrainedModel)
         return model
+
+    def plain_head(self) -> nn.Linear | None:
+        """The language model's head, if logits are nothing but its output; see `heads.plain_head`."""
+        if self._head is None or (self._head[0] is not None and self._head[0] is not self.get_output_embeddings()):
+            self._head = (plain_head(self.language_model),)
+        return self._head[0]
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.get_input_embeddings()

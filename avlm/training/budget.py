@@ -30,14 +30,11 @@ class BadBudget:
         self.seen = 0
         self.last: deque[Bad] = deque(maxlen=TOLD)
 
-    def count(self, data: StepData, batch_samples: int) -> None:
-        """Take a step's bad samples into account.
-
-        Args:
-            data: The step.
-            batch_samples: Samples in a step.
-        """
-        self.seen = (data.step + 1) * batch_samples
+    def count(self, data: StepData) -> None:
+        """Take a step's bad samples into account."""
+        # Of the steps before the first one that is seen here, after a resume, this one's size tells the number.
+        samples = data.num_samples + len(data.bad)
+        self.seen = self.seen + samples if self.seen else (data.step + 1) * samples
         self.bad += len(data.bad)
         self.last.extend(data.bad)
         self.longest_run = self.run

@@ -33,20 +33,21 @@ from avlm.config.model import LanguagePart, ModelConfig, Source
 from avlm.config.run import RunConfig, Stage
 from avlm.convert.compose import Composed, compose
 from avlm.convert.weights import load_model, publish_copy, save_model, save_part
+from avlm.data.files import limits_of
 from avlm.data.loader import StepLoader
 from avlm.data.media import MediaReader
 from avlm.data.processor import AvlmProcessor
-from avlm.data.rows import RowSource
 from avlm.data.selection import left_out, stage_rows, untaken, video_senses
-from avlm.data.sources import open_source
 from avlm.data.vocabulary import sample_texts
 from avlm.errors import ConfigError, DataError
 from avlm.models.modeling import AvlmForConditionalGeneration
+from avlm.models.precision import cast_weights
 from avlm.samples import MediaKind, Sample
 from avlm.training.building import build_side_by_side, by_itself, collect
 from avlm.training.console import make_console, tell
 from avlm.training.memory import keep_freed_memory
 from avlm.training.observe import StepMetrics
+from avlm.training.sources import RunSources
 from avlm.training.stages import check_parts, part_modules
 from avlm.training.stopping import StopWish, stop_wishes
 from avlm.training.trainer import Trainer
@@ -61,6 +62,9 @@ FREE_DATA = (
     "eval",
     "train",
     "folder",
+    "roots",
+    "fetch",
+    "index",
     "max_bad",
     "max_bad_run",
     "too_long",
@@ -100,22 +104,22 @@ class Run:
         self.on_step = on_step
         self.out = Path(config.out)
         self.stages = _stages(config)
-        self._sources: dict[str, RowSource] = {}
+        self.sources = RunSources(config)
         self.video = _video_senses(config.model)
         self.given = config
         """As it was asked for, which is what is written down: lengths in epochs stay epochs."""
         self.config = self._counted(config)
         self.stages = tuple(stage for stage in self.config.stages if stage.name in {s.name for s in self.stages})
-        self._fingerprint = self._fingerprint_data()
+        self._fingerprint = self.sources.fingerprints()
         self._check_directory()
-        self.prompts = self._prompts()
+        self.prompts = self.sources.prompts()
 
     def _counted(self, config: RunConfig) -> RunConfig:
         """The same settings with lengths in steps, after a look for every stage's rows."""
         taken = {stage.name for stage in self.stages}
 
         def counted(stage: Stage) -> Stage:
-            rows = len(stage_rows(self.source(stage).facts, stage, self.video)) if stage.name in taken else 1
+            rows = len(stage_rows(self.sources.of(stage).facts, stage, self.video)) if stage.name in taken else 1
             if stage.epochs is None:
                 return stage
             steps = config.model_copy(update={"max_steps": None}).stage_steps(stage, rows)
@@ -158,42 +162,11 @@ class Run:
     def _tell_rows(self, stages: Sequence[Stage]) -> None:
         """Which of the stages to come read a part of their rows only."""
         for stage in stages:
-            told = None if self._done(stage) else left_out(self.source(stage).facts, stage, self.video)
+            told = None if self._done(stage) else left_out(self.sources.of(stage).facts, stage, self.video)
             if told is not None:
                 tell(self.console, told)
 
-    def source(self, stage: Stage) -> RowSource:
-        """The rows that a stage reads, opened once for all stages that share a file.
-
-        Raises:
-            ConfigError: No file is named, or it cannot be read.
-            DataError: Too many of its rows cannot be read.
-        """
-        path = stage.data or self.config.data.train
-        if path is None:
-            raise ConfigError(
-                f"stage {stage.name} has no data: neither data.train nor stages.{stage.name}.data is set. "
-                "Add data.train=FILE.jsonl"
-            )
-        if path not in self._sources:
-            self._sources[path] = source = open_source(path, self.config.data)
-            bad, rows = len(source.errors), len(source.errors) + len(source)
-            if bad > max(10, self.config.data.max_bad * rows):
-                raise DataError(
-                    f"{bad} of {rows} rows cannot be read, more than data.max_bad={self.config.data.max_bad:g} allows; "
-                    f"the first one: {source.errors[0].reason}. Correct them, or raise data.max_bad",
-                    where=source.errors[0].where,
-                )
-        return self._sources[path]
-
     # ------------------------------------------------------------ the directory
-
-    def _fingerprint_data(self) -> dict[str, str]:
-        names = [source.name for source in self._sources.values()]
-        return {
-            path if names.count(source.name) > 1 else source.name: source.fingerprint()
-            for path, source in self._sources.items()
-        }
 
     def _check_directory(self) -> None:
         """Make sure that the directory is this run's, empty, or not there."""
@@ -295,7 +268,7 @@ class Run:
         """Build the parts that come next and need no other, where there is more than one and that is wanted."""
         if any((self.out / "checkpoints").glob("step-*")):
             return  # the first of them is under way already
-        if len(self._sources) > 1:
+        if len(self.sources.opened) > 1:
             return  # their vocabulary is that of all files, and each of them would know its own
         waiting = list(itertools.takewhile(by_itself, (stage for stage in stages if not self._done(stage))))
         under_way = (self.out / "building").is_dir()
@@ -310,13 +283,16 @@ class Run:
     def _train_stage(self, stage: Stage, stop: StopWish) -> None:
         self.console.rule(stage.name)
         model, processor = self._begin(stage)
-        processor.use_reader(MediaReader(processor.media_spec(), self.config.data.cache_mb))
+        if self.config.precision is not None:
+            cast_weights(model, getattr(torch, self.config.precision))
+        limits = limits_of(self.config.data.limits, self.sources.doors())
+        processor.use_reader(MediaReader(processor.media_spec(), self.config.data.cache_mb, limits))
         if self.config.data.system is not None:
             processor.use_system(self.config.data.system)
         writer = processor if stage.template is None else processor.with_template(stage.template)
-        loader = StepLoader(self.source(stage), stage, writer, self.config.data, self.config.seed, self.video)
-        if untaken(self.source(stage).facts, stage):
-            names = ", ".join(untaken(self.source(stage).facts, stage))
+        loader = StepLoader(self.sources.of(stage), stage, writer, self.config.data, self.config.seed, self.video)
+        if untaken(self.sources.of(stage).facts, stage):
+            names = ", ".join(untaken(self.sources.of(stage).facts, stage))
             tell(self.console, f"{stage.name}: no row is of {names}, of which stages.{stage.name}.take takes a share")
         trainer = Trainer(
             self.config, stage, model, processor, loader, self._prompts_for(stage, processor), self.out,
@@ -370,25 +346,12 @@ class Run:
         return model.model_copy(update=update)
 
     def _texts(self) -> list[str]:
-        return [text for source in self._sources.values() for text in sample_texts(source)]
+        return [text for source in self.sources.opened.values() for text in sample_texts(source)]
 
     def _steps_before(self, stage: Stage) -> int:
         return sum(self.config.stage_steps(s) for s in self.stages[: self.stages.index(stage)])
 
     # ------------------------------------------------------------ fixed prompts
-
-    def _prompts(self) -> list[Sample]:
-        """The first held-out samples of each task (training ones where nothing is held out)."""
-        wanted = self.config.samples.prompts
-        held_out = self.config.data.eval
-        source = next(iter(self._sources.values())) if held_out is None else open_source(held_out, self.config.data)
-        taken: dict[str, int] = {}
-        found = []
-        for i, facts in enumerate(source.facts):
-            if taken.setdefault(facts.task, 0) < wanted:
-                taken[facts.task] += 1
-                found.append(source[i])
-        return found
 
     def _prompts_for(self, stage: Stage, processor: AvlmProcessor) -> list[Sample]:
         """Prompts that the stage's model has the senses for and that can be read."""

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from avlm.convert.weights import aside
 from avlm.errors import WeightsError
+from avlm.training.masters import MasterAdamW
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,8 @@ class Checkpoint:
     position: Position
 
 
+MASTER = "master"
+"""What a weight's float32 copy is called among its moments."""
 FILES = ("optimizer.safetensors", "weights.safetensors")
 
 
@@ -134,7 +137,10 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Opt
             targets[name].copy_(value)
         for name, value in moments.items():
             owner, _, key = name.rpartition("|")
-            parameter = trained[owner]
+            parameter = _kept(optimizer, trained[owner])
+            if key == MASTER:
+                parameter.copy_(value)
+                continue
             like = (
                 parameter if value.shape == parameter.shape else value
             )  # moments lie in memory as their parameter does
@@ -156,9 +162,17 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
 def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for name, parameter in _trained(model).items():
-        state: dict[str, Any] = optimizer.state.get(parameter, {})
+        kept = _kept(optimizer, parameter)
+        state: dict[str, Any] = optimizer.state.get(kept, {})
+        if kept is not parameter:
+            found[f"{name}|{MASTER}"] = kept.detach()
         found |= {f"{name}|{key}": value.contiguous() for key, value in state.items() if isinstance(value, Tensor)}
     return found
+
+
+def _kept(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> nn.Parameter:
+    """What learns in a parameter's place."""
+    return optimizer.kept(parameter) if isinstance(optimizer, MasterAdamW) else parameter
 
 
 def _folders(folder: Path) -> list[Path]:

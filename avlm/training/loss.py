@@ -18,6 +18,7 @@ from avlm.errors import ConfigError
 from avlm.models.fusion import causal_targets
 from avlm.models.modeling import AvlmForConditionalGeneration, AvlmOutput
 from avlm.samples import Row
+from avlm.training.cross_entropy import linear_cross_entropy
 from avlm.training.states import state_loss
 
 
@@ -36,6 +37,8 @@ class RowLosses(NamedTuple):
 
 def stage_losses(model: AvlmForConditionalGeneration, row: Row, stage: Stage) -> RowLosses:
     """What a stage makes of a row: next-token prediction or distillation, its experts' balance, and its states."""
+    if stage.loss == "next_token" and stage.state_head is None and not stage.balance:
+        return RowLosses(row_loss(model, row, stage.label_smoothing))
     taught = teacher_logits(model, row) if stage.loss == "distill" else None
     output = _read(model, row, states=stage.state_head is not None, balance=stage.balance > 0)
     logits = _logits(output)
@@ -51,8 +54,14 @@ def stage_losses(model: AvlmForConditionalGeneration, row: Row, stage: Stage) ->
 
 
 def row_loss(model: AvlmForConditionalGeneration, row: Row, label_smoothing: float = 0.0) -> Tensor:
-    """Sum of the cross-entropies of a row's target tokens, in float32."""
-    return _cross_entropy(_logits(_read(model, row)), row, label_smoothing)
+    """Sum of the cross-entropies of a row's target tokens, in float32; no logits are held where that is possible."""
+    head = model.plain_head()
+    if head is None:
+        return _cross_entropy(_logits(_read(model, row)), row, label_smoothing)
+    hidden: Tensor = model.model(**row.inputs()).last_hidden_state[0]
+    at = _targets(row).to(hidden.device)
+    targets = row.labels[0, 1:].to(hidden.device)[at]
+    return linear_cross_entropy(hidden[at], head.weight, targets, bias_V=head.bias, smoothing=label_smoothing)
 
 
 def distill_loss(model: AvlmForConditionalGeneration, row: Row, temperature: float) -> Tensor:

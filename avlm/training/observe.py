@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ class StepMetrics:
     tokens_per_s: float
     balance: float | None = None
     """How unevenly a mixture's experts are used, in a stage that balances them; in no line of another."""
+    cut_tokens: int | None = None
+    """Tokens that were cut off samples longer than a row, where a run cuts them; in no line of another."""
     state_loss: float | None = None
     """The state head's, where the stage trains one; ``loss`` is that of the tokens alone."""
 
@@ -68,7 +70,7 @@ class Journal:
         self._append(self.samples, answers)
 
     def bad(self, stage: str, step: int, bad: Sequence[Bad]) -> int:
-        """List samples that were left out, each once for each reason, however often the data comes round.
+        """List samples that were left out or cut, each once for each reason, however often the data comes round.
 
         Returns:
             How many were not listed before.
@@ -78,7 +80,8 @@ class Journal:
             key = (entry.sample_id, entry.where, entry.reason)
             if key not in self._listed:
                 self._listed.add(key)
-                fresh.append({"step": step, "stage": stage, **asdict(entry)})
+                row = {"step": step, "stage": stage, **asdict(entry)}
+                fresh.append(row if entry.cut else {name: row[name] for name in row if name != "cut"})
         self._append(self.quarantine, fresh)
         return len(fresh)
 
@@ -87,11 +90,11 @@ class Journal:
         self._append(self.metrics, rows)
 
     def take_bad(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Samples that a part which was built by itself left out."""
+        """Samples that a part which was built by itself left out or cut."""
         for row in rows:
-            self.bad(
-                row["stage"], row["step"], [Bad(row["sample_id"], row["where"], row["reason"], row.get("file", ""))]
-            )
+            names = [field.name for field in fields(Bad)]
+            bad = Bad(**{name: row[name] for name in names if name in row})
+            self.bad(row["stage"], row["step"], [bad])
 
     def cut_back(self, step: int, stage: str, stage_step: int) -> None:
         """Forget what came after a checkpoint: it will come again."""
@@ -240,7 +243,7 @@ def _answer(sample: Sample, text: str) -> dict[str, Any]:
         "id": sample.id,
         "task": sample.task,
         "prompt": asked[-1].text() if asked else "",
-        "media": [{"type": item.kind, "path": str(item.path)} for item in sample.media()],
+        "media": [{"type": item.kind, "path": str(item.path or item.name())} for item in sample.media()],
         "expected": expected[-1].text() if expected else "",
         "answer": text,
     }

@@ -455,10 +455,13 @@ def _words(text: str) -> list[str]:
 
 
 def _quarantine(run: RunFiles) -> str:
-    bad = run.quarantine
+    bad = [row for row in run.quarantine if not row.get("cut")]
+    cut = [row["cut"] for row in run.quarantine if isinstance(row.get("cut"), int) and row["cut"]]
+    which = "1 sample was" if len(cut) == 1 else f"{len(cut):,} samples were"
+    cuts = f"<p>{which} longer than a row and cut, by {sum(cut):,} tokens in all.</p>" if cut else ""
     if not bad:
-        nothing = run.notes.get("quarantine.jsonl", "").endswith("is empty.")
-        return "<p>No sample was left out.</p>" if nothing else run.note("quarantine.jsonl")
+        nothing = bool(cut) or run.notes.get("quarantine.jsonl", "").endswith("is empty.")
+        return ("<p>No sample was left out.</p>" if nothing else run.note("quarantine.jsonl")) + cuts
     texts = [[row["stage"], row.get("sample_id") or "-", row.get("where") or "-"] for row in bad[:MAX_QUARANTINE]]
     rows = [
         [f"{row['step']:,}", *map(esc, text), f'<span class="text long">{esc(row["reason"])}</span>']
@@ -467,6 +470,6 @@ def _quarantine(run: RunFiles) -> str:
     count = "1 sample was" if len(bad) == 1 else f"{len(bad):,} samples were"
     shown = f" The first {MAX_QUARANTINE} are listed; all are in quarantine.jsonl." if len(bad) > MAX_QUARANTINE else ""
     return (
-        f"{run.note('quarantine.jsonl')}<p>{count} left out because something was wrong with them.{shown}</p>"
+        f"{run.note('quarantine.jsonl')}<p>{count} left out because something was wrong with them.{shown}</p>{cuts}"
         f"{table('Samples that were left out', ['Step', 'Stage', 'Sample', 'Where', 'Reason'], rows)}"
     )

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
 from avlm.config.run import PARTS, Part, Schedule, Stage, stage_problem
@@ -14,6 +13,7 @@ from avlm.errors import ConfigError
 from avlm.models.modeling import AvlmForConditionalGeneration
 from avlm.training.lora import add_adapters, find_layers, has_adapters
 from avlm.training.loss import check_balance
+from avlm.training.masters import MasterAdamW
 
 
 def part_modules(model: AvlmForConditionalGeneration) -> dict[Part, nn.Module]:
@@ -108,10 +108,8 @@ def set_modes(model: nn.Module, trained: dict[Part, nn.Module]) -> None:
                     inner.eval()
 
 
-def make_optimizer(
-    trained: dict[Part, nn.Module], stage: Stage, more: Sequence[dict[str, Any]] = ()
-) -> torch.optim.Optimizer:
-    """AdamW with one rate for each part; decay on matrices only.
+def make_optimizer(trained: dict[Part, nn.Module], stage: Stage, more: Sequence[dict[str, Any]] = ()) -> MasterAdamW:
+    """AdamW with one rate for each part, in float32 whatever the parts are; decay on matrices only.
 
     Args:
         more: Groups of what is trained beside the parts.
@@ -124,7 +122,7 @@ def make_optimizer(
         for members, decay in ((decayed, settings.weight_decay), (plain, 0.0)):
             if members:
                 groups.append({"params": members, "lr": lr, "peak": lr, "weight_decay": decay, "part": part})
-    return torch.optim.AdamW(groups, betas=settings.betas, eps=settings.eps, fused=True)
+    return MasterAdamW(groups, betas=settings.betas, eps=settings.eps, fused=True)
 
 
 def _by_decay(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

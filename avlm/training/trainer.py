@@ -176,6 +176,7 @@ class Trainer:
             data_seconds=began - waited,
             tokens_per_s=data.num_tokens() / max(1e-9, now - waited),
             balance=balance if self.stage.balance else None,
+            cut_tokens=sum(bad.cut for bad in data.cut) if self.run.data.too_long == "cut" else None,
             state_loss=None if head is None else states / weight,
         )
 
@@ -207,7 +208,8 @@ class Trainer:
             tell(self.console, f"{len(bad)} rows of {name} cannot be read and are left out; see quarantine.jsonl")
 
     def _count_bad(self, data: StepData) -> None:
-        self.budget.count(data, self.stage.batch_samples)
+        self.journal.bad(self.stage.name, self.first_step + data.step + 1, data.cut)
+        self.budget.count(data)
         self.journal.bad(self.stage.name, self.first_step + data.step + 1, data.bad)
         self.budget.check()
 

@@ -123,7 +123,31 @@ MISTRAL = Family(
     has_system=False,
 )
 
-FAMILIES = [CHATML, VICUNA, LLAMA3, MISTRAL]
+
+def _gemma(messages: list[Message]) -> list[Span]:
+    spans: list[Span] = [("<bos>", False)]
+    for role, text in messages:
+        model = role == "assistant"
+        spans.append((f"<start_of_turn>{'model' if model else role}\n", False))
+        spans += [(f"{text.strip()}<end_of_turn>", model), ("\n", False)]
+    return spans
+
+
+GEMMA = Family(
+    "gemma",
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
+    "{% if (message['role'] == 'assistant') %}{% set role = 'model' %}{% else %}{% set role = message['role'] %}{% endif %}"
+    "{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{'<start_of_turn>model\n'}}{% endif %}",
+    ("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"),
+    "<eos>",
+    _gemma,
+    has_system=False,
+)
+
+FAMILIES = [CHATML, VICUNA, LLAMA3, MISTRAL, GEMMA]
 
 
 @cache

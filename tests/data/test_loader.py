@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import re
@@ -177,7 +178,7 @@ def test_a_sample_longer_than_a_row_stops_the_run_or_is_left_out_as_asked(tmp_pa
     length = len(processor(CHATML).encode(JsonLines(path)[0]))
     message = (
         f"has {length} tokens, and a row of stage a holds 120. "
-        "Raise stages.a.row_tokens, or leave such samples out with data.too_long=drop"
+        "Raise stages.a.row_tokens, leave such samples out with data.too_long=drop, or cut them with data.too_long=cut"
     )
     with pytest.raises(ConfigError) as error:
         loader(path, batch_samples=3).step(0)
@@ -301,7 +302,13 @@ def get_killed() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def abort() -> None:
+    faulthandler.disable()  # pytest's, which would tell all about it
+    os.abort()
+
+
 def fault() -> None:
+    faulthandler.disable()
     os.kill(os.getpid(), signal.SIGSEGV)
 
 
@@ -331,7 +338,7 @@ def test_a_worker_that_is_killed_once_changes_nothing(
             hang_in_c,
             "takes longer than 0.5 s, so the process that read it was ended. Replace it, or raise data.stall_s",
         ),
-        (os.abort, "crashed the process that read it, twice (SIGABRT). Replace it, or remove the sample"),
+        (abort, "crashed the process that read it, twice (SIGABRT). Replace it, or remove the sample"),
         (fault, "crashed the process that read it, twice (SIGSEGV). Replace it, or remove the sample"),
         (
             lambda: os._exit(7),
@@ -442,3 +449,15 @@ def test_a_stage_of_words_reads_media_and_what_they_say(rows: Callable[..., Path
         assert row.pixel_values is not None and len(row.pixel_values) == 3
         assert step.num_targets() == sum(len(words) for words in row.words)
         assert step.num_tokens() == sum(place.segments[0].count for place in row.places)
+
+
+def test_a_sample_longer_than_a_row_is_cut_if_that_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "long.jsonl"
+    said = [{"role": "user", "content": "Say it."}, {"role": "assistant", "content": "x " * 400}]
+    path.write_text(long_and_short(path).read_text() + "\n" + json.dumps({"id": "long", "messages": said}))
+    length = len(processor(CHATML).encode(JsonLines(path)[3]))
+    step = loader(path, batch_samples=4, too_long="cut").step(0)
+    assert [bad.sample_id for bad in step.bad] == ["0"]  # its answer is behind what fits
+    assert {i: n for row in step.rows for i, n in zip(row.ids, row.lengths, strict=True)}["long"] == 120
+    assert [(b.sample_id, b.where, b.cut) for b in step.cut] == [("long", "long.jsonl line 4", length - 120)]
+    assert loader(path, batch_samples=4, row_tokens=length, too_long="cut").step(0).cut == []

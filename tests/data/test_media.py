@@ -58,7 +58,7 @@ def noise(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
 # ---------------------------------------------------------------- pictures
 
 
-@pytest.mark.parametrize("suffix", ["png", "bmp", "tiff", "ppm", "webp", "gif", "jp2", "ico"])
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tiff", "ppm", "webp", "gif", "jp2"])
 def test_a_picture_in_any_format_is_what_pillow_sees(suffix: str, tmp_path: Path) -> None:
     pixels = noise((32, 32, 3))
     Image.fromarray(pixels).save(tmp_path / f"a.{suffix}", **({"lossless": True} if suffix == "webp" else {}))
@@ -181,6 +181,9 @@ def test_a_truncated_picture_is_refused(suffix: str, share: float, tmp_path: Pat
     Image.fromarray(noise((40, 40, 3))).save(path)
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     message = refusal(path, "image")
+    if suffix == "jpg" and share > 0.1:
+        assert message == f"{path}: is truncated: its end marker is missing. Copy the picture again"
+        return
     assert message.startswith(f"{path}: not readable as a picture (")
     assert message.endswith("). Replace the file, or remove it from the sample")
 
@@ -402,7 +405,7 @@ def test_a_wav_that_is_shorter_than_its_header_says_is_refused(tmp_path: Path) -
     whole = path.read_bytes()
     path.write_bytes(whole[:-1000])
     assert refusal(path, "audio") == (
-        f"{path}: is truncated: its header announces 1000 more bytes of sound than the file has. Copy or record it again"
+        f"{path}: is truncated: its header announces 1000 more bytes than the file has. Copy it again"
     )
     path.write_bytes(whole[:30])
     assert refusal(path, "audio").startswith(f"{path}: not readable as a recording (")

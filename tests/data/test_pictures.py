@@ -48,7 +48,7 @@ def picture(size: tuple[int, int]) -> Picture:
 
 def tiles(size: tuple[int, int], spec: VisionSpec) -> Tensor:
     prepared = prepare_picture(picture(size), spec)
-    assert prepared.size_px == size
+    assert prepared.facts.size_px == size
     return in_tiles(prepared, spec)
 
 
@@ -119,7 +119,7 @@ def test_the_reader_gives_a_pictures_size_and_remembers_its_detail(tmp_path: Pat
     item = MediaItem("image", path=tmp_path / "wide.png")
     found = reader.prepare(item)
     assert isinstance(found, PreparedImage)
-    assert found.size_px == (50, 101)
+    assert found.facts.size_px == (50, 101)
     assert found.detail is not None and found.detail.shape == (3, SIDE, 2 * SIDE)
     assert reader.prepare(item) is found
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import base64
 import subprocess
 import sys
 from collections.abc import Callable
@@ -282,7 +283,6 @@ def test_media_in_messages_are_found_under_any_of_their_names(
         ([{"role": "user"}], 'a message has no "content". Give a text, or a list of typed parts'),
         ([{"role": "user", "content": [3]}], "a part is a number and not an object. Write {\"type\": \"text\", \"text\": ...}"),
         ([{"role": "user", "content": [{"type": "image"}]}], 'a part of type image has no "path". Give the path of its file, relative to the data file'),
-        ([{"role": "user", "content": [{"type": "image", "url": "http://169.254.169.254/x"}]}], "http://169.254.169.254/x: is a URL, and nothing is fetched. Download the file and give its path, or give its bytes"),
     ],
 )  # fmt: skip
 def test_messages_that_are_not_understood_are_refused(messages: Any, message: str) -> None:
@@ -340,14 +340,31 @@ def test_a_waveform_has_the_scale_of_a_file(wave: Any, expected: list[float]) ->
         ("audio", np.zeros((2, 9), np.float32), "an audio was given as ndarray of (2, 9) float32, which is not understood. Give a path, bytes, or an array of one channel"),
         ("audio", np.array(["a"]), "an audio was given as ndarray of (1,) <U1, which is not understood. Give a path, bytes, or an array of one channel"),
         ("video", np.zeros(9), "a video was given as ndarray of (9,) float64, which is not understood. Give a path, bytes"),
-        ("image", "https://a.b/c.png", "https://a.b/c.png: is a URL, and nothing is fetched. Download the file and give its path, or give its bytes"),
-        ("image", "data:image/png;base64," + "A" * 999, f"data:image/png;base64,{'A' * 38}: is a URL, and nothing is fetched. Download the file and give its path, or give its bytes"),
     ],
 )  # fmt: skip
 def test_what_is_no_medium_is_refused(kind: str, value: Any, message: str) -> None:
     with pytest.raises(DataError) as error:
         media_item(kind, value)
     assert str(error.value) == message
+
+
+def test_a_url_is_read_where_it_holds_the_medium_and_refused_where_it_would_be_fetched(
+    made: AvlmProcessor, picture: Callable[..., Path]
+) -> None:
+    path = picture()
+    url = f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+    same(made("a", images=path), made("a", images=url))
+    asked = [{"role": "user", "content": [{"type": "image", "url": "http://169.254.169.254/x"}]}]
+    for ask in (
+        lambda: made("a", images="http://169.254.169.254/x"),
+        lambda: made.apply_chat_template(asked, tokenize=True),
+    ):
+        with pytest.raises(MediaError) as error:
+            ask()
+        assert error.value.reason == (
+            "http://169.254.169.254/x: is a URL, and nothing is fetched unless that is allowed. "
+            "Download the file and give its path, or allow its host (data.fetch.hosts)"
+        )
 
 
 def test_bytes_and_files_are_the_same(

@@ -5,8 +5,12 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import gzip
+import io
 import json
 import os
+import pickle
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avlm.config.data import DataConfig, DataSet
+from avlm.data.files import LIMITS, read
 from avlm.data.forms import Folders, parse_row
-from avlm.data.sources import JsonLines
+from avlm.data.sources import JsonLines, open_source
 from avlm.errors import ConfigError, DataError
 from avlm.samples import MediaItem, Text, Turn
 
@@ -74,8 +79,6 @@ BAD: list[tuple[Any, str, str]] = [
     (said([{"type": "audio", "path": ""}]), ID, 'a part of type audio has no "path". Give the path of its file, relative to the data file'),
     (said([{"type": "video", "path": 3}]), ID, 'a part of type video has no "path". Give the path of its file, relative to the data file'),
     (said([{"type": "image", "path": "a\0b"}]), ID, "the path of a part of type image holds a zero character. Correct it"),
-    (said([{"type": "image", "path": "https://x.y/a.png"}]), ID, "the path of a part of type image is a URL (https://x.y/a.png), and nothing is fetched. Download the file and give its path, relative to the data file"),
-    (said([{"type": "image", "path": "data:image/png;base64," + "A" * 1000}]), ID, f"the path of a part of type image is a URL (data:image/png;base64,{'A' * 38}), and nothing is fetched. Download the file and give its path, relative to the data file"),
     (said([{"type": "image", "path": "a.png", "alt": 3}]), ID, 'a part of type image has a number as "alt", which is a text. Correct it, or leave it out'),
     (said([{"type": "audio", "path": "a.wav", "alt": ["bell"]}]), ID, 'a part of type audio has a list as "alt", which is a text. Correct it, or leave it out'),
     (said([{"type": "video", "path": "a.mp4", "alt": False}]), ID, 'a part of type video has a truth value as "alt", which is a text. Correct it, or leave it out'),
@@ -217,7 +220,7 @@ def test_good_rows_are_found_among_bad_ones(tmp_path_factory: pytest.TempPathFac
 
 ANY = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["id", "task", "messages", "role", "content", "type", "text", "path", "alt", "start", "end"]), inner, max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["id", "task", "messages", "role", "content", "type", "text", "path", "alt", "start", "end", "url", "base64", "images", "tools", "system", "ended", "query", "response", "history"]), inner, max_size=4),
     max_leaves=12,
 )  # fmt: skip
 
@@ -411,6 +414,171 @@ def test_an_answer_may_say_that_nobody_asked(tmp_path: Path) -> None:
     assert [sample.turns[1].state for sample in file_of(tmp_path / "rows.jsonl", *rows)] == ["noise", "question", ""]
 
 
+def one(row: dict[str, Any], tmp_path: Path, **data: Any) -> list[Any]:
+    """The turns of a row, media by their path beside the file, their address or their bytes."""
+
+    def part(item: Text | MediaItem) -> Any:
+        if isinstance(item, Text):
+            return item.text
+        return item.kind, item.data or item.url or str(item.path).removeprefix(f"{tmp_path}/")
+
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    (sample,) = JsonLines(tmp_path / "rows.jsonl", DataConfig(**data))
+    return [(turn.role, [part(item) for item in turn.parts]) for turn in sample.turns]
+
+
+ANSWER = {"role": "assistant", "content": "a"}
+
+
+@pytest.mark.parametrize(
+    ("row", "turns"),
+    [
+        # ms-swift, as its page on custom datasets has them
+        ({"messages": [{"role": "user", "content": "<image><image>differ?"}, ANSWER], "images": ["x.jpg", "y.jpg"]},
+         [("user", [("image", "x.jpg"), ("image", "y.jpg"), "differ?"]), ("assistant", ["a"])]),
+        ({"messages": [{"role": "user", "content": "say"}, ANSWER, {"role": "user", "content": "<audio>and?"}, ANSWER], "audios": ["x.wav"], "images": []},
+         [("user", ["say"]), ("assistant", ["a"]), ("user", [("audio", "x.wav"), "and?"]), ("assistant", ["a"])]),
+        ({"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "what?"}, ANSWER], "images": ["x.jpg"], "videos": ["v.mp4"]},
+         [("system", ["s"]), ("user", [("image", "x.jpg"), ("video", "v.mp4"), "what?"]), ("assistant", ["a"])]),
+        ({"query": "<image>q", "response": "r", "history": [["q0", "r0"]], "system": "s", "images": ["x.jpg"]},
+         [("system", ["s"]), ("user", ["q0"]), ("assistant", ["r0"]), ("user", [("image", "x.jpg"), "q"]), ("assistant", ["r"])]),
+        ({"query": "q", "response": "good", "rejected_response": "bad"}, [("user", ["q"]), ("assistant", ["good"])]),
+        ({"messages": [{"role": "user", "content": "q"}, ANSWER], "rejected_messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "bad"}]},
+         [("user", ["q"]), ("assistant", ["a"])]),
+        # Alpaca
+        ({"instruction": "Add.", "input": "1, 2", "output": "3"}, [("user", ["Add.\n1, 2"]), ("assistant", ["3"])]),
+        # ShareGPT and its kin
+        ({"conversations": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "system": "s"},
+         [("system", ["s"]), ("user", ["q"]), ("assistant", ["a"])]),
+        ({"conversations": [{"from": "user", "text": "q"}, {"from": "chatgpt", "value": "a"}]}, [("user", ["q"]), ("assistant", ["a"])]),
+        ({"conversation": [{"system": "s", "human": "q", "assistant": "a"}, {"human": "q2", "assistant": "a2"}]},
+         [("system", ["s"]), ("user", ["q"]), ("assistant", ["a"]), ("user", ["q2"]), ("assistant", ["a2"])]),
+        # typed parts as templates and servers take them
+        ({"messages": [{"role": "developer", "content": "s"}, {"role": "user", "content": [{"type": "image", "url": "https://x.y/a.png"}, {"type": "audio", "audio": "a.wav"}, {"type": "image", "base64": "iVBORw=="}, {"type": "audio_url", "audio_url": {"url": "http://x.y/a.wav"}}, {"type": "image_url", "image_url": "b.png"}]}, ANSWER]},
+         [("system", ["s"]), ("user", [("image", "https://x.y/a.png"), ("audio", "a.wav"), ("image", b"\x89PNG"), ("audio", "http://x.y/a.wav"), ("image", "b.png")]), ("assistant", ["a"])]),
+        (said([{"type": "image", "path": "data:image/png;base64,iVBORw=="}, {"type": "video", "path": "s3://b/k.mp4"}, {"type": "image", "path": "file:///d/a%20b.png"}]),
+         [("user", [("image", b"\x89PNG"), ("video", "s3://b/k.mp4"), ("image", "/d/a b.png")])]),
+        (chat("<image>", "a", image="http://x.y/a.png"), [("user", [("image", "http://x.y/a.png")]), ("assistant", ["a"])]),
+        # the better of two answers
+        ({"conversations": [{"from": "human", "value": "q"}], "chosen": {"from": "gpt", "value": "yes"}, "rejected": {"from": "gpt", "value": "no"}},
+         [("user", ["q"]), ("assistant", ["yes"])]),
+    ],
+)  # fmt: skip
+def test_rows_of_other_people_are_read_as_they_are(row: dict[str, Any], turns: list[Any], tmp_path: Path) -> None:
+    assert one(row, tmp_path) == turns
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"tools": '[{"name": "f"}]', **chat("q", "a")}, 'lists "tools" to be called, and models here answer in words. Leave such rows out, or remove their tools'),
+        ({"conversations": [{"from": "human", "value": "q"}, {"from": "function_call", "value": "f()"}]}, 'a turn is from "function_call", a tool, and models here speak with people only. Leave such rows out'),
+        ({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}]}, 'an answer calls tools ("tool_calls"), and models here answer in words. Leave such rows out'),
+        ({"messages": [{"role": "user", "content": "q"}, {**ANSWER, "loss": False}]}, "an answer has loss=false, and every answer of a row is learned. Give it as words of the user, or leave the row out"),
+        ({"messages": [{"role": "user", "content": "q"}, {**ANSWER, "weight": 0}]}, "an answer has weight=0, and every answer of a row is learned. Give it as words of the user, or leave the row out"),
+        ({"messages": [{"role": "user", "content": "<image>q"}, ANSWER], "images": ["a", "b"]}, "the text has 1 <image> mark and the row lists 2 image files. Add a mark or remove the file"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "q"}]}, ANSWER], "images": ["a"]}, "the row lists its media beside the messages, and a message has a list as content. Give texts with a mark for each medium, or every medium as a part of its message"),
+        ({"query": "q", "response": None}, 'has a question and no "response" (or "output"), so there is nothing to learn. Give an answer'),
+        ({"query": ["q"], "response": "a"}, "its question is a list, and words are needed. Correct it"),
+        ({"query": "q", "response": "a", "history": "[]"}, 'has a text as "history", which is a list of pairs of a question and its answer. Correct it'),
+        ({"system": "s", "messages": [{"role": "system", "content": "t"}, {"role": "user", "content": "q"}]}, 'has a "system" and a turn of the system that says something else. Leave one of them out'),
+        ({"system": 3, **chat("q", "a")}, 'has a number as "system", which is a text. Correct it, or leave it out'),
+        (said([{"type": "image", "path": "file://host/a.png"}]), "a part of type image is a file of another machine (file://host/a.png), and those are not reached. Write file:///PATH, or the path alone"),
+        (said([{"type": "image", "url": "https://[x/a.png"}]), "the address of a part of type image is none (https://[x/a.png). Correct it"),
+        (said([{"type": "image", "base64": "?"}]), "the data of a part of type image are not base64. Encode the file's bytes"),
+        ({"messages": [{"role": "user", "content": "q", "verbatim": 1}, ANSWER]}, 'a message has a number as "verbatim", which is true or false. Correct it'),
+    ],
+)  # fmt: skip
+def test_rows_that_cannot_be_learned_as_they_are_meant_are_named(
+    row: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    with pytest.raises(ConfigError) as error:
+        JsonLines(tmp_path / "rows.jsonl")
+    assert str(error.value).endswith(f"so there is nothing to learn from. The first row: {message}")
+
+
+def test_columns_by_other_names_are_said(tmp_path: Path) -> None:
+    row = {"pic": ["a.png"], "ask": {"en": "<image>Why?"}, "answers": ["so", "because"], "who": "s"}
+    columns = {"images": "pic", "question": "ask[de],ask[en]", "answer": "answers[1]", "system": "who"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    source = open_source(tmp_path / "rows.jsonl", DataConfig(columns=columns))
+    assert [turn.text() for turn in source[0].turns] == ["s", "Why?", "because"]
+    assert source[0].media() == [MediaItem("image", path=tmp_path / "a.png")]
+
+
+def test_media_may_lie_in_a_tar_beside_the_rows(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "images.tar", "w") as tar:
+        for name, data in (("coco/a.jpg", b"picture a"), ("./b.jpg", b"picture b")):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    rows = [chat("<image>", "a", image=name) for name in ("coco/a.jpg", "b.jpg", "./coco/../b.jpg", "c.jpg")]
+    source = listed(tmp_path / "llava.json", *rows, folder=str(tmp_path / "images.tar"))
+    assert [read(sample.media()[0], LIMITS) for sample in source] == [b"picture a", b"picture b", b"picture b"]
+    assert source[0].media()[0].name() == f"{tmp_path}/images.tar coco/a.jpg"
+    (error,) = source.errors
+    assert error.reason == (
+        "the tar images.tar has no member c.jpg, so there is no such image. Put it there, or correct the path"
+    )
+    assert pickle.loads(pickle.dumps(source))[1].media() == source[1].media()
+    data = (tmp_path / "images.tar").read_bytes()
+    (tmp_path / "images.tar").write_bytes(data[:1000])
+    cut = listed(tmp_path / "llava.json", *rows, folder=str(tmp_path / "images.tar"))
+    assert (
+        len(cut) == 1 and "has no member b.jpg (it ends in the middle of a block, at byte 1000" in cut.errors[0].reason
+    )
+    with pytest.raises(ConfigError, match=r"x.tar: there is no such tar. Correct data.folder or data.sets"):
+        listed(tmp_path / "llava.json", *rows, folder=str(tmp_path / "x.tar"))
+
+
+def test_a_source_travels_as_a_few_bytes(tmp_path: Path) -> None:
+    rows = [{**GOOD, "id": str(i), "task": f"t{i % 3}"} for i in range(20_000)]
+    source = file_of(tmp_path / "rows.jsonl", *rows)
+    sent = pickle.dumps(source)
+    there = pickle.loads(sent)
+    assert len(sent) < 2000 and there[19_999] == source[19_999] and list(there.facts[:5]) == list(source.facts[:5])
+    assert there.facts.tasks == ["t0", "t1", "t2"] and there.where(7) == "rows.jsonl line 8"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("rows.jsonl.gz", gzip.compress(b"{}"), "is compressed with gzip. Unpack it, and give what is in it"),
+        ("rows.zip", b"PK\x03\x04rest", "is a zip archive. Unpack it, and give what is in it"),
+        (
+            "a.png",
+            b"\x89PNG\r\n\x1a\n\0\0",
+            "is no text, and its name does not say what it is. Give JSON lines, .tar, .parquet or .arrow (docs/data.md)",
+        ),
+    ],
+)
+def test_what_is_no_data_is_one_message(name: str, content: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(ConfigError) as error:
+        open_source(path)
+    assert str(error.value) == f"{path}: {message}"
+
+
+def test_folders_are_opened_by_what_is_in_them(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"is a folder with no rows in a form that is read\. Give a file of JSON lines"
+    ):
+        open_source(tmp_path)
+    file_of(tmp_path / "a.jsonl", GOOD)
+    assert open_source(tmp_path).kind == "JSON lines of messages"
+    with pytest.raises(ConfigError, match=r"has no parts, so there is no 'val' in it\. Give the path alone"):
+        open_source(f"{tmp_path}:val")
+    with pytest.raises(ConfigError, match=r"a.jsonl: has no parts, so there is no 'x' in it\. Give the path alone"):
+        open_source(f"{tmp_path / 'a.jsonl'}:x")
+    file_of(tmp_path / "b.jsonl", GOOD)
+    with pytest.raises(ConfigError, match=r"is a folder with 2 files of JSON, and one is to be named"):
+        open_source(tmp_path)
+    named = file_of(tmp_path / "a:b.jsonl", GOOD)
+    assert len(open_source(tmp_path / "a:b.jsonl")) == len(named)
+
+
 BAD_CONVERSATION: list[tuple[Any, str]] = [
     ({"id": "7"}, 'has no list "conversations" with a message in it. A row is {"conversations": [{"from": "human", "value": ...}, ...]}, as others of the file are'),
     ({"id": "7", "messages": GOOD["messages"]}, 'has no list "conversations" with a message in it. A row is {"conversations": [{"from": "human", "value": ...}, ...]}, as others of the file are'),
@@ -424,7 +592,6 @@ BAD_CONVERSATION: list[tuple[Any, str]] = [
     (chat("What?", "a", video=["a.mp4", "b.mp4"]), "the text has 0 <video> marks and the row lists 2 video files. Add a mark or remove the file"),
     (chat("<image>", "a", image=3), 'has a number as "image", which is the path of a file or a list of paths. Correct it'),
     (chat("<image>", "a", image=[""]), 'has a list as "image", which is the path of a file or a list of paths. Correct it'),
-    (chat("<image>", "a", image="http://x.y/a.png"), "the path of a part of type image is a URL (http://x.y/a.png), and nothing is fetched. Download the file and give its path, relative to the data file"),
     (chat("<image><image>", "a", image=["a", "b"], set=["x", "y", "z"]), "lists 2 image files from 3 sets, so which is whose is not known. Name one set, or one for each file"),
     (chat("a", "b", set=3), 'has a number as "set", which is the name of a set or a list of names. Correct it'),
     (chat("a", "b", inserted_id=0), "has inserted_id=0, which is not the number of an answer (from 0). Correct it"),
@@ -449,7 +616,6 @@ def test_a_bad_conversation_is_named_and_reading_goes_on(row: Any, message: str,
         ({"type": "image_url"}, 'a part of type image_url has no "image_url": {"url": ...}. Give what it shows or lets hear'),
         ({"type": "input_audio", "input_audio": {"url": "a"}}, 'a part of type input_audio has no "input_audio": {"data": ...}. Give what it shows or lets hear'),
         ({"type": "input_audio", "input_audio": {"data": "?"}}, "the data of a part of type input_audio are not base64. Encode the file's bytes"),
-        ({"type": "image_url", "image_url": {"url": "https://x.y/a.png"}}, "the path of a part of type image is a URL (https://x.y/a.png), and nothing is fetched. Download the file and give its path, relative to the data file"),
     ],
 )  # fmt: skip
 def test_a_bad_part_of_openais_is_named(part: Any, message: str, tmp_path: Path) -> None:
@@ -515,8 +681,8 @@ def test_a_file_in_no_form_is_one_message(tmp_path: Path) -> None:
         listed(tmp_path / "rows.json", {"question": "a", "answer": "b"})
     assert str(error.value) == (
         f"{tmp_path}/rows.json: has no row that can be read, so there is nothing to learn from. The first row: has neither "
-        f'"messages" nor "conversations". {FORM}, or '
-        '{"conversations": [{"from": "human", "value": ...}, ...]}'
+        f'"messages" nor "conversations" nor "query" and "response". {FORM}; '
+        "or say with data.columns which of its columns are what"
     )
 
 

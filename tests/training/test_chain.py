@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -388,6 +389,30 @@ def test_bad_samples_are_left_out_and_listed_once(small_run: Small, tmp_path: Pa
     assert sum(row["samples"] for row in metrics[:9]) == 24
 
 
+def test_media_outside_of_the_folders_of_a_run_are_left_out_until_they_are_opened(
+    small_run: Small, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere").resolve()
+    closed = small_run("run", ["data.max_bad=0.9"])
+    opened = small_run("opened", [f"data.roots=[{elsewhere}]"])
+    shutil.copy(next(tmp_path.glob("**/*.png")), elsewhere / "a.png")
+    (tmp_path / "link.png").symlink_to(elsewhere / "a.png")
+    text = {"type": "text", "text": "What?"}
+    add_rows(
+        tmp_path / "rows.jsonl",
+        question("link", {"type": "image", "path": "link.png"}, text),
+        question("absolute", {"type": "image", "path": str(elsewhere / "a.png")}, text),
+        question("up", {"type": "image", "path": f"../../../../../../..{elsewhere}/a.png"}, text),
+    )
+    train(one_stage(closed, steps=4))
+    listed = {row["sample_id"]: row["reason"] for row in read_lines(tmp_path / "run" / "quarantine.jsonl")}
+    assert listed.keys() == {"link", "absolute", "up"}
+    assert f"link.png: leads to {elsewhere}/a.png, outside of the folders that media are read from" in listed["link"]
+    assert all(f"data.roots=[{elsewhere}]" in reason for reason in listed.values())
+    train(one_stage(opened, steps=4))  # the advice holds
+    assert not read_lines(tmp_path / "opened" / "quarantine.jsonl")
+
+
 def test_bad_rows_of_one_stage_are_not_listed_again_by_the_next(small_run: Small, tmp_path: Path) -> None:
     config = small_run("run", ["data.max_bad=0.9", "stages.vision.steps=4", "stages.joint.steps=6"])
     add_rows(tmp_path / "rows.jsonl", "{", question("m", {"type": "image", "path": "nowhere.png"}))
@@ -485,6 +510,22 @@ def test_a_stage_may_have_data_of_its_own(small_run: Small, tmp_path: Path, rows
         train(config)
 
 
+def test_a_run_reads_several_files_as_one(small_run: Small, tmp_path: Path) -> None:
+    config = one_stage(small_run(), steps=2)
+    rows = tmp_path / "rows.jsonl"
+    lines = rows.read_text().splitlines(keepends=True)
+    for name, part in (("a", lines[:4]), ("b", lines[4:])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(part))
+    whole = bits(train(override(config, ["samples.prompts=0"])))
+    parts = f"data.train=[{tmp_path / 'a.jsonl'}, {tmp_path / 'b.jsonl'}]"
+    assert bits(train(override(config, [parts, "samples.prompts=0", f"out={tmp_path / 'two'}"]))) == whole
+    turned = f"data.train=[{tmp_path / 'b.jsonl'}, {tmp_path / 'a.jsonl'}]"
+    with pytest.raises(
+        ConfigError, match=r"begun with other training data \(blend of a.jsonl \+ b.jsonl changed since"
+    ):
+        train(override(config, [turned, "samples.prompts=0", f"out={tmp_path / 'two'}"]))
+
+
 def test_a_sample_longer_than_a_row_is_refused_or_dropped(small_run: Small, tmp_path: Path) -> None:
     config = one_stage(small_run(), steps=4)
     add_rows(tmp_path / "rows.jsonl", question("long", {"type": "text", "text": "word " * 200}))
@@ -493,6 +534,20 @@ def test_a_sample_longer_than_a_row_is_refused_or_dropped(small_run: Small, tmp_
     config = override(config, ["data.too_long=drop"])  # the advice holds, in the same directory
     train(config)
     assert [row["sample_id"] for row in read_lines(tmp_path / "run" / "quarantine.jsonl")] == ["long"]
+
+
+def test_a_sample_longer_than_a_row_is_cut_and_that_is_told(small_run: Small, tmp_path: Path) -> None:
+    config = override(one_stage(small_run(), steps=4), ["data.too_long=cut"])
+    long = [question("long", {"type": "text", "text": "Say it."}, answer="word " * 200)]
+    long.append(question("lost", {"type": "text", "text": "word " * 200}))
+    add_rows(tmp_path / "rows.jsonl", *long)
+    train(config)
+    told = {row["sample_id"]: row for row in read_lines(tmp_path / "run" / "quarantine.jsonl")}
+    assert set(told) == {"long", "lost"}
+    assert "nothing that is learned is within the first 128" in told["lost"]["reason"] and "cut" not in told["lost"]
+    lines = read_lines(tmp_path / "run" / "metrics.jsonl")
+    assert sum(line["cut_tokens"] for line in lines) % told["long"]["cut"] == 0 < told["long"]["cut"]
+    assert "1 sample was longer than a row and cut" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_training_that_diverges_stops_with_whole_weights(small_run: Small, tmp_path: Path) -> None:

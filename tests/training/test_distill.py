@@ -187,7 +187,7 @@ def test_answers_that_become_other_tokens_make_a_bad_sample(loader: Callable[...
     student = encoded(steps)[0]
     student = replace(student, labels=[label if label < 0 else label + 1 for label in student.labels])
     with pytest.raises(DataError, match="cannot be compared place by place"):
-        steps.prepare._teacher(sample, student)
+        steps.prepare.writer._teacher(sample, student)
 
 
 def test_a_teacher_that_is_longer_than_its_sample_is_counted(made: Composed, rows: Callable[..., Path]) -> None:

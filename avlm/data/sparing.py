@@ -1,0 +1,140 @@
+"""Which packets of an H.264 video need not be decoded, when a few of its frames are wanted.
+
+Between two pictures that depend on nothing before them (IDR) lies a stretch that is decoded by itself. Of a stretch
+nothing is decoded behind its last wanted frame, and before that no picture that no other is made from, unless it is
+wanted itself. What is decoded is the same, bit for bit; two thirds of the time may go.
+
+Source:
+    ITU-T H.264 (08/2021), 7.4.1: `nal_ref_idc` is 0 in what no other picture refers to, and `nal_unit_type` is 5 in an
+    IDR picture, before which no picture is referred to from then on.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+MOST_BYTES = 64 * 2**20
+"""Of packets that are held until it is known which of them are needed; what is longer is decoded as it comes."""
+BEYOND = 4
+"""Packets behind the last wanted frame that show which it is: it, and its neighbour, may be stored in another order."""
+IDR = 5
+
+
+class Sparing:
+    """Decodes the packets of one stream, as far as it takes to have the frames on the screen at some times.
+
+    Args:
+        stream: The video's.
+        wanted: Times in seconds, ascending.
+        clock: Seconds of a time of the container, from where `wanted` counts.
+        same_s: Clocks that differ by less are the same.
+    """
+
+    def __init__(self, stream: Any, wanted: Sequence[float], clock: Callable[[float], float], same_s: float) -> None:
+        self.stream, self.coder = stream, stream.codec_context
+        self.wanted, self.clock, self.same_s = wanted, clock, same_s
+        self.plain = self.coder.name != "h264" or not wanted
+        """Whether what comes is decoded as it comes, for now or for good."""
+        self.timeless = self.plain
+        told = bytes(self.coder.extradata or b"")
+        self.length_bytes = (told[4] & 3) + 1 if len(told) > 4 and told[0] == 1 else None
+        self.held: list[Any] = []
+        self.held_bytes = 0
+        self.first = True
+        self.done = False
+
+    def frames(self, packet: Any) -> Iterator[Any]:
+        """The frames that a packet brings, late or never; an empty packet is the end and brings what is left."""
+        if not packet.size:
+            yield from self._release(None)
+            yield from packet.decode()
+            return
+        if not self.timeless and None in (packet.pts, packet.dts, packet.time_base):
+            self.timeless = True
+            yield from self._plainly()
+        if not self.timeless and packet.is_keyframe and is_idr(bytes(packet), self.length_bytes):
+            yield from self._release(packet)
+            self.plain = False
+        if self.done:
+            return
+        if self.plain or self.timeless:
+            yield from packet.decode()
+            return
+        self.held.append(packet)
+        self.held_bytes += packet.size
+        if self.held_bytes > MOST_BYTES:
+            yield from self._plainly()
+        elif self._behind(packet):
+            yield from self._release(None)
+            self.done = True
+
+    def _behind(self, packet: Any) -> bool:
+        """Whether the packets that are held reach behind all that is wanted."""
+        last = self.wanted[-1] + self.same_s
+        at = self.clock(float(packet.dts * packet.time_base))
+        return at > last and sum(self._time(held) > last for held in self.held[-2 * BEYOND :]) >= BEYOND
+
+    def _time(self, packet: Any) -> float:
+        return self.clock(float(packet.pts * packet.time_base))
+
+    def _plainly(self) -> Iterator[Any]:
+        """Decode what is held, and what comes as it comes."""
+        self.plain = True
+        held, self.held, self.held_bytes = self.held, [], 0
+        for packet in held:
+            yield from packet.decode()
+
+    def _release(self, following: Any | None) -> Iterator[Any]:
+        """Decode what is needed of a stretch that is held whole; `following` begins the next one."""
+        import av
+
+        held, self.held, self.held_bytes = self.held, [], 0
+        if not held:
+            return
+        needed = self._needed([self._time(packet) for packet in held], following)
+        self.first = False
+        if not needed:
+            return
+        for number, packet in enumerate(held[: max(needed) + 1]):
+            self.coder.skip_frame = "DEFAULT" if number in needed else "NONREF"
+            yield from packet.decode()
+        self.coder.skip_frame = "DEFAULT"
+        if max(needed) + 1 < len(held):  # what the decoder keeps back would otherwise come when it is too late
+            end = av.Packet()
+            end.stream, end.time_base = self.stream, self.stream.time_base
+            yield from end.decode()
+            self.coder.flush_buffers()
+
+    def _needed(self, times: list[float], following: Any | None) -> set[int]:
+        """Numbers of the packets whose frames are on the screen at a wanted time, with the neighbours of each: two
+        packets can be the two fields of one frame."""
+        order = sorted(range(len(times)), key=times.__getitem__)
+        shown = [times[number] for number in order]
+        end = float("inf") if following is None else self._time(following)
+        found: set[int] = set()
+        for wanted in self.wanted:
+            at = bisect_right(shown, wanted + self.same_s) - 1
+            if (at < 0 and not self.first) or wanted + self.same_s >= end:
+                continue
+            at = max(0, at)
+            found.update(order[max(0, at - 1) : at + 2])
+        return found
+
+
+def is_idr(data: bytes, length_bytes: int | None) -> bool:
+    """Whether a packet of H.264 is an IDR picture.
+
+    Args:
+        length_bytes: Of the length before each unit, as the header of an MP4 says (ISO/IEC 14496-15, 5.3.3); None where
+            units are parted by start codes.
+    """
+    if length_bytes is None:
+        return any(unit and unit[0] & 31 == IDR for unit in data.split(b"\0\0\1")[1:])
+    at = 0
+    while at + length_bytes < len(data):
+        if data[at + length_bytes] & 31 == IDR:
+            return True
+        at += length_bytes + int.from_bytes(data[at : at + length_bytes])
+    return False

@@ -1,0 +1,94 @@
+"""The rows of a run: its sources opened once, what they are known by, and where their media may lie."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from avlm.config.data import Weighted
+from avlm.config.run import RunConfig, Stage
+from avlm.data.doors import Doors, doors_of
+from avlm.data.readers.joined import JoinedSource, blended
+from avlm.data.rows import RowSource
+from avlm.data.sources import open_source
+from avlm.errors import ConfigError, DataError
+from avlm.samples import Sample
+
+
+class RunSources:
+    """What a run reads, opened when it is first asked for.
+
+    Args:
+        config: The run's settings.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.opened: dict[str, RowSource] = {}
+        """By path, every one that a stage learns from."""
+        self._blends: dict[tuple[Weighted, ...], JoinedSource] = {}
+        self._held_out: RowSource | None = None
+
+    def of(self, stage: Stage) -> RowSource:
+        """The rows that a stage reads; shared with all stages that name the same.
+
+        Raises:
+            ConfigError: None are named, or they cannot be read.
+            DataError: Too many of them cannot be read.
+        """
+        given = stage.data or self.config.data.train
+        if given is None:
+            raise ConfigError(
+                f"stage {stage.name} has no data: neither data.train nor stages.{stage.name}.data is set. "
+                "Add data.train=FILE.jsonl"
+            )
+        if isinstance(given, str):
+            return self._open(given)
+        if given not in self._blends:
+            self._blends[given] = blended([self._open(one.path) for one in given], [one.weight for one in given])
+        return self._blends[given]
+
+    def held_out(self) -> RowSource | None:
+        """The rows that are kept from training, if there are any."""
+        if self._held_out is None and self.config.data.eval is not None:
+            self._held_out = open_source(self.config.data.eval, self.config.data, use="eval")
+        return self._held_out
+
+    def _open(self, path: str) -> RowSource:
+        if path not in self.opened:
+            source = open_source(path, self.config.data)
+            bad, rows = len(source.errors), len(source.errors) + len(source)
+            if bad > max(10, self.config.data.max_bad * rows):
+                raise DataError(
+                    f"{bad} of {rows} rows cannot be read, more than data.max_bad={self.config.data.max_bad:g} allows; "
+                    f"the first one: {source.errors[0].reason}. Correct them, or raise data.max_bad",
+                    where=source.errors[0].where,
+                )
+            self.opened[path] = source
+        return self.opened[path]
+
+    def fingerprints(self) -> dict[str, str]:
+        """What each source and each blend is known by, by name."""
+        names = [source.name for source in self.opened.values()]
+        return {
+            path if names.count(source.name) > 1 else source.name: source.fingerprint()
+            for path, source in self.opened.items()
+        } | {f"blend of {blend.name}": blend.fingerprint() for blend in self._blends.values()}
+
+    def doors(self) -> Doors:
+        """Where media may come from."""
+        held_out = self.held_out()
+        sources = [*self.opened.values(), *([] if held_out is None else [held_out])]
+        roots: list[Path] = [root for source in sources for root in source.roots]
+        return doors_of(self.config.data, roots)
+
+    def prompts(self) -> list[Sample]:
+        """The first held-out samples of each task (training ones where nothing is held out)."""
+        wanted = self.config.samples.prompts
+        source = self.held_out() or next(iter(self.opened.values()))
+        taken: dict[str, int] = {}
+        found = []
+        for i, facts in enumerate(source.facts):
+            if taken.setdefault(facts.task, 0) < wanted:
+                taken[facts.task] += 1
+                found.append(source[i])
+        return found
