@@ -92,7 +92,8 @@ def garbage(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["convert", "--help"], ["recipes"], ["show", "tiny"], ["show", "nonsense"]]
+    "arguments",
+    [["--help"], ["convert", "--help"], ["data", "--help"], ["recipes"], ["show", "tiny"], ["show", "nonsense"]],
 )
 def test_light_commands_import_nothing_heavy(arguments: list[str]) -> None:
     check = f"""
@@ -118,7 +119,7 @@ finally:
 def test_help_names_every_command() -> None:
     done = shell("-m", "avlm", "--help")
     assert done.returncode == 0
-    for command in ("demo", "recipes", "show", "compose", "train", "chat", "eval"):
+    for command in ("demo", "recipes", "show", "compose", "train", "chat", "eval", "data"):
         assert f"\n  {command} " in done.stdout
 
 
@@ -496,3 +497,89 @@ def test_a_reader_that_leaves_early_is_no_traceback() -> None:
         ["bash", "-c", f"{sys.executable} -m avlm show tiny | head -1"], capture_output=True, text=True, check=False
     )
     assert done.stdout == "recipe: tiny\n" and "Traceback" not in done.stderr
+
+
+# ---------------------------------------------------------------- data
+
+
+def test_data_that_is_fine_has_status_0_and_what_is_not_has_1(
+    avlm: Callable[..., Said], rows: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = rows(count=8)
+    said = avlm("data", "check", path, "--workers", 0, "--out", tmp_path / "deep" / "check.json")
+    assert (said.status, said.err) == (0, "")
+    assert said.out.startswith("rows.jsonl: 8 rows, 4 pictures, 4 sounds (decoded), ")
+    assert said.out.endswith("Nothing is wrong.\n")
+    report = json.loads((tmp_path / "deep" / "check.json").read_text())
+    assert (
+        report["fine"] and report["problems"] == [] and report["tasks"] == {"hear": 2, "match": 2, "text": 2, "vqa": 2}
+    )
+
+    (tmp_path / "p4.png").unlink()
+    path.write_text(path.read_text() + "{\n")
+    said = avlm("data", "check", path, "--workers", 0, "--out", tmp_path / "check.json")
+    assert said.status == 1 and said.out.endswith("2 errors, 0 warnings.\n")
+    report = json.loads((tmp_path / "check.json").read_text())
+    assert {(p["title"], p["count"], *p["places"]) for p in report["problems"]} == {
+        ("there is no such file", 1, "rows.jsonl line 5"),
+        ("is not JSON (Expecting property name enclosed in double quotes at character N)", 1, "rows.jsonl line 9"),
+    }
+    assert "     rows.jsonl line 5\n     such as: p4.png: there is no such file. Check the path" in said.out
+
+
+def test_data_commands_refuse_what_is_not_there(avlm: Callable[..., Said], rows: Callable[..., Path]) -> None:
+    path = rows(count=4)
+    one_message(avlm("data", "check", "nowhere.jsonl"), "nowhere.jsonl: not readable")
+    one_message(avlm("data", "check", path, "--against", "no.jsonl"), "no.jsonl: not readable")
+    one_message(avlm("data", "check", path, "seed=3"), "seed is a setting of a run, and no run is named")
+    one_message(avlm("data", "check", path, "data.folder=3", "data.max_bed=3"), "max_bed is not a setting")
+    one_message(avlm("data", "check", path, "--model", path.parent), "is not a model directory")
+    one_message(avlm("data", "check", path, "--recipe", "tinny"), "Did you mean tiny?")
+    one_message(avlm("data", "show", path, "--rows", "x", "--out", path.parent / "p.html"), "is no number of a row")
+    one_message(avlm("data", "index", path), "an index counts tokens, and whose is not said")
+    one_message(avlm("data", "convert", path, path.parent), "exists, and would be overwritten")
+
+
+def test_a_page_of_data_is_made(avlm: Callable[..., Said], model: Path, tmp_path: Path) -> None:
+    page = tmp_path / "new" / "page.html"
+    said = avlm("data", "show", tmp_path / "rows.jsonl", "--model", model, "--out", page, "--rows", "1-3")
+    assert said == Said(0, f"{page}: 3 rows\n", "")
+    text = page.read_text()
+    assert text.count("<article") == 3 and 'class="tok m image' in text
+    plain = avlm("data", "show", tmp_path / "rows.jsonl", "--out", page, "--task", "vqa")
+    assert plain.status == 0 and page.read_text().count("<article") == 3 and 'class="tok' not in page.read_text()
+
+
+def test_a_check_by_a_recipe_counts_what_each_stage_reads(
+    avlm: Callable[..., Said], config: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("avlm.data.index")
+    rows, out = tmp_path / "rows.jsonl", tmp_path / "check.json"
+    said = avlm("data", "check", rows, "--recipe", config, "--workers", 0, "--out", out, "stages.joint.row_tokens=24")
+    stages = {stage["name"]: stage for stage in json.loads(out.read_text())["stages"]}
+    assert {name: stage["rows"] for name, stage in stages.items()} == {
+        "language": 12,
+        "vision": 3,
+        "align": 3,
+        "joint": 12,
+    }
+    assert stages["joint"]["too_long"] > 0 and said.status == 1
+    assert "too long for a row of stage joint" in said.out
+    assert stages["language"]["too_long"] == 0 and stages["language"]["unfit"] == 0
+
+
+def test_rows_are_indexed_and_known_the_second_time(avlm: Callable[..., Said], model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("avlm.data.index")
+    command = ["data", "index", tmp_path / "rows.jsonl", "--model", model, "--out", tmp_path / "index", "--workers", 0]
+    assert avlm(*command).out.rstrip().endswith("12 counted now, 0 known, 0 cannot be used")
+    assert avlm(*command).out.rstrip().endswith("0 counted now, 12 known, 0 cannot be used")
+
+
+def test_rows_are_written_in_another_form(avlm: Callable[..., Said], rows: Callable[..., Path], tmp_path: Path) -> None:
+    pytest.importorskip("avlm.data.writers")
+    path = rows(count=4)
+    path.write_text(path.read_text() + "{\n")
+    said = avlm("data", "convert", path, tmp_path / "tars", "--to", "webdataset")
+    assert said.status == 0 and said.out.endswith(": 4 rows, 4 media\n")
+    assert said.err.startswith("left out: rows.jsonl line 5: is not JSON")
+    assert avlm("data", "check", tmp_path / "tars", "--workers", 0).status == 0

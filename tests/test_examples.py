@@ -182,7 +182,7 @@ def test_avlm_goes_from_stage_to_stage_and_answers(walk: Walk) -> None:
 
 @pytest.mark.slow
 def test_avlm_passes_its_checks(walk: Walk) -> None:
-    from avlm.cli import check
+    from avlm.cli.models import check
 
     walk("avlm", "train", "--steps", 2)
     check("runs/avlm/run/model")

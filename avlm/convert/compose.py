@@ -62,9 +62,7 @@ def compose(
         ConfigError: Parts do not fit, or the tokenizer has no chat template.
         WeightsError: A part cannot be loaded.
     """
-    own, tokenizer = _tokenizers(config.language, texts)
-    add_wraps(tokenizer, [token for part in (config.vision, config.audio) for token in (part and part.wrap) or ()])
-    chat_template(tokenizer, config.language.chat_template)  # a missing one is said before anything heavy is loaded
+    own, tokenizer = _words(config, texts)
     text_config = _language_config(config.language, tokenizer)
     spared = config.language.path is not None and not language_weights
     if spared:
@@ -74,6 +72,28 @@ def compose(
     processor = AvlmProcessor(tokenizer, media=model_config.media, chat_template=config.language.chat_template)
     model.generation_config = _generation_config(model.language_model, processor)
     return Composed(model.eval(), processor)
+
+
+def make_processor(config: ModelConfig, *, texts: Iterable[str] | None = None) -> AvlmProcessor:
+    """The processor of a model, without the model: nothing of its weights is drawn, read or fetched.
+
+    Args:
+        texts: What a fresh language model without a tokenizer gets its tokenizer from.
+
+    Raises:
+        ConfigError: Parts do not fit, or the tokenizer has no chat template.
+    """
+    _, tokenizer = _words(config, texts)
+    model = _model_config(config, _language_config(config.language, tokenizer), placeholder_ids(tokenizer))
+    return AvlmProcessor(tokenizer, media=model.media, chat_template=config.language.chat_template)
+
+
+def _words(config: ModelConfig, texts: Iterable[str] | None) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]:
+    """As `_tokenizers`, with what is written around media."""
+    own, tokenizer = _tokenizers(config.language, texts)
+    add_wraps(tokenizer, [token for part in (config.vision, config.audio) for token in (part and part.wrap) or ()])
+    chat_template(tokenizer, config.language.chat_template)  # a missing one is said before anything heavy is loaded
+    return own, tokenizer
 
 
 def _model_config(config: ModelConfig, text_config: PreTrainedConfig, ids: dict[str, int]) -> AvlmConfig:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -119,20 +121,12 @@ def load_model(path: Path | str, *, device: str | torch.device = "cpu") -> Compo
     """
     folder = Path(path)
     check_kind(folder)
-    try:
+    with _loading(folder):
         config = AvlmConfig.from_pretrained(folder)
         model, info = AvlmForConditionalGeneration.from_pretrained(
             folder, config=config, use_safetensors=True, output_loading_info=True
         )
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        processor = AvlmProcessor.from_pretrained(folder, tokenizer=tokenizer)
-    except (AvlmError, MemoryError):
-        raise
-    except Exception as error:  # transformers, safetensors, tokenizers and pydantic each have their own kinds
-        detail = " ".join(str(error).split())[:300]
-        raise WeightsError(
-            f"{path}: cannot be loaded ({detail}). Publish the model again, or copy the directory again"
-        ) from error
+    processor = load_processor(folder)
     for what, names in (("lacks", info["missing_keys"]), ("has no place for", info["unexpected_keys"])):
         if names:
             raise WeightsError(
@@ -144,7 +138,7 @@ def load_model(path: Path | str, *, device: str | torch.device = "cpu") -> Compo
             f"{path}: config.json and processor_config.json disagree about the media settings, so tokens would be "
             "counted differently from what the encoders make. Copy `media` from config.json to processor_config.json"
         )
-    tokens, ids = placeholders(tokenizer), placeholder_ids(tokenizer)
+    tokens, ids = placeholders(processor.tokenizer), placeholder_ids(processor.tokenizer)
     for kind, token in PLACEHOLDERS.items():
         ours, theirs = getattr(config, f"{kind}_token_id"), ids.get(kind)
         if ours != theirs:
@@ -154,6 +148,34 @@ def load_model(path: Path | str, *, device: str | torch.device = "cpu") -> Compo
             )
     attention.use(model.language_model)
     return Composed(model.to(device).eval(), processor)
+
+
+def load_processor(path: Path | str) -> AvlmProcessor:
+    """Read the processor of a model directory, and nothing of its weights.
+
+    Raises:
+        ConfigError: It is not a model directory of avlm.
+        WeightsError: The files of its tokenizer or its processor cannot be read.
+    """
+    folder = Path(path)
+    check_kind(folder)
+    with _loading(folder):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        processor: AvlmProcessor = AvlmProcessor.from_pretrained(folder, tokenizer=tokenizer)
+    return processor
+
+
+@contextmanager
+def _loading(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (AvlmError, MemoryError):
+        raise
+    except Exception as error:  # transformers, safetensors, tokenizers and pydantic each have their own kinds
+        detail = " ".join(str(error).split())[:300]
+        raise WeightsError(
+            f"{folder}: cannot be loaded ({detail}). Publish the model again, or copy the directory again"
+        ) from error
 
 
 def check_kind(folder: Path) -> None:

@@ -44,8 +44,9 @@ from avlm.models.modeling import AvlmForConditionalGeneration
 from avlm.models.precision import cast_weights
 from avlm.samples import MediaKind, Sample
 from avlm.training.building import build_side_by_side, by_itself, collect
+from avlm.training.console import counted, make_console, tell
 from avlm.training.memory import keep_freed_memory
-from avlm.training.observe import StepMetrics, counted, make_console, tell
+from avlm.training.observe import StepMetrics
 from avlm.training.sources import RunSources
 from avlm.training.stages import check_parts, part_modules
 from avlm.training.stopping import StopWish, stop_wishes

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -20,6 +19,7 @@ from avlm.data.loader import Bad
 from avlm.data.processor import AvlmProcessor
 from avlm.models.modeling import AvlmForConditionalGeneration
 from avlm.samples import Sample
+from avlm.training.console import tell
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,16 +211,6 @@ def bar(name: str, total: int, done: int, console: Console) -> Iterator[Bar]:
         yield shown
 
 
-def make_console() -> Console:
-    """Where a run tells what it does: standard error, so that standard output stays for answers."""
-    return Console(file=sys.stderr)
-
-
-def tell(console: Console, sentence: str) -> None:
-    """Print a sentence as it is: what looks like markup in a file's name is none."""
-    console.print(sentence, highlight=False, markup=False, soft_wrap=True)
-
-
 @torch.no_grad()
 def answer_prompts(
     model: AvlmForConditionalGeneration, processor: AvlmProcessor, prompts: Sequence[Sample], max_tokens: int
@@ -257,31 +247,3 @@ def _answer(sample: Sample, text: str) -> dict[str, Any]:
         "expected": expected[-1].text() if expected else "",
         "answer": text,
     }
-
-
-@contextmanager
-def counted(name: str, console: Console) -> Iterator[Callable[[int, int], None]]:
-    """A bar for work that reports (done, all)."""
-    with world_progress(console) as progress:
-        yield lambda done, total: progress(name, done, total)
-
-
-@contextmanager
-def world_progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
-    """Bars for work of several kinds that reports (kind, done, all); silent where there is no terminal."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as shown:
-        tasks: dict[str, Any] = {}
-
-        def update(kind: str, done: int, total: int) -> None:
-            if kind not in tasks:
-                tasks[kind] = shown.add_task(kind, total=total)
-            shown.update(tasks[kind], completed=done, total=total)
-
-        yield update

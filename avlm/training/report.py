@@ -18,15 +18,12 @@ from typing import Any
 
 from avlm.config.io import read_mapping
 from avlm.config.run import PARTS
+from avlm.data.page import document, duration, esc, note, number, percent, table
 from avlm.errors import ConfigError
-from avlm.training.charts import STYLE, Axis, Band, Shelf, bar, duration, esc, line_chart, note, number, percent, table
+from avlm.training.charts import STYLE, Axis, Band, Shelf, bar, line_chart
 
 MAX_PROMPTS, MAX_QUARANTINE = 40, 50
 """Entries shown; the rest is counted."""
-
-POLICY = (
-    "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
-)
 
 NUMBER = (int, float)
 METRIC: dict[str, Any] = dict.fromkeys(("loss", "lr", "grad_norm", "seconds", "data_seconds", "tokens_per_s"), NUMBER)
@@ -187,13 +184,8 @@ def _page(run: RunFiles) -> str:
         f'<section><h2 id="{name.split()[0].lower()}">{name}</h2>{content}</section>'
         for name, content in sections.items()
     )
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{esc(title)} - avlm run</title><style>{STYLE}</style></head>\n"
-        f"<body><header>{_header(run, stages, title)}<nav>{links}</nav></header><main>{body}</main></body></html>\n"
-    )
+    whole = f"<header>{_header(run, stages, title)}<nav>{links}</nav></header><main>{body}</main>"
+    return document(f"{title} - avlm run", whole, style=STYLE)
 
 
 def _header(run: RunFiles, stages: Sequence[StageFacts], title: str) -> str:

@@ -23,9 +23,10 @@ from avlm.samples import Row, Sample
 from avlm.training import checkpoint
 from avlm.training.budget import BadBudget
 from avlm.training.checkpoint import Position
+from avlm.training.console import tell
 from avlm.training.lora import merge_adapters, save_adapters
 from avlm.training.loss import RowLosses, stage_losses
-from avlm.training.observe import Journal, StepMetrics, answer_prompts, bar, tell
+from avlm.training.observe import Journal, StepMetrics, answer_prompts, bar
 from avlm.training.stages import check_ahead, make_optimizer, prepare, rate, set_modes
 from avlm.training.states import state_weight, train_state_head
 from avlm.training.stopping import StopWish

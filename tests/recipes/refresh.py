@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from avlm.cli import what_trains
+from avlm.cli.settings import what_trains
 from avlm.config.io import to_yaml
 from avlm.config.run import RunConfig
 from avlm.recipes import RECIPES, recipe

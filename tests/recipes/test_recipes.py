@@ -12,7 +12,7 @@ import pytest
 from refresh import GOLDEN, printed, variants
 from rich.console import Console
 
-from avlm.cli import what_trains
+from avlm.cli.settings import what_trains
 from avlm.config.io import build, override, to_yaml
 from avlm.config.model import ModelConfig
 from avlm.config.run import PARTS, RunConfig

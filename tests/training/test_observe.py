@@ -18,7 +18,8 @@ from avlm.config.run import RunConfig
 from avlm.convert.compose import Composed
 from avlm.data.loader import Bad
 from avlm.data.sources import JsonLines
-from avlm.training.observe import Journal, StepMetrics, answer_prompts, bar, read_lines, tell
+from avlm.training.console import tell
+from avlm.training.observe import Journal, StepMetrics, answer_prompts, bar, read_lines
 
 
 def metrics(step: int, stage: str = "s", stage_step: int | None = None) -> StepMetrics:

@@ -15,6 +15,7 @@ import yaml
 from PIL import Image
 
 from avlm.config.run import PARTS
+from avlm.data.page import POLICY
 from avlm.errors import ConfigError
 from avlm.eval.metrics import normalise
 from avlm.training import charts, report
@@ -237,7 +238,7 @@ def test_the_page_asks_nobody_for_anything(run: Path) -> None:
     page = Page(write_report(run))
     assert not re.search(r"https?:|@import|url\(|//[a-z]", page.source.replace("base64,", ""))
     assert {value.split(":")[0].split("#")[0] for value in page.attributes("src", "href")} == {"data", ""}
-    assert any(attrs.get("content") == report.POLICY for _, attrs in page.elements)
+    assert any(attrs.get("content") == POLICY for _, attrs in page.elements)
 
 
 def test_media_are_in_the_page(run: Path) -> None:

@@ -1,0 +1,86 @@
+"""What commands share: their arguments, and refusals before anything heavy is loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from avlm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from avlm.config.run import RunConfig
+
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings to change, by dotted key.")]
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name, or a YAML file of settings.")]
+MAX_SEED = 2**63 - 1
+ModelDir = Annotated[str, typer.Argument(metavar="MODEL", help="A model directory.")]
+
+
+def quiet() -> None:
+    """transformers draws bars while it loads; where there is no terminal they would bury what there is to read."""
+    from transformers.utils import logging
+
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+
+
+def resolve(name: str, overrides: list[str] | None) -> RunConfig:
+    from avlm.recipes import resolve
+
+    return resolve(name, overrides or [])
+
+
+def check_files(config: RunConfig) -> None:
+    """Refuse a missing file before anything heavy is loaded."""
+    from avlm.config.data import paths_of
+
+    named = {"data.train": config.data.train, "data.eval": config.data.eval}
+    named |= {f"stages.{s.name}.data": s.data for s in config.stages}
+    for key, data in named.items():
+        for path in paths_of(data):
+            check_file(key, path)
+    if isinstance(config.model, str) and not os.path.isdir(config.model):
+        raise ConfigError(f"model={config.model}: there is no such directory. Set model=DIR to a model directory")
+
+
+def check_absent(out: Path) -> None:
+    if os.path.lexists(out):
+        raise ConfigError(f"{out} exists, and would be overwritten. Choose another name, or remove it")
+
+
+def check_file(key: str, path: str) -> None:
+    if os.path.isdir(path):
+        raise ConfigError(f"{key}={path}: is a directory, and a file is wanted. Give the path of the file itself")
+    if not os.path.isfile(path):
+        raise ConfigError(f"{key}={path}: there is no such file. Check the path")
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a place that cannot be written before the work is done, rather than after."""
+    with writing(path):
+        new = not os.path.lexists(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("a").close()
+        if new:
+            path.unlink()
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """A place that cannot be written is the user's to change."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written ({error.strerror or error}). Choose another place") from None
+
+
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    text = json.dumps(data, indent=1, ensure_ascii=False)
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")  # half a character becomes JSON's escape for it

@@ -1,0 +1,149 @@
+"""``avlm train`` and ``avlm demo``: a run from its data to its report."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from avlm.cli.scoring import evaluate_rows, table
+from avlm.cli.shared import Overrides, RecipeName, check_files, quiet, resolve, write_json, writing
+from avlm.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from avlm.config.run import RunConfig
+    from avlm.eval.benchmarks import Report
+
+
+def train(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    stage: Annotated[str | None, typer.Option(help="Train up to and with this stage.")] = None,
+) -> None:
+    """Train all stages. A run directory that exists is resumed. Held-out rows are scored at the end.
+
+    Without data.train the run learns from made-up rows, which shows that the recipe works.
+    """
+    config = resolve(recipe, overrides)
+    check_files(config)
+    _train_and_report(_with_data(config), stage, began=time.monotonic())
+
+
+def demo(
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option(help="Directory of the run.")] = Path("runs/demo"),
+    samples: Annotated[int, typer.Option(help="Training rows to make.")] = 12_000,
+    eval_samples: Annotated[int, typer.Option(help="Held-out rows of each task.")] = 100,
+) -> None:
+    """Make a little world, train a model on it from scratch, measure it: the whole way on two cores."""
+    began = time.monotonic()
+    from avlm.config.io import override
+    from avlm.recipes import recipe
+
+    if not out.name:
+        raise ConfigError(
+            f"--out {out} has no name of its own to call the data after. Give a new name, such as runs/demo"
+        )
+    world = out.with_name(f"{out.name}-world")
+    config = recipe("tiny")
+    data = config.data.model_copy(update={"train": str(world / "train.jsonl"), "eval": str(world / "eval.jsonl")})
+    config = override(config.model_copy(update={"out": str(out), "data": data}), overrides or [])
+    if os.path.lexists(config.out) and not os.path.isdir(config.out):
+        raise ConfigError(f"{config.out} is a file, and a run needs a directory. Choose another name with --out")
+
+    from avlm.data.world.build import make_world
+    from avlm.training.console import make_console, world_progress
+
+    with writing(world), world_progress(make_console()) as progress:
+        make_world(
+            world, seed=config.seed, train_samples=samples, eval_samples_per_task=eval_samples, progress=progress
+        )
+    _train_and_report(config, None, began)
+    print(f'\ntalk to it:  avlm chat {config.out}/model --image PICTURE.png "What do you see?"')
+    print(f"look at it:  {config.out}/report.html")
+
+
+def _with_data(config: RunConfig) -> RunConfig:
+    """The run with made-up rows, and a notice, where it was given none for a stage."""
+    if config.data.train is not None or all(stage.data is not None for stage in config.stages):
+        return config
+    from avlm.data.mock import ROWS, make_mock
+    from avlm.training.chain import MOCK, check_place, parts_of
+
+    out = Path(config.out)
+    check_place(out)
+    parts = parts_of(Path(config.model)) if isinstance(config.model, str) else config.model.parts()
+    tasks = tuple(dict.fromkeys(task for stage in config.stages for task in (*stage.tasks, *stage.take)))
+    with writing(out):
+        rows = make_mock(out / MOCK, sees="vision" in parts, hears="audio" in parts, tasks=tasks, seed=config.seed)
+    print(
+        f"mock data: data.train is not set, so this run learns from {ROWS} made-up rows ({rows}). "
+        "They show that it runs and teach nothing; for your own add data.train=FILE.jsonl",
+        file=sys.stderr,
+    )
+    return config.model_copy(update={"data": config.data.model_copy(update={"train": str(rows)})})
+
+
+def _train_and_report(config: RunConfig, stage: str | None, began: float) -> None:
+    """Train, measure on the held-out rows, and write the report: also of a run whose held-out rows are all unusable."""
+    from avlm.training.chain import Run
+    from avlm.training.report import write_report
+    from avlm.training.stopping import Stopped
+
+    quiet()
+    out = Path(config.out)
+    try:
+        model = Run(config).train(stage)
+    except Stopped as stopped:
+        print("stopped; all that was done is saved, and the same command goes on from there", file=sys.stderr)
+        raise typer.Exit(128 + stopped.number) from None
+    facts: dict[str, Any] = {"recipe": config.recipe, "seed": config.seed}
+    wrong: DataError | None = None
+    if config.data.eval is not None and model.is_dir():
+        try:
+            report = evaluate_rows(str(model), Path(config.data.eval), [], True, 64, config.data)
+        except DataError as error:
+            wrong = error
+        else:
+            facts |= report_facts(report)
+            print(table(report))
+            write_json(out / "answers.json", report.as_dict())
+    if model.is_dir():
+        facts["parameters"] = _parameters(model)
+    facts["seconds"] = round(time.monotonic() - began, 1)
+    write_json(out / "report.json", facts)
+    write_report(out)
+    print(f"model: {model}\nreport: {out / 'report.html'}")
+    if wrong is not None:
+        raise wrong
+
+
+def report_facts(report: Report) -> dict[str, Any]:
+    """What `report.json` says of an evaluation."""
+    tasks = report.tasks.items()
+    return {
+        "accuracy": {name: t.accuracy for name, t in tasks},
+        "guess": {name: t.guess for name, t in tasks},
+        "swapped": {name: t.swapped for name, t in tasks if t.swapped},
+        "wer": {name: t.scores["wer"] for name, t in tasks if "wer" in t.scores},
+        "samples": {name: t.samples for name, t in tasks},
+        "bad": len(report.bad),
+    }
+
+
+def _parameters(model: Path) -> int:
+    from safetensors import safe_open
+
+    total = 0
+    for path in model.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 (a safe_open is no dict)
+                size = 1
+                for side in file.get_slice(name).get_shape():
+                    size *= side
+                total += size
+    return total
