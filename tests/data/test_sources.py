@@ -544,7 +544,7 @@ def test_a_source_travels_as_a_few_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("rows.jsonl.gz", gzip.compress(b"{}"), "is compressed with gzip. Unpack it, and give what is in it"),
+        ("rows.jsonl.gz", gzip.compress(b"{}", mtime=0), "is compressed with gzip. Unpack it, and give what is in it"),
         ("rows.zip", b"PK\x03\x04rest", "is a zip archive. Unpack it, and give what is in it"),
         (
             "a.png",
