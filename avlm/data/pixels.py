@@ -78,7 +78,7 @@ def _borrowed(image: PILImage.Image) -> np.ndarray | None:
     return np.frombuffer(memory, np.uint8).reshape(image.height, image.width, 4)
 
 
-BAND = 2**22
+BAND = 2**20
 """Bytes of a picture that are copied at once."""
 
 
