@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
@@ -201,7 +202,7 @@ def index(
                 stage=stage,
                 too_long=settings.too_long,
                 workers=_workers(workers),
-                progress=lambda done, total, name=name: progress(name, done, total),
+                progress=partial(progress, name),
             )
         print(
             f"{made.folder}: {made.made.rows:,} rows, {int(made.tokens.sum()):,} tokens; "
@@ -221,7 +222,7 @@ def convert(
 
     opened = _open(source, _data_of(None, overrides or []))
     with _bars() as progress, writing(out):
-        made = convert_rows(opened, out, to=to, progress=lambda done, total: progress("rows", done, total))
+        made = convert_rows(opened, out, to=to, progress=partial(progress, "rows"))
     print(f"{made.path}: {made.rows:,} rows, {made.media:,} media")
     for error in [*opened.errors, *made.bad][:5]:
         print(f"left out: {error}", file=sys.stderr)
@@ -272,9 +273,7 @@ def _open(path: str, settings: DataConfig, use: Literal["train", "eval"] = "trai
     from avlm.data.sources import open_source
 
     with _bars() as progress:
-        return open_source(
-            path, settings, use=use, progress=lambda done, total: progress(f"looking through {path}", done, total)
-        )
+        return open_source(path, settings, use=use, progress=partial(progress, f"looking through {path}"))
 
 
 def _reader(config: RunConfig | None, model: str | None, data: DataConfig, source: RowSource) -> Reader:

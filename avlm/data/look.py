@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -164,8 +165,15 @@ def content_digest(item: MediaItem, limits: Limits) -> int:
         if known not in _DIGESTS:
             if len(_DIGESTS) > FILES:
                 _DIGESTS.clear()
-            _DIGESTS[known] = hashlib.file_digest(file, "blake2b").digest()
+            _DIGESTS[known] = _digest(file)
     return number_of(_DIGESTS[known], cut=(item.start_s, item.end_s))
+
+
+def _digest(file: BinaryIO) -> bytes:
+    digest = hashlib.blake2b()
+    while chunk := file.read(2**20):
+        digest.update(chunk)
+    return digest.digest()
 
 
 def number_of(data: bytes, cut: tuple[float, float | None] = (0.0, None)) -> int:

@@ -179,7 +179,14 @@ def _none(source: RowSource, wanted: Wanted) -> str:
 class _Reader:
     """Rows as a model reads them, in the last stage that does."""
 
-    def __init__(self, source: RowSource, processor: AvlmProcessor, stages: Sequence[Stage], data: DataConfig) -> None:
+    def __init__(
+        self,
+        source: RowSource,
+        processor: AvlmProcessor,
+        stages: Sequence[Stage],
+        data: DataConfig,
+        limits: Limits,
+    ) -> None:
         self.source, self.processor, self.data = source, processor, data
         if data.system is not None:
             processor.use_system(data.system)

@@ -142,7 +142,8 @@ def sound_view(wave: np.ndarray) -> np.ndarray:
     loud = np.stack([power[:, band == b].sum(1) for b in range(PITCHES)], 1)
     loud = loud.reshape(MOMENTS, per_moment, PITCHES).mean(1)
     level = 10 * np.log10(loud / max(float(loud.max()), 1e-20) + 1e-12)
-    return np.maximum(level, FLOOR_DB).astype(np.float32)
+    found: np.ndarray = np.maximum(level, FLOOR_DB).astype(np.float32)
+    return found
 
 
 def sound_sketch(view: np.ndarray) -> tuple[int, int]:

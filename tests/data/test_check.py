@@ -99,7 +99,10 @@ PLANTED = {
         'error: a message has the role "narrator", and roles are system, user, assistant',
     ),
     "missing": (row("What?", "no", ("image", "no.png")), "error: there is no such file"),
-    "broken": (row("What?", "no", ("image", "broken.png")), "error: not readable as a picture (OSError)"),
+    "broken": (
+        row("What?", "no", ("image", "broken.png")),
+        "error: is damaged: its chunk at byte N does not have the checksum that it was written with",
+    ),
     "silent": (
         row("What?", "no", ("audio", "silent.wav")),
         "error: is silent (its loudest sample is below N of full scale), so there is nothing to hear",
