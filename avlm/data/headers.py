@@ -28,6 +28,8 @@ from avlm.data.wav import MOST_CHUNKS
 from avlm.layout import AudioFacts, Facts, ImageFacts, Size, VideoFacts, resampled_count, timed_count
 from avlm.samples import Clip, MediaItem, Picture, Sound
 
+TURNING = frozenset({"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"})
+"""Where Pillow looks for the orientation of a picture that is no TIFF."""
 TURNED = frozenset({5, 6, 7, 8})
 """Orientations whose height lies across (EXIF 2.3, section 4.6.4 A)."""
 
@@ -67,7 +69,7 @@ def _upright(image: PILImage.Image, file: BinaryIO) -> Size | None:
     if image.format == "PNG" and (found := list(_png_orientations(file))):
         if found != [b"eXIf"]:
             return None
-    elif image.format == "PNG":
+    elif image.format == "PNG" or not TURNING & image.info.keys():
         return height, width
     orientation = 1
     with suppress(Exception):  # EXIF that cannot be parsed says nothing about the picture
