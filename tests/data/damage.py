@@ -21,8 +21,8 @@ import torch
 from bombs import BOMBS
 from media_files import EVERY, Kind, made
 
-from avlm.config.data import Limits
 from avlm.config.media import AudioSpec, InternvlTiling, MediaSpec, VideoSpec, VisionSpec
+from avlm.data.files import Limits
 from avlm.data.headers import measure
 from avlm.data.media import MediaReader, PreparedAudio, PreparedVideo
 from avlm.data.pictures import PreparedImage

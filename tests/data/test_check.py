@@ -101,7 +101,7 @@ PLANTED = {
     "missing": (row("What?", "no", ("image", "no.png")), "error: there is no such file"),
     "broken": (
         row("What?", "no", ("image", "broken.png")),
-        "error: is damaged: its chunk at byte N does not have the checksum that it was written with",
+        "error: is truncated: its end chunk is missing",
     ),
     "silent": (
         row("What?", "no", ("audio", "silent.wav")),

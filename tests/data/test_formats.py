@@ -15,7 +15,7 @@ from bombs import png
 from media_files import EVERY, made, photo, picture, sound, tone, track
 from PIL import Image, ImageCms
 
-from avlm.config.data import DataConfig, Limits
+from avlm.config.data import DataConfig
 from avlm.data.decode import decode_audio, decode_image
 from avlm.data.files import opened
 from avlm.data.media import MediaReader

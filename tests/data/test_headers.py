@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from media_files import EVERY, flat, made, picture, sound, tone, track, video
 from PIL import Image, PngImagePlugin
 
-from avlm.config.data import Limits
 from avlm.config.media import AudioSpec, MediaSpec, VideoSpec, VisionSpec
 from avlm.data.decode import decode_audio, decode_image
+from avlm.data.files import Limits
 from avlm.data.headers import measure
 from avlm.data.media import MediaReader, PreparedVideo
 from avlm.errors import MediaError
