@@ -17,7 +17,8 @@ from PIL import Image, ImageCms
 
 from avlm.config.data import DataConfig
 from avlm.data.decode import decode_audio, decode_image
-from avlm.data.files import opened
+from avlm.data.doors import ANYWHERE
+from avlm.data.files import Limits, limits_of, opened
 from avlm.data.media import MediaReader
 from avlm.errors import MediaError
 from avlm.layout import resampled_count
@@ -437,10 +438,10 @@ def test_a_member_of_an_archive_is_read_like_a_file(tmp_path: Path) -> None:
 
 
 def test_limits_are_settings_of_the_data() -> None:
-    assert DataConfig().limits == Limits()
+    assert limits_of(DataConfig().limits, ANYWHERE) == Limits()
     data = DataConfig.model_validate({"limits": {"max_pixels": 100}})
     with pytest.raises(MediaError, match="at most 100 pixels are decoded"):
-        decode_image(MediaItem("image", data=made("rgb.png")), data.limits)
+        decode_image(MediaItem("image", data=made("rgb.png")), limits_of(data.limits, ANYWHERE))
     with pytest.raises(ValueError, match="max_pixels"):
         Limits(max_pixels=10**9)  # Pillow has a limit of its own
 
