@@ -433,7 +433,7 @@ def test_a_member_of_an_archive_is_read_like_a_file(tmp_path: Path) -> None:
     with pytest.raises(MediaError) as error:
         reader.prepare(MediaItem("audio", path=archive, span=(at - 5, 10), title="late.wav"))
     assert str(error.value) == (
-        f"{archive} late.wav: ends at byte {at + 5}, and {archive} has {at} bytes, so it is truncated. Copy it again"
+        f"{archive} late.wav: ends at byte {at + 5}, and its file has {at} bytes, so it is truncated. Copy it again"
     )
 
 
