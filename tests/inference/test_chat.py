@@ -188,9 +188,9 @@ def test_what_is_no_medium_is_refused_by_name(maker: Callable[[Any], Any]) -> No
         maker({})
 
 
-def test_addresses_are_not_fetched() -> None:
+def test_addresses_are_not_fetched(chat: Chat) -> None:
     with pytest.raises(DataError, match=r"https://example\.org/a\.png: .* fetched"):
-        Image("https://example.org/a.png")
+        chat.chat("What is it?", Image("https://example.org/a.png"))
 
 
 def test_a_loaded_model_answers_as_the_one_that_was_saved(
