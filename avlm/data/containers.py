@@ -276,9 +276,9 @@ def _play(container: Any, senses: Sequence[_Eyes[Any] | _Ears], way: _Way) -> No
 
 
 def _played(container: Any, senses: Sequence[_Eyes[Any] | _Ears]) -> list[Any]:
-    """Streams whose packets are looked at: those of the senses. Matroska and AVI say how long the longest is, whichever
-    it is, so there the end of all of them is looked for."""
-    if container.format.name.startswith(("matroska", "avi")):
+    """Streams whose packets are looked at: those of the senses. A container that knows its length says how long the
+    longest is, whichever it is, so there the end of all of them is looked for."""
+    if container.format.name.split(",")[0] in EXACT:
         return [*container.streams.video, *container.streams.audio]
     return [sense.stream for sense in senses]
 

@@ -27,7 +27,6 @@ from avlm.data.headers import measure
 from avlm.data.media import MediaReader, PreparedAudio, PreparedVideo
 from avlm.data.pictures import PreparedImage
 from avlm.errors import MediaError
-from avlm.layout import AudioFacts, ImageFacts
 from avlm.samples import MediaItem
 
 MEDIA = MediaSpec(
@@ -247,9 +246,9 @@ def attempt(reader: MediaReader, item: MediaItem) -> tuple[str, str]:
         return DECODED, f"measuring refused it: {told}"
     facts: Any
     if isinstance(found, PreparedImage):
-        facts, tensors = ImageFacts(found.size_px), [found.pixels]
+        facts, tensors = found.facts, [found.pixels]
     elif isinstance(found, PreparedAudio):
-        facts, tensors = AudioFacts(found.num_samples), [chunk.features for chunk in found.sound]
+        facts, tensors = found.facts, [chunk.features for chunk in found.sound]
     else:
         assert isinstance(found, PreparedVideo)
         facts, tensors = found.facts, [*found.frames, *(chunk.features for chunk in found.sound)]
