@@ -290,16 +290,20 @@ def try_all(
     return [found[number] for number in sorted(found)]
 
 
+_STARTING = threading.Lock()
+
+
 class _Process:
     """A process that decodes what it is sent."""
 
     def __init__(self, attempt: Attempt, hangs_s: float) -> None:
         self.hangs_s = hangs_s
         context = multiprocessing.get_context("fork")
-        self.pipe, other = context.Pipe()
-        self.process = context.Process(target=_serve, args=(other, attempt), daemon=True)
-        self.process.start()
-        other.close()
+        with _STARTING:  # one that starts meanwhile would hold the other end of this pipe open, and its end be no end
+            self.pipe, other = context.Pipe()
+            self.process = context.Process(target=_serve, args=(other, attempt), daemon=True)
+            self.process.start()
+            other.close()
 
     def try_one(self, damage: Damage, item: MediaItem) -> Outcome:
         start = time.monotonic()
