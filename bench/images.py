@@ -18,8 +18,8 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2Im
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
 from avlm.config.media import AnyresTiling, InternvlTiling, VisionSpec
-from avlm.data.decode import decode_image
-from avlm.data.pictures import in_tiles, normalise, prepare_picture
+from avlm.data.decoding.decode import decode_image
+from avlm.data.media.pictures import in_tiles, normalise, prepare_picture
 from avlm.samples import MediaItem, Picture
 
 SIZES = ((320, 240), (640, 480), (1280, 960), (4000, 3000))

@@ -22,10 +22,10 @@ import torch
 from PIL import Image
 
 from avlm.config.media import AudioSpec, MediaSpec, Reduction, VisionSpec
-from avlm.data.index import build_index
+from avlm.data.indexing.index import build_index
 from avlm.data.processor import AvlmProcessor
 from avlm.data.sources import JsonLines
-from avlm.data.vocabulary import make_tokenizer
+from avlm.data.text.vocabulary import make_tokenizer
 from avlm.data.world.sounds import write_wav
 
 ROWS, ENCODED, ROUNDS = 4000, 200, 3

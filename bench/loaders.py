@@ -35,13 +35,13 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from avlm.config.data import DataConfig
 from avlm.config.media import AudioSpec, MediaSpec, Reduction, VisionSpec
 from avlm.config.run import Stage, TrainPart
-from avlm.data.decode import decode_audio, decode_image
-from avlm.data.features import sound_features
+from avlm.data.decoding.decode import decode_audio, decode_image
 from avlm.data.loader import StepLoader
-from avlm.data.pictures import normalise, prepare_image
+from avlm.data.media.features import sound_features
+from avlm.data.media.pictures import normalise, prepare_image
 from avlm.data.processor import AvlmProcessor
 from avlm.data.sources import open_source
-from avlm.data.vocabulary import make_tokenizer
+from avlm.data.text.vocabulary import make_tokenizer
 from avlm.samples import MediaItem
 
 COUNT, BATCH, ROUNDS, WORKERS = 192, 8, 3, (0, 1, 2)

@@ -21,7 +21,7 @@ from harness import Figures
 from numpy.typing import NDArray
 
 from avlm.config.run import Stage
-from avlm.data.plan import Measures, Plan
+from avlm.data.planning.plan import Measures, Plan
 
 Ints = NDArray[np.int64]
 

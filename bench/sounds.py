@@ -20,7 +20,7 @@ from transformers import (
 from transformers.models.gemma3n.feature_extraction_gemma3n import Gemma3nAudioFeatureExtractor
 
 from avlm.config.media import AudioSpec
-from avlm.data.features import sound_features
+from avlm.data.media.features import sound_features
 
 SECONDS = (1, 5, 10, 20, 30)
 KALDI: dict[str, Any] = {"features": "fbank", "n_fft": 512, "frame": 400}

@@ -19,7 +19,7 @@ from harness import Case, Table, timed
 from material import film
 
 from avlm.config.media import AudioSpec, MediaSpec, VideoSpec, VisionSpec
-from avlm.data.decode import decode_video, resample
+from avlm.data.decoding.decode import decode_video, resample
 from avlm.layout import frame_times_s
 from avlm.samples import MediaItem
 

@@ -21,6 +21,21 @@ FLOORS = [
     {"cli"},
 ]
 FLOOR_OF = {part: number for number, floor in enumerate(FLOORS) for part in floor}
+DATA_FLOORS = [
+    {"fetching", "workers", "text", "rownumbers"},
+    {"decoding", "rows"},
+    {"media", "forms"},
+    {"readers"},
+    {"planning", "encode", "writers"},
+    {"sources", "selection", "processor"},
+    {"staged"},
+    {"indexing", "loader"},
+    {"checking"},
+    {"showing"},
+    {"world"},
+    {"mock"},
+]
+"""The same inside the largest part: here parts of one floor do not see each other either."""
 FACE = {"__init__", "__main__"}
 """The package's face may see everything; nothing may see it."""
 
@@ -60,6 +75,24 @@ def test_no_import_runs_up_or_across() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_the_data_side_has_floors_of_its_own() -> None:
+    data = ROOT / "data"
+    floors = {part: number for number, floor in enumerate(DATA_FLOORS) for part in floor}
+    wrong = []
+    for path in sorted(data.rglob("*.py")):
+        mine = path.relative_to(data).parts[0].removesuffix(".py")
+        if mine in FACE:
+            continue
+        assert mine in floors, f"{mine} has no floor"
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("avlm.data"):
+                names = [node.module] if node.module != "avlm.data" else [f"avlm.data.{a.name}" for a in node.names]
+                for theirs in ((name or "").split(".")[2] for name in names):
+                    if theirs != mine and floors[theirs] >= floors[mine]:
+                        wrong.append(f"{path.relative_to(ROOT.parent)}:{node.lineno} {mine} imports {theirs}")
+    assert not wrong, "\n".join(wrong)
+
+
 def test_every_part_has_a_floor() -> None:
     parts = {part_of(path) for path in ROOT.rglob("*.py")} - FACE
     assert parts <= FLOOR_OF.keys()
@@ -71,6 +104,6 @@ def test_a_planted_upward_import_is_found() -> None:
 
 
 def test_a_planted_import_across_is_found() -> None:
-    assert wrong_imports(ROOT / "data" / "plan.py", "import avlm.models.encoders\n") == [
-        "avlm/data/plan.py:1 data imports models"
+    assert wrong_imports(ROOT / "data" / "planning" / "plan.py", "import avlm.models.encoders\n") == [
+        "avlm/data/planning/plan.py:1 data imports models"
     ]

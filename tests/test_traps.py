@@ -23,9 +23,9 @@ from avlm.config.model import AudioPart, LanguagePart, ModelConfig, Source
 from avlm.config.run import Stage
 from avlm.convert.compose import compose
 from avlm.data.encode import pack
-from avlm.data.features import heard_chunks
 from avlm.data.loader import StepLoader
-from avlm.data.media import MediaReader
+from avlm.data.media.features import heard_chunks
+from avlm.data.media.reader import MediaReader
 from avlm.data.sources import JsonLines
 from avlm.errors import LayoutError
 from avlm.layout import VideoFacts, video_segments

@@ -19,7 +19,7 @@ from avlm.errors import ConfigError
 if TYPE_CHECKING:
     from avlm.config.data import DataConfig
     from avlm.config.run import RunConfig, Stage
-    from avlm.data.check import CheckReport
+    from avlm.data.checking.check import CheckReport
     from avlm.data.processor import AvlmProcessor
     from avlm.data.rows import RowSource
 
@@ -72,13 +72,13 @@ def _checked(
     fast: bool,
     workers: int,
 ) -> CheckReport:
-    from avlm.data.check import check_data
-    from avlm.data.conversations import MARKERS
-    from avlm.data.doors import doors_of
-    from avlm.data.files import limits_of
-    from avlm.data.look import ANYTHING
-    from avlm.data.media import MediaReader
-    from avlm.data.text import placeholders
+    from avlm.data.checking.check import check_data
+    from avlm.data.checking.conversations import MARKERS
+    from avlm.data.checking.look import ANYTHING
+    from avlm.data.decoding.doors import doors_of
+    from avlm.data.decoding.files import limits_of
+    from avlm.data.media.reader import MediaReader
+    from avlm.data.text.templates import placeholders
 
     config = _run_of(recipe, model, overrides, data)
     settings = _data_of(config, overrides)
@@ -109,7 +109,7 @@ def _checked(
 
 def _fit(report: CheckReport, source: RowSource, reader: Reader, workers: int, progress: Any) -> None:
     """What a run would make of the rows, put into the report."""
-    from avlm.data.fits import fit_stages
+    from avlm.data.checking.fits import fit_stages
 
     assert reader.processor is not None
     with tempfile.TemporaryDirectory(prefix="avlm-index-") as aside:
@@ -143,7 +143,7 @@ def show(
     open_it: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
 ) -> None:
     """Make a page that shows and plays samples, with their tokens if there is a model."""
-    from avlm.data.show import Wanted, numbers_of, write_page
+    from avlm.data.showing.show import Wanted, numbers_of, write_page
 
     check_writable(out)
     config = _run_of(recipe, model, overrides or [], data)
@@ -173,10 +173,10 @@ def index(
         raise ConfigError(
             "an index counts tokens, and whose is not said. Add --model DIR, or --recipe NAME for its stages"
         )
-    from avlm.data.doors import doors_of
-    from avlm.data.files import limits_of
-    from avlm.data.index import build_index
-    from avlm.data.media import MediaReader
+    from avlm.data.decoding.doors import doors_of
+    from avlm.data.decoding.files import limits_of
+    from avlm.data.indexing.index import build_index
+    from avlm.data.media.reader import MediaReader
 
     config = _run_of(recipe, model, overrides or [], data)
     settings = _data_of(config, overrides or [])
@@ -243,7 +243,7 @@ def _bars() -> Iterator[Any]:
 
 
 def _workers(given: int | None) -> int:
-    from avlm.data.spread import num_cores
+    from avlm.data.workers.spread import num_cores
 
     return num_cores() if given is None else given
 
@@ -288,7 +288,7 @@ def _reader(config: RunConfig | None, model: str | None, data: DataConfig, sourc
 
         return Reader(data, stages, load_processor(directory))
     from avlm.convert.compose import make_processor
-    from avlm.data.vocabulary import sample_texts
+    from avlm.data.text.vocabulary import sample_texts
 
     fresh = directory.language.path is None and directory.language.tokenizer is None
     return Reader(data, stages, make_processor(directory, texts=list(sample_texts(source)) if fresh else None))

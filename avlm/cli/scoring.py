@@ -40,9 +40,9 @@ def evaluate_rows(
     model: str, data: Path, metric: list[str], swap: bool, max_tokens: int, settings: DataConfig
 ) -> Report:
     from avlm.convert.weights import load_model
-    from avlm.data.doors import doors_of
-    from avlm.data.files import limits_of
-    from avlm.data.media import MediaReader
+    from avlm.data.decoding.doors import doors_of
+    from avlm.data.decoding.files import limits_of
+    from avlm.data.media.reader import MediaReader
     from avlm.data.sources import open_source
     from avlm.eval.benchmarks import evaluate as run
     from avlm.eval.metrics import metrics_for

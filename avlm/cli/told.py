@@ -7,9 +7,9 @@ import sys
 import textwrap
 from collections.abc import Iterator
 
-from avlm.data.check import NAMES, CheckReport, StageFit
-from avlm.data.histogram import Histogram
-from avlm.data.problems import Problem, Severity, listed
+from avlm.data.checking.check import NAMES, CheckReport, StageFit
+from avlm.data.checking.histogram import Histogram
+from avlm.data.checking.problems import Problem, Severity, listed
 
 HEADS: dict[Severity, str] = {
     "error": "Errors: training leaves these out, or refuses them",

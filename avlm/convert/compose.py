@@ -24,8 +24,8 @@ from avlm.config.model import AudioPart, LanguagePart, ModelConfig, Source, Visi
 from avlm.convert.folder import file_of, preprocessor_of
 from avlm.convert.vocabulary import fit_vocabulary
 from avlm.data.processor import AvlmProcessor
-from avlm.data.text import PLACEHOLDERS, chat_template, placeholder_ids
-from avlm.data.vocabulary import add_tokens, add_wraps, make_tokenizer
+from avlm.data.text.templates import PLACEHOLDERS, chat_template, placeholder_ids
+from avlm.data.text.vocabulary import add_tokens, add_wraps, make_tokenizer
 from avlm.errors import AvlmError, ConfigError, WeightsError
 from avlm.models import attention
 from avlm.models.audio_encoders import audio_spec

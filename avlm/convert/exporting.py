@@ -33,7 +33,7 @@ from avlm.convert.importing import Moved, check_absent, check_complete, head_nam
 from avlm.convert.streaming import Progress, Stored, stored, write_files
 from avlm.convert.weights import aside, check_kind, load_model
 from avlm.data.processor import AvlmProcessor
-from avlm.data.text import chat_template, kinds_written, placeholders
+from avlm.data.text.templates import chat_template, kinds_written, placeholders
 from avlm.errors import AvlmError, ConfigError, WeightsError
 from avlm.models.configuration import AvlmConfig
 from avlm.models.encoders import encoder_width

@@ -23,8 +23,8 @@ from avlm.convert.folder import file_of, preprocessor_of, weights_of
 from avlm.convert.streaming import TORCH, Progress, Stored, write_files
 from avlm.convert.weights import aside
 from avlm.data.processor import AvlmProcessor
-from avlm.data.text import PLACEHOLDERS, pieces, placeholder_ids, placeholders
-from avlm.data.vocabulary import add_tokens
+from avlm.data.text.templates import PLACEHOLDERS, pieces, placeholder_ids, placeholders
+from avlm.data.text.vocabulary import add_tokens
 from avlm.errors import ConfigError, DataError, WeightsError
 from avlm.models.configuration import AvlmConfig
 from avlm.models.modeling import AvlmForConditionalGeneration

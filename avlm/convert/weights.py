@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from avlm.convert.compose import Composed
 from avlm.data.processor import AvlmProcessor
-from avlm.data.text import PLACEHOLDERS, placeholder_ids, placeholders
+from avlm.data.text.templates import PLACEHOLDERS, placeholder_ids, placeholders
 from avlm.errors import AvlmError, ConfigError, WeightsError
 from avlm.models import attention
 from avlm.models.configuration import AvlmConfig

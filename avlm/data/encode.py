@@ -18,14 +18,14 @@ from torch.nn.utils.rnn import pad_sequence
 
 from avlm.config.media import AudioSpec, MediaSpec, VisionSpec, Wrap
 from avlm.config.run import Augment
-from avlm.data.augment import augment_features, augment_image
-from avlm.data.features import levelled
-from avlm.data.media import Prepared, PreparedVideo
-from avlm.data.pictures import PreparedImage, changed, in_patches, in_tiles, normalise
-from avlm.data.pieces import Piece
-from avlm.data.text import pieces, wrap_tokens
-from avlm.data.tokens import Tokens
-from avlm.data.turns import state_classes
+from avlm.data.media.augment import augment_features, augment_image
+from avlm.data.media.features import levelled
+from avlm.data.media.pictures import PreparedImage, changed, in_patches, in_tiles, normalise
+from avlm.data.media.reader import Prepared, PreparedVideo
+from avlm.data.text.pieces import Piece
+from avlm.data.text.templates import pieces, wrap_tokens
+from avlm.data.text.tokens import Tokens
+from avlm.data.text.turns import state_classes
 from avlm.errors import ConfigError, DataError, LayoutError, MediaError
 from avlm.layout import Facts, ImageFacts, Load, Segment, load, segments
 from avlm.samples import IGNORE, Counts, Encoded, Heard, Place, Row, Sample

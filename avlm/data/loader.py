@@ -19,16 +19,16 @@ import numpy as np
 
 from avlm.config.data import DataConfig
 from avlm.config.run import Stage
-from avlm.data.crew import Crew, Lost, Outcome
 from avlm.data.encode import cut, pack
-from avlm.data.foreman import Error, note
-from avlm.data.packing import pack_rows
-from avlm.data.plan import Measures
-from avlm.data.planned import plan_of
+from avlm.data.planning.packing import pack_rows
+from avlm.data.planning.plan import Measures
+from avlm.data.planning.planned import plan_of
 from avlm.data.processor import AvlmProcessor
 from avlm.data.rows import RowSource
 from avlm.data.selection import BOTH, own_kinds, stage_rows
 from avlm.data.staged import StageWriter
+from avlm.data.workers.crew import Crew, Lost, Outcome
+from avlm.data.workers.foreman import Error, note
 from avlm.errors import ConfigError, DataError
 from avlm.samples import Encoded, MediaKind, Row
 

@@ -19,11 +19,12 @@ from avlm.config.data import SystemPrompts
 from avlm.config.io import build
 from avlm.config.media import MediaSpec
 from avlm.config.run import Augment
-from avlm.data.decode import to_picture
+from avlm.data.decoding.decode import to_picture
 from avlm.data.encode import Supervise, add_tensors, counted, encode, lay_out, lay_out_pieces, pad
-from avlm.data.forms import Folders, cut_of, parse_row
-from avlm.data.media import MediaReader, Prepared
-from avlm.data.text import (
+from avlm.data.fetching.urls import is_data_url
+from avlm.data.forms.parse import Folders, cut_of, parse_row
+from avlm.data.media.reader import MediaReader, Prepared
+from avlm.data.text.templates import (
     PLACEHOLDERS,
     chat_template,
     control_tokens,
@@ -32,9 +33,8 @@ from avlm.data.text import (
     wrap_tokens,
     written,
 )
-from avlm.data.tokens import Tokens
-from avlm.data.turns import addressed
-from avlm.data.urls import is_data_url
+from avlm.data.text.tokens import Tokens
+from avlm.data.text.turns import addressed
 from avlm.errors import ConfigError, DataError, MediaError
 from avlm.layout import Facts
 from avlm.samples import Clip, Counts, Encoded, MediaItem, Picture, Sample, Sound, Text, Turn

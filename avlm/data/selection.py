@@ -11,7 +11,7 @@ import numpy as np
 
 from avlm.config.media import VideoOrder
 from avlm.config.run import Rows, Stage
-from avlm.data.plan import key
+from avlm.data.planning.plan import key
 from avlm.data.rows import RowFacts, RowTable, bits
 from avlm.errors import ConfigError
 from avlm.samples import MediaKind

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from avlm.config.data import DataConfig
-from avlm.data.fields import Field
-from avlm.data.folders import folders_of
+from avlm.data.forms.fields import Field
+from avlm.data.forms.folders import folders_of
 from avlm.data.readers import energon, own, tables
 from avlm.data.readers.joined import JoinedSource
 from avlm.data.readers.jsonlines import JsonLines

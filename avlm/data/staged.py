@@ -12,10 +12,10 @@ import numpy as np
 
 from avlm.config.run import Stage
 from avlm.data.encode import counted, cut
-from avlm.data.plan import key
+from avlm.data.planning.plan import key
 from avlm.data.processor import AvlmProcessor
-from avlm.data.text import described, strange, without_media, worded
-from avlm.data.turns import with_state_tokens
+from avlm.data.text.templates import described, strange, without_media, worded
+from avlm.data.text.turns import with_state_tokens
 from avlm.errors import DataError, LayoutError
 from avlm.layout import Facts, segments
 from avlm.samples import IGNORE, Counts, Encoded, MediaItem, MediaKind, Sample

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol
 
-from avlm.data.endings import ending_of
-from avlm.data.files import LIMITS, opened
+from avlm.data.decoding.files import LIMITS, opened
+from avlm.data.readers.endings import ending_of
 from avlm.data.readers.taking import Progress, Ticker
 from avlm.data.rows import RowSource
 from avlm.errors import ConfigError, DataError

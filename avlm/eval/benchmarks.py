@@ -16,10 +16,10 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
-from avlm.data.media import Prepared, PreparedAudio, PreparedVideo
-from avlm.data.pictures import PreparedImage
+from avlm.data.media.pictures import PreparedImage
+from avlm.data.media.reader import Prepared, PreparedAudio, PreparedVideo
 from avlm.data.processor import AvlmProcessor
-from avlm.data.turns import without_state_token
+from avlm.data.text.turns import without_state_token
 from avlm.errors import DataError
 from avlm.eval.metrics import METRICS, metrics_for, normalise
 from avlm.inference.generate import Sampling, generate

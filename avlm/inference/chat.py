@@ -8,7 +8,7 @@ from typing import Any
 
 from avlm.convert.weights import load_model
 from avlm.data.processor import AvlmProcessor, media_item
-from avlm.data.text import unmarked
+from avlm.data.text.templates import unmarked
 from avlm.errors import ConfigError
 from avlm.inference.generate import Sampling, stream
 from avlm.models.modeling import AvlmForConditionalGeneration

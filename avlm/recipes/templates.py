@@ -17,7 +17,7 @@ PLAIN = (
 )
 """The question's media, wherever they stand in it, and the answer: LLaVA's alignment stage (arXiv:2304.08485).
 
-Media stand between two marks while a conversation is rendered (see `avlm.data.text`).
+Media stand between two marks while a conversation is rendered (see `avlm.data.text.templates`).
 """
 
 VICUNA = (

@@ -26,7 +26,7 @@ from transformers.utils import logging
 from avlm import errors
 from avlm.config.io import build, read_mapping, to_yaml
 from avlm.config.run import RunConfig, Stage
-from avlm.data.foreman import end_with
+from avlm.data.workers.foreman import end_with
 from avlm.training.observe import Bar, Journal, StepMetrics, read_lines, steps_progress
 from avlm.training.stopping import Stopped, StopWish
 

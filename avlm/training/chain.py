@@ -33,12 +33,12 @@ from avlm.config.model import LanguagePart, ModelConfig, Source
 from avlm.config.run import RunConfig, Stage
 from avlm.convert.compose import Composed, compose
 from avlm.convert.weights import load_model, publish_copy, save_model, save_part
-from avlm.data.files import limits_of
+from avlm.data.decoding.files import limits_of
 from avlm.data.loader import StepLoader
-from avlm.data.media import MediaReader
+from avlm.data.media.reader import MediaReader
 from avlm.data.processor import AvlmProcessor
 from avlm.data.selection import left_out, stage_rows, untaken, video_senses
-from avlm.data.vocabulary import sample_texts
+from avlm.data.text.vocabulary import sample_texts
 from avlm.errors import ConfigError, DataError
 from avlm.models.modeling import AvlmForConditionalGeneration
 from avlm.models.precision import cast_weights

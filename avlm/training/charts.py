@@ -15,7 +15,7 @@ from typing import Literal
 
 from PIL import Image
 
-from avlm.data.page import PAGE_STYLE, esc, note
+from avlm.data.showing.page import PAGE_STYLE, esc, note
 
 STYLE = (
     PAGE_STYLE

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from avlm.config.data import Weighted
 from avlm.config.run import RunConfig, Stage
-from avlm.data.doors import Doors, doors_of
-from avlm.data.index import Progress, build_index
-from avlm.data.plan import Measures
+from avlm.data.decoding.doors import Doors, doors_of
+from avlm.data.indexing.index import Progress, build_index
+from avlm.data.planning.plan import Measures
 from avlm.data.processor import AvlmProcessor
 from avlm.data.readers.joined import JoinedSource, blended
 from avlm.data.rows import RowSource

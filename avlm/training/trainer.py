@@ -15,7 +15,7 @@ from torch import nn
 
 from avlm.config.run import RunConfig, Stage
 from avlm.data.loader import Bad, StepData, StepLoader
-from avlm.data.plan import PlanState, key
+from avlm.data.planning.plan import PlanState, key
 from avlm.data.processor import AvlmProcessor
 from avlm.errors import ConfigError
 from avlm.models.modeling import AvlmForConditionalGeneration

@@ -17,7 +17,7 @@ from functools import singledispatch
 
 from megatron import energon
 
-from avlm.data.forms import SPEAKERS
+from avlm.data.forms.parse import SPEAKERS
 from avlm.errors import DataError
 from avlm.samples import MediaItem, Sample, Text, Turn
 

@@ -30,7 +30,7 @@ from avlm.config.connectors import MlpConnector, PoolConnector
 from avlm.config.model import AudioPart, LanguagePart, ModelConfig, Source, VisionPart
 from avlm.convert.compose import Composed, compose
 from avlm.convert.weights import load_model, save_model
-from avlm.data.vocabulary import make_tokenizer
+from avlm.data.text.vocabulary import make_tokenizer
 from avlm.errors import ConfigError, WeightsError
 from avlm.samples import Sample
 

@@ -27,8 +27,8 @@ from transformers import (
 from avlm.config.model import LanguagePart, ModelConfig
 from avlm.convert.compose import Composed, compose
 from avlm.convert.weights import load_model, save_model
-from avlm.data.text import PLACEHOLDERS
-from avlm.data.vocabulary import make_tokenizer
+from avlm.data.text.templates import PLACEHOLDERS
+from avlm.data.text.vocabulary import make_tokenizer
 from avlm.samples import Sample
 
 TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}</s>{% endfor %}"

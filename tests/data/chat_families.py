@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from avlm.config.media import AudioSpec, MediaSpec, Reduction, VideoSpec, VisionSpec
 from avlm.data.processor import AvlmProcessor
-from avlm.data.text import PLACEHOLDERS
+from avlm.data.text.templates import PLACEHOLDERS
 
 Message = tuple[str, str]
 Span = tuple[str, bool]

@@ -22,10 +22,10 @@ from bombs import BOMBS
 from media_files import EVERY, Kind, made
 
 from avlm.config.media import AudioSpec, InternvlTiling, MediaSpec, VideoSpec, VisionSpec
-from avlm.data.files import Limits
-from avlm.data.headers import measure
-from avlm.data.media import MediaReader, PreparedAudio, PreparedVideo
-from avlm.data.pictures import PreparedImage
+from avlm.data.decoding.files import Limits
+from avlm.data.decoding.headers import measure
+from avlm.data.media.pictures import PreparedImage
+from avlm.data.media.reader import MediaReader, PreparedAudio, PreparedVideo
 from avlm.errors import MediaError
 from avlm.samples import MediaItem
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from avlm.config.data import Fetch
-from avlm.data.fetch import Fetcher
+from avlm.data.fetching.fetch import Fetcher
 from avlm.samples import MediaItem
 
 Answer = bytes | Callable[[socket.socket], None]

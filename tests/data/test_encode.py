@@ -18,7 +18,7 @@ from avlm.config.media import MediaSpec, VideoSpec
 from avlm.config.run import Augment
 from avlm.data.encode import pack, pad, segment_ids
 from avlm.data.processor import AvlmProcessor
-from avlm.data.text import described, without_media
+from avlm.data.text.templates import described, without_media
 from avlm.errors import ConfigError, DataError, MediaError
 from avlm.layout import Segment
 from avlm.samples import Clip, Encoded, MediaItem, Picture, Sample, Sound, Text, Turn

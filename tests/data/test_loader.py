@@ -21,7 +21,7 @@ from processes import descendants, open_files
 from avlm.config.data import DataConfig
 from avlm.config.run import Augment, Stage, TrainPart
 from avlm.data.loader import AHEAD, Bad, SamplePreparer, StepData, StepLoader, Wanted
-from avlm.data.media import MediaReader
+from avlm.data.media.reader import MediaReader
 from avlm.data.processor import AvlmProcessor
 from avlm.data.sources import JsonLines
 from avlm.data.staged import StageWriter

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 
 from avlm.config.media import MediaSpec, VisionSpec
 from avlm.data.processor import AvlmProcessor, conversation_sample, media_item
-from avlm.data.vocabulary import END, PAD, add_tokens, make_tokenizer
+from avlm.data.text.vocabulary import END, PAD, add_tokens, make_tokenizer
 from avlm.errors import ConfigError, DataError, MediaError
 from avlm.samples import MediaItem, Picture, Sample, Sound, Text, Turn
 
@@ -299,7 +299,7 @@ def test_a_pillow_picture_is_seen_as_its_file_is(made: AvlmProcessor, tmp_path: 
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(pixels, "RGBA").save(tmp_path / "a.png", exif=exif)
-    from avlm.data.decode import decode_image
+    from avlm.data.decoding.decode import decode_image
 
     expected = decode_image(MediaItem("image", path=tmp_path / "a.png")).pixels
     found = media_item("image", Image.open(tmp_path / "a.png")).decoded.pixels

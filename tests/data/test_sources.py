@@ -19,8 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avlm.config.data import DataConfig, DataSet
-from avlm.data.files import LIMITS, read
-from avlm.data.forms import Folders, parse_row
+from avlm.data.decoding.files import LIMITS, read
+from avlm.data.forms.parse import Folders, parse_row
 from avlm.data.sources import JsonLines, open_source
 from avlm.errors import ConfigError, DataError
 from avlm.samples import MediaItem, Text, Turn

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from avlm.config.data import Order
 from avlm.config.run import RunConfig, Stage
-from avlm.data import plan as plan_module
-from avlm.data.plan import Measures, Plan, pack_rows, positions
-from avlm.data.state import PlanState
+from avlm.data.planning import plan as plan_module
+from avlm.data.planning.plan import Measures, Plan, pack_rows, positions
+from avlm.data.planning.state import PlanState
 from avlm.errors import ConfigError
-from tests.data.test_packing import bench_plan
+from tests.data.planning.test_packing import bench_plan
 
 ORDERS: tuple[Order, ...] = ("shuffled", "as_is", "by_length", "curriculum")
 

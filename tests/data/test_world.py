@@ -18,7 +18,7 @@ import pytest
 import soundfile
 from PIL import Image
 
-from avlm.data.plan import positions
+from avlm.data.planning.plan import positions
 from avlm.data.selection import left_out, stage_rows, video_senses
 from avlm.data.sources import JsonLines
 from avlm.data.world import build, speech

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from avlm.config.data import DataConfig
-from avlm.data.files import LIMITS, read
+from avlm.data.decoding.files import LIMITS, read
 from avlm.data.readers.joined import JoinedSource
 from avlm.data.rows import RowTable, facts_of
 from avlm.data.sources import open_source

@@ -53,7 +53,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from avlm.config.media import AudioSpec, Convolution
 from avlm.config.model import AudioPart, Source
-from avlm.data.features import heard_chunks
+from avlm.data.media.features import heard_chunks
 from avlm.errors import ConfigError, LayoutError
 from avlm.layout import (
     audio_embedding_count,

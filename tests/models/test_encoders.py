@@ -64,7 +64,7 @@ from avlm.config.connectors import PoolConnector
 from avlm.config.media import AnyresTiling, AudioSpec, InternvlTiling, VisionSpec
 from avlm.config.model import AudioPart, Source, VisionPart
 from avlm.convert.weights import load_model, save_model
-from avlm.data.pictures import in_patches
+from avlm.data.media.pictures import in_patches
 from avlm.errors import ConfigError, LayoutError, WeightsError
 from avlm.layout import audio_embedding_count, image_embedding_count, image_grids
 from avlm.models.audio_encoders import audio_spec, encode_sounds

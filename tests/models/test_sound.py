@@ -18,7 +18,7 @@ from avlm.config.run import Augment, Stage, TrainPart
 from avlm.convert.compose import compose
 from avlm.convert.weights import load_model, save_model
 from avlm.data.encode import pack
-from avlm.data.features import heard_chunks
+from avlm.data.media.features import heard_chunks
 from avlm.errors import ConfigError, LayoutError
 from avlm.layout import audio_token_count
 from avlm.models.audio_encoders import encode_sounds

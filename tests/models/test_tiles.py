@@ -16,7 +16,7 @@ from avlm.config.media import MediaSpec, VisionSpec
 from avlm.config.run import Stage
 from avlm.convert.weights import load_model, save_model
 from avlm.data.encode import pack
-from avlm.data.pictures import in_tiles, normalise, prepare_picture
+from avlm.data.media.pictures import in_tiles, normalise, prepare_picture
 from avlm.errors import ConfigError, LayoutError
 from avlm.eval.benchmarks import evaluate
 from avlm.inference.generate import Sampling, generate

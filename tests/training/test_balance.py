@@ -20,7 +20,7 @@ from avlm.convert.compose import Composed, compose
 from avlm.data.encode import pack
 from avlm.data.loader import StepLoader
 from avlm.data.sources import JsonLines
-from avlm.data.vocabulary import sample_texts
+from avlm.data.text.vocabulary import sample_texts
 from avlm.errors import ConfigError
 from avlm.samples import Encoded, Sample
 from avlm.training.chain import train

@@ -97,7 +97,7 @@ def test_the_rates_and_losses_written_down_are_the_true_ones(small_run: Small, t
 
     from avlm.convert.weights import load_model
     from avlm.data.encode import pack
-    from avlm.data.plan import positions
+    from avlm.data.planning.plan import positions
     from avlm.data.selection import stage_rows
     from avlm.data.sources import JsonLines
 

@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 
 from avlm.config.run import PARTS
-from avlm.data.page import POLICY
+from avlm.data.showing.page import POLICY
 from avlm.errors import ConfigError
 from avlm.eval.metrics import normalise
 from avlm.training import charts, report

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from avlm.config.data import DataConfig
-from avlm.data.fields import ABSENT, Field, field_of
+from avlm.data.forms.fields import ABSENT, Field, field_of
 from avlm.data.readers.code import function_of
 from avlm.data.readers.members import Fields, natural_row
 from avlm.data.readers.taking import Progress, columns_of

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from avlm.config.data import DataConfig
-from avlm.data.fields import Field
-from avlm.data.folders import folders_of
+from avlm.data.forms.fields import Field
+from avlm.data.forms.folders import folders_of
 from avlm.data.readers.taking import Parser, Progress, Reshape, Ticker, shares
 from avlm.data.rownumbers import Columns
 from avlm.data.rows import RowTable, facts_of

@@ -10,11 +10,11 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from avlm.data.endings import CLASSES, TEXTS, kind_by
-from avlm.data.folders import KINDS, Beside
-from avlm.data.forms import recognise
+from avlm.data.forms.folders import KINDS, Beside
+from avlm.data.forms.parse import recognise
+from avlm.data.forms.tars import Member, Tar
+from avlm.data.readers.endings import CLASSES, TEXTS, kind_by
 from avlm.data.readers.jsonlines import loaded
-from avlm.data.tars import Member, Tar
 from avlm.errors import DataError
 from avlm.samples import MediaItem
 

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from avlm.config.data import DataConfig
-from avlm.data.fields import Field
-from avlm.data.folders import folders_of
-from avlm.data.forms import recognise
+from avlm.data.forms.fields import Field
+from avlm.data.forms.folders import folders_of
+from avlm.data.forms.parse import recognise
 from avlm.data.readers.code import module_of, named_in
 from avlm.data.readers.taking import Parser, Progress, Ticker
 from avlm.data.rownumbers import Columns

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from avlm.config.data import DataConfig
-from avlm.data.fields import Field
-from avlm.data.folders import folders_of
-from avlm.data.forms import recognise
+from avlm.data.forms.fields import Field
+from avlm.data.forms.folders import folders_of
+from avlm.data.forms.parse import recognise
 from avlm.data.readers.taking import Parser, Progress, Reshape, Ticker, shares
 from avlm.data.rownumbers import Columns
 from avlm.data.rows import RowTable, facts_of

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from avlm.config.data import DataConfig
-from avlm.data.fields import Field, field_of
-from avlm.data.folders import Folders, Whereabouts
-from avlm.data.forms import Form, parse_row, recognise, renamed, set_name
+from avlm.data.forms.fields import Field, field_of
+from avlm.data.forms.folders import Folders, Whereabouts
+from avlm.data.forms.parse import Form, parse_row, recognise, renamed, set_name
 from avlm.data.rows import RowTable
 from avlm.errors import DataError
 from avlm.samples import Sample

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from avlm.config.data import DataConfig
-from avlm.data.fields import Field
-from avlm.data.folders import Beside, Folders, folders_of
-from avlm.data.forms import recognise
+from avlm.data.forms.fields import Field
+from avlm.data.forms.folders import Beside, Folders, folders_of
+from avlm.data.forms.parse import recognise
+from avlm.data.forms.tars import CutError, Member, Tar
 from avlm.data.readers.members import Fields, natural_row, split_name
 from avlm.data.readers.taking import Parser, Progress, Ticker, shares
 from avlm.data.rownumbers import Columns
 from avlm.data.rows import RowTable, facts_of
-from avlm.data.tars import CutError, Member, Tar
 from avlm.errors import ConfigError, DataError
 from avlm.samples import Sample
 

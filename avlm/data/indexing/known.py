@@ -1,0 +1,112 @@
+"""Facts of media that were measured before, so that no header is read twice.
+
+A medium is known by where it lies and by its size and time of change there; one that is given as bytes by those. So
+the facts outlive every change of tokenizer, template and stage. The file may be read and written by several processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from collections.abc import Collection, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from avlm.config.media import MediaSpec
+from avlm.data.decoding.files import Limits
+from avlm.layout import AudioFacts, Facts, ImageFacts, VideoFacts
+from avlm.samples import MediaItem
+
+VERSION = 1
+"""Raised whenever headers come to be read otherwise; what was noted before is forgotten then."""
+AT_ONCE = 500
+WAIT_S = 60.0
+"""How long one process waits for another that is writing."""
+
+Identity = tuple[Any, ...]
+
+
+def identity(item: MediaItem) -> tuple[Identity | None, int]:
+    """What a medium is known by, and its bytes; None where nothing would show that it has changed."""
+    cut = item.kind, item.span, item.start_s, item.end_s
+    if item.decoded is not None:
+        return None, 0
+    if item.data is not None:
+        return (*cut, hashlib.blake2b(item.data, digest_size=16).hexdigest()), len(item.data)
+    if item.path is None:
+        return (*cut, item.url) if item.url else None, 0
+    try:
+        info = item.path.stat()
+    except OSError:
+        return None, 0
+    size = info.st_size if item.span is None else item.span[1]
+    return (*cut, str(item.path), info.st_size, info.st_mtime_ns), size
+
+
+def facts_key(known_by: Identity, media: MediaSpec, limits: Limits) -> bytes:
+    """Under what the facts of a medium are noted: what it is known by, and what of the model and the limits counts."""
+    kind = known_by[0]
+    hears = media.audio is not None and (kind == "audio" or (kind == "video" and media.video.order != "video"))
+    rate_hz = media.audio.sample_rate_hz if hears and media.audio is not None else 0
+    return hashlib.blake2b(repr((known_by, rate_hz, limits)).encode(errors="replace"), digest_size=16).digest()
+
+
+class KnownFacts:
+    """A table of facts on the disk.
+
+    Args:
+        path: Its file; one that is damaged, or of another version, is begun anew.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._open()
+        except sqlite3.DatabaseError:
+            path.unlink(missing_ok=True)
+            self._open()
+
+    def _open(self) -> None:
+        with closing(self._connection()) as table, table:
+            if table.execute("pragma user_version").fetchone() != (VERSION,):
+                table.execute("drop table if exists facts")
+                table.execute(f"pragma user_version = {VERSION}")
+            table.execute("create table if not exists facts (key blob primary key, kind text, a, b) without rowid")
+
+    def _connection(self) -> sqlite3.Connection:
+        return sqlite3.connect(self.path, timeout=WAIT_S)
+
+    def find(self, keys: Collection[bytes]) -> dict[bytes, Facts]:
+        """Those of some media that are known."""
+        wanted, found = list(keys), {}
+        if not wanted:
+            return {}
+        with closing(self._connection()) as table:
+            for first in range(0, len(wanted), AT_ONCE):
+                some = wanted[first : first + AT_ONCE]
+                marks = ",".join("?" * len(some))
+                for key, *row in table.execute(f"select key, kind, a, b from facts where key in ({marks})", some):
+                    found[key] = _facts(*row)
+        return found
+
+    def add(self, facts: Mapping[bytes, Facts]) -> None:
+        """Note what was measured."""
+        if facts:
+            with closing(self._connection()) as table, table:
+                rows = [(key, *_row(found)) for key, found in facts.items()]
+                table.executemany("insert or replace into facts values (?, ?, ?, ?)", rows)
+
+
+def _row(facts: Facts) -> tuple[str, float, int]:
+    if isinstance(facts, ImageFacts):
+        return "image", *facts.size_px
+    if isinstance(facts, AudioFacts):
+        return "audio", facts.num_samples, 0
+    return "video", facts.duration_s, facts.num_samples
+
+
+def _facts(kind: str, a: float, b: int) -> Facts:
+    if kind == "image":
+        return ImageFacts((int(a), b))
+    return AudioFacts(int(a)) if kind == "audio" else VideoFacts(float(a), b)

@@ -1,0 +1,76 @@
+"""The plan of a stage: which rows it reads of its sources, and when."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from avlm.config.data import DataConfig
+from avlm.config.run import Stage
+from avlm.data.planning.plan import Column, Measures, Plan
+from avlm.data.planning.shuffle import Ints
+from avlm.data.readers.joined import JoinedSource
+from avlm.data.rows import RowSource
+
+
+def plan_of(
+    source: RowSource,
+    rows: Sequence[int] | Ints,
+    stage: Stage,
+    data: DataConfig,
+    seed: int,
+    measures: Measures | None = None,
+) -> Plan:
+    """The plan of a stage.
+
+    Args:
+        source: What the stage reads, a `JoinedSource` or any other.
+        rows: Which of its rows the stage reads, ascending.
+        data: Settings of the run's data.
+        seed: Of the run.
+        measures: Of all rows of the source, as its index has them.
+
+    Raises:
+        ConfigError: The order or the packs need measures, and there are none.
+    """
+    taken = np.asarray(rows, np.int64)
+    sizes, weights = [len(taken)], None
+    sources: Mapping[str, str] = {source.name: source.fingerprint()}
+    if isinstance(source, JoinedSource):
+        sizes = np.diff(taken.searchsorted(source.starts)).tolist()
+        weights, sources = source.weights, source.fingerprints()
+    mine = None if measures is None else _of_rows(measures, taken)
+    span = None if mine is None or data.order != "curriculum" else _climb(stage, len(taken), mine)
+    return Plan(sizes, mine, seed=seed, stage=stage, order=data.order, weights=weights, span=span, sources=sources)
+
+
+class _Taken:
+    """Some rows of a column, numbered anew."""
+
+    def __init__(self, column: Column, rows: Ints) -> None:
+        self.column, self.rows = column, rows
+
+    def __getitem__(self, rows: Ints) -> np.ndarray:
+        return np.asarray(self.column[self.rows[rows]])
+
+
+def _of_rows(measures: Measures, rows: Ints) -> Measures:
+    columns = (measures.tokens, measures.cost, measures.tiles, measures.frames)
+    tokens, cost, tiles, frames = (None if column is None else _Taken(column, rows) for column in columns)
+    assert tokens is not None
+    return Measures(tokens, cost, tiles, frames)
+
+
+def _climb(stage: Stage, count: int, measures: Measures) -> int:
+    """Places over which a curriculum climbs: as many as the stage reads; whole epochs if it stops right behind them."""
+    if stage.epochs is not None:
+        return max(1, round(stage.epochs * count))
+    assert stage.steps is not None
+    batch, slack = stage.batch_samples, stage.batch_samples - 1
+    if stage.batch_rows is not None:
+        some = np.asarray(measures.tokens[np.linspace(0, count - 1, min(count, 65_536)).astype(np.int64)])
+        batch = max(1, stage.batch_rows * stage.row_tokens * len(some) // max(1, int(some.sum())))
+        slack = max(batch, count // 32)  # rows are not quite full, and those looked at are some only
+    epochs = max(1, round(stage.steps * batch / count))
+    return epochs * count if abs(stage.steps * batch - epochs * count) <= slack else stage.steps * batch

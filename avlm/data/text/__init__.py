@@ -1,0 +1,1 @@
+"""Conversations to tokens: templates, pieces, turns, vocabularies. What is learned is known by construction."""

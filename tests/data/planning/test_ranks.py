@@ -1,0 +1,78 @@
+"""Even work for every rank."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from avlm.data.planning.ranks import by_likeness, deal, share_out
+
+
+@settings(deadline=None)
+@given(st.integers(1, 5), st.integers(1, 40), st.integers(1, 12), st.integers(0, 1000))
+def test_every_row_goes_to_one_rank_and_ranks_have_equally_many(steps: int, rows: int, ranks: int, seed: int) -> None:
+    costs = np.random.default_rng(seed).lognormal(0, 1, (steps, rows, 2))
+    given_to = deal(costs, ranks)
+    assert given_to.shape == (steps, rows)
+    counts = np.array([np.bincount(step, minlength=ranks) for step in given_to])
+    assert counts.shape[1] == ranks and (counts.max(1) - counts.min(1) <= 1).all()
+    for step in range(steps):  # a step by itself is dealt as among others
+        assert np.array_equal(deal(costs[step : step + 1], ranks)[0], given_to[step])
+
+
+def test_dealing_evens_out_both_costs() -> None:
+    costs = np.random.default_rng(0).lognormal(0, [0.3, 0.15], (200, 64, 2))
+    loads = np.zeros((200, 8, 2))
+    np.add.at(loads, (np.arange(200)[:, None], deal(costs, 8)), costs)
+    spread = loads.max(1).sum(0) / loads.mean(1).sum(0)
+    in_turn = costs.reshape(200, 8, 8, 2).sum(1)
+    assert (spread < 1.03).all()
+    assert (in_turn.max(1).sum(0) / in_turn.mean(1).sum(0) > [1.12, 1.06]).all()  # dealt as they come
+
+
+def test_costs_that_are_nothing_are_dealt_too() -> None:
+    assert sorted(deal(np.zeros((1, 4, 2)), 2)[0].tolist()) == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("encoder", ["none", "equal", "few values", "any value"])
+def test_rows_that_follow_each_other_cost_alike(encoder: str) -> None:
+    rng = np.random.default_rng(0)
+    second = {
+        "none": np.zeros(4800),
+        "equal": np.full(4800, 3.0),
+        "few values": rng.binomial(12, 0.9, 4800).astype(float),
+        "any value": rng.lognormal(0, 0.15, 4800),
+    }[encoder]
+    costs = np.stack([rng.lognormal(0, 0.25, 4800), second], 1)
+    order = by_likeness(costs, 8)
+    assert sorted(order.tolist()) == list(range(4800))
+    groups = costs[order].reshape(-1, 8, 2)
+    spread = groups.max(1).sum(0) / np.maximum(groups.mean(1).sum(0), 1e-9)
+    assert (spread < 1.03).all()
+
+
+def best_of_all(costs: list[float], ranks: int) -> float:
+    return min(
+        max(sum(c for c, r in zip(costs, given_to, strict=True) if r == rank) for rank in range(ranks))
+        for given_to in itertools.product(range(ranks), repeat=len(costs))
+    )
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.integers(0, 20), max_size=7), st.integers(1, 3))
+def test_work_is_shared_out_within_grahams_bound(costs: list[int], ranks: int) -> None:
+    """Longest first is at most 4/3 - 1/(3 ranks) of the best (Graham, 1969); the best by trying everything."""
+    given_to = share_out(costs, ranks)
+    assert len(given_to) == len(costs) and set(given_to) <= set(range(ranks))
+    most = max(sum(c for c, r in zip(costs, given_to, strict=True) if r == rank) for rank in range(ranks))
+    assert most <= (4 / 3 - 1 / (3 * ranks)) * best_of_all([float(c) for c in costs], ranks) + 1e-9
+
+
+def test_work_goes_to_the_rank_that_has_least_and_ties_to_the_first() -> None:
+    assert share_out([5, 1, 4, 1, 1], 2) == [0, 1, 1, 0, 1]  # 5 | 4, 4 + 1, then 5 and 5 are a tie
+    assert share_out([], 3) == []
+    assert share_out([2.0], 3) == [0]
