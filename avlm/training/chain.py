@@ -17,17 +17,15 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from safetensors import SafetensorError
 
-from avlm.config.io import build, read_mapping, to_yaml
+from avlm.config.io import build, read_mapping
 from avlm.config.media import VideoSpec
 from avlm.config.model import LanguagePart, ModelConfig, Source
 from avlm.config.run import RunConfig, Stage
@@ -45,37 +43,13 @@ from avlm.models.precision import cast_weights
 from avlm.samples import MediaKind, Sample
 from avlm.training.building import build_side_by_side, by_itself, collect
 from avlm.training.console import counted, make_console, tell
+from avlm.training.directory import Difference, RunDirectory
 from avlm.training.memory import keep_freed_memory
 from avlm.training.observe import StepMetrics
 from avlm.training.sources import RunSources
 from avlm.training.stages import check_parts, part_modules
 from avlm.training.stopping import StopWish, stop_wishes
 from avlm.training.trainer import Trainer
-
-FREE = ("save", "samples", "threads", "max_steps", "out", "side_by_side")
-"""Settings that may differ when a run goes on: they change no weights of the steps that were done."""
-FREE_DATA = (
-    "cache_mb",
-    "workers",
-    "worker_mb",
-    "stall_s",
-    "eval",
-    "train",
-    "folder",
-    "roots",
-    "fetch",
-    "index",
-    "max_bad",
-    "max_bad_run",
-    "too_long",
-)
-"""The same of `data`. The training file, and its media, may lie elsewhere; the file's contents are compared."""
-
-LOCK = ".lock"
-MOCK = "mock"
-"""Folder of made-up data in a run's directory, for a run that was given none."""
-LEFT_BY_A_START = {LOCK, ".config.yaml.writing", MOCK}
-"""All that a run killed at its very start can have left in its directory."""
 
 
 class Run:
@@ -110,8 +84,8 @@ class Run:
         """As it was asked for, which is what is written down: lengths in epochs stay epochs."""
         self.config = self._counted(config)
         self.stages = tuple(stage for stage in self.config.stages if stage.name in {s.name for s in self.stages})
-        self._fingerprint = self.sources.fingerprints()
-        self._check_directory()
+        self.directory = RunDirectory(self.given, self.sources.fingerprints(), self._changed_steps)
+        self.directory.check()
         self.prompts = self.sources.prompts()
 
     def _counted(self, config: RunConfig) -> RunConfig:
@@ -155,7 +129,7 @@ class Run:
             if isinstance(self.config.model, ModelConfig):
                 given = "what would be built there comes with its weights"
             tell(self.console, f"left out: {', '.join(self.config.left_out())}; {given}")
-        with self._claimed(), stop_wishes() as stop:
+        with self.directory.claimed(), stop_wishes() as stop:
             self._tell_rows(stages)
             self._build_side_by_side(stages, stop)
             for stage in stages:
@@ -172,64 +146,11 @@ class Run:
             if told is not None:
                 tell(self.console, told)
 
-    # ------------------------------------------------------------ the directory
+    # ------------------------------------------------------------ what is done
 
-    def _check_directory(self) -> None:
-        """Make sure that the directory is this run's, empty, or not there."""
-        check_place(self.out)
-        saved = self.out / "config.yaml"
-        if os.path.isfile(saved):
-            self._compare(build(RunConfig, read_mapping(saved), where=str(saved)))
-
-    @contextmanager
-    def _claimed(self) -> Iterator[None]:
-        """The directory made, written down as this run's, and locked against a second process while the block runs."""
-        with ExitStack() as stack:
-            try:
-                self.out.mkdir(parents=True, exist_ok=True)
-                lock = stack.enter_context((self.out / LOCK).open("a"))
-                alone = _lock(lock.fileno())
-                if alone:
-                    self._check_directory()
-                    _write(self.out / "config.yaml", to_yaml(self.given))
-                    _write(self.out / "data.json", json.dumps(self._fingerprint, indent=1))
-            except OSError as error:
-                raise ConfigError(
-                    f"{self.out} cannot be written to ({error.strerror}). Choose another directory with out=DIR"
-                ) from None
-            if not alone:
-                raise ConfigError(
-                    f"another process is training in {self.out}, and two would overwrite each other. "
-                    "Wait for it, or choose another directory with out=DIR"
-                )
-            for pattern in (".*.old", ".*.writing", "*/.*.writing"):  # left by a run that was killed
-                for path in self.out.glob(pattern):
-                    shutil.rmtree(path, ignore_errors=True)
-            yield
-
-    def _compare(self, old: RunConfig) -> None:
-        if old.recipe != self.config.recipe:
-            raise ConfigError(
-                f"{self.out} is a run of the recipe {old.recipe}, and this one is {self.config.recipe}. "
-                "Choose another directory with out=DIR"
-            )
-        before, now = old.model_dump(mode="json"), self.given.model_dump(mode="json")
-        for data in (before, now):
-            for key in FREE:
-                del data[key]
-            for key in FREE_DATA:
-                del data["data"][key]
-        changed = _first_difference(before, now) or self._changed_steps(self._counted(old))
-        if changed is not None:
-            key, a, b = changed
-            raise ConfigError(
-                f"{self.out} was begun with {key}={_shown(a)}, and now {key}={_shown(b)}. A run goes on with the "
-                f"settings it began with: set {key}={_shown(a)}, or choose another directory with out=DIR"
-            )
-        self._compare_data()
-
-    def _changed_steps(self, old: RunConfig) -> tuple[str, object, object] | None:
+    def _changed_steps(self, old: RunConfig) -> Difference | None:
         """A stage's rates follow from its number of steps, so that cannot change once the stage is under way."""
+        old = self._counted(old)
         under_way = {path.name for path in (self.out / "checkpoints").glob("step-*")}
         for stage in self.stages:
             done = self._done(stage)
@@ -238,18 +159,6 @@ class Run:
             if not done:
                 break
         return None
-
-    def _compare_data(self) -> None:
-        try:
-            known = json.loads((self.out / "data.json").read_bytes())
-        except (OSError, ValueError):
-            return  # killed before it was written: nothing was learned yet
-        if sorted(known.values()) != sorted(self._fingerprint.values()):
-            changed = [name for name, digest in known.items() if digest not in self._fingerprint.values()]
-            raise ConfigError(
-                f"{self.out} was begun with other training data ({', '.join(changed or known)} changed since). "
-                "Put the data back as it was, or choose another directory with out=DIR"
-            )
 
     def _result(self, stage: Stage) -> Path:
         """Where a stage leaves what it made."""
@@ -382,21 +291,6 @@ class Run:
         return found
 
 
-def check_place(out: Path) -> None:
-    """Make sure that a run's directory is a run's, empty, or not there.
-
-    Raises:
-        ConfigError: It is something else.
-    """
-    if os.path.isdir(out):
-        if not os.path.isfile(out / "config.yaml") and set(os.listdir(out)) - LEFT_BY_A_START:
-            raise ConfigError(f"{out} holds other files and no run. Choose an empty or a new directory with out=DIR")
-    elif os.path.lexists(out):
-        raise ConfigError(
-            f"{out} is a file, and a run needs a directory. Choose another name with out=DIR, or remove the file"
-        )
-
-
 def _stages(config: RunConfig) -> tuple[Stage, ...]:
     """The stages that a run goes through: a model that is given brings its parts, and a part its weights.
 
@@ -454,52 +348,6 @@ def _stage_model(stage: Stage, model: ModelConfig) -> ModelConfig:
         return model
     sense = {} if stage.builds == "language" else {stage.builds: getattr(model, stage.builds)}
     return ModelConfig(language=model.language, video=model.video, **sense)
-
-
-def _first_difference(a: object, b: object, path: str = "") -> tuple[str, object, object] | None:
-    if isinstance(a, dict) and isinstance(b, dict):
-        for key in [*a, *(k for k in b if k not in a)]:
-            found = _first_difference(a.get(key), b.get(key), f"{path}.{key}" if path else key)
-            if found:
-                return found
-        return None
-    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            name = x.get("name", i) if isinstance(x, dict) else i
-            found = _first_difference(x, y, f"{path}.{name}")
-            if found:
-                return found
-        return None
-    return None if a == b else (path, a, b)
-
-
-def _shown(value: object) -> str:
-    text = "null" if value is None else str(value)
-    return text if len(text) <= 100 else text[:100] + "..."
-
-
-def _write(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}.writing")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
-
-
-def _lock(handle: int) -> bool:
-    """Lock an open file until it is closed, however the process ends; False if another process has."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: two runs in one directory are then not told apart
-        return True
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks
-        return True
-    return True
 
 
 def train(run: RunConfig, *, only: str | None = None) -> Path:
