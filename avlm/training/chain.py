@@ -4,6 +4,7 @@ Each stage begins with what the stage before it published, so a run that was kil
 anywhere goes on from the last thing that was whole: a stage, or a checkpoint in one.
 
     config.yaml     the resolved settings
+    steps.json      how many steps a stage takes, where that is known only when it begins
     mock/           made-up data, where the run was given none
     building/       parts that are being built side by side
     parts/          encoders and language model that learned their trade here
@@ -34,6 +35,7 @@ from avlm.convert.weights import load_model, publish_copy, save_model, save_part
 from avlm.data.decoding.files import limits_of
 from avlm.data.loader import StepLoader
 from avlm.data.media.reader import MediaReader
+from avlm.data.planning.plan import Plan
 from avlm.data.processor import AvlmProcessor
 from avlm.data.selection import left_out, stage_rows, untaken, video_senses
 from avlm.data.text.vocabulary import sample_texts
@@ -43,10 +45,10 @@ from avlm.models.precision import cast_weights
 from avlm.samples import MediaKind, Sample
 from avlm.training.building import build_side_by_side, by_itself, collect
 from avlm.training.console import counted, make_console, tell
-from avlm.training.directory import Difference, RunDirectory
+from avlm.training.directory import STEPS, Difference, RunDirectory, note_steps, noted_steps
 from avlm.training.memory import keep_freed_memory
 from avlm.training.observe import StepMetrics
-from avlm.training.sources import RunSources
+from avlm.training.sources import RunSources, uncounted
 from avlm.training.stages import check_parts, part_modules
 from avlm.training.stopping import StopWish, stop_wishes
 from avlm.training.trainer import Trainer
@@ -82,6 +84,8 @@ class Run:
         self.video = _video_senses(config.model)
         self.given = config
         """As it was asked for, which is what is written down: lengths in epochs stay epochs."""
+        self._packed_steps = self._known_steps()
+        """Steps of stages that are epochs of packed rows, as far as known, by name."""
         self.config = self._counted(config)
         self.stages = tuple(stage for stage in self.config.stages if stage.name in {s.name for s in self.stages})
         self.directory = RunDirectory(self.given, self.sources.fingerprints(), self._changed_steps)
@@ -89,7 +93,11 @@ class Run:
         self.prompts = self.sources.prompts()
 
     def _counted(self, config: RunConfig) -> RunConfig:
-        """The same settings with lengths in steps, after a look for every stage's rows."""
+        """The same settings with lengths in steps, after a look for every stage's rows.
+
+        How many packed rows an epoch has follows from an index, and that from the model's own tokens. So where a stage
+        is so many epochs of them its length is known when it begins, and noted for whoever goes on.
+        """
         taken = {stage.name for stage in self.stages}
 
         def in_steps(stage: Stage) -> Stage:
@@ -97,13 +105,9 @@ class Run:
             if stage.epochs is None:
                 return stage
             if stage.batch_rows is not None:
-                raise ConfigError(
-                    f"stage {stage.name} is {stage.epochs:g} epochs long and takes {stage.batch_rows} rows a step, and "
-                    "how many steps that is follows from an index that the stage makes when it begins. Give its "
-                    f"length as stages.{stage.name}.steps, or batch_samples instead of batch_rows"
-                )
-            steps = config.model_copy(update={"max_steps": None}).stage_steps(stage, rows)
-            return stage.model_copy(update={"steps": steps, "epochs": None})
+                known = self._packed_steps.get(stage.name)
+                return stage if known is None else _of_steps(stage, known)
+            return _of_steps(stage, config.model_copy(update={"max_steps": None}).stage_steps(stage, rows))
 
         return config.model_copy(update={"stages": tuple(in_steps(stage) for stage in config.stages)})
 
@@ -151,10 +155,11 @@ class Run:
     def _changed_steps(self, old: RunConfig) -> Difference | None:
         """A stage's rates follow from its number of steps, so that cannot change once the stage is under way."""
         old = self._counted(old)
-        under_way = {path.name for path in (self.out / "checkpoints").glob("step-*")}
+        under_way = self._under_way()
         for stage in self.stages:
             done = self._done(stage)
-            if (done or under_way) and old.stage_steps(stage) != self.config.stage_steps(stage):
+            counted = stage.steps is not None and (done or under_way)
+            if counted and old.stage_steps(stage) != self.config.stage_steps(stage):
                 return "max_steps", old.max_steps, self.config.max_steps
             if not done:
                 break
@@ -169,6 +174,18 @@ class Run:
     def _done(self, stage: Stage) -> bool:
         return self._result(stage).is_dir()
 
+    def _under_way(self) -> bool:
+        """Whether the first stage that is not done has a checkpoint."""
+        return any((self.out / "checkpoints").glob("step-*"))
+
+    def _known_steps(self) -> dict[str, int]:
+        """What is noted of stages that are done, or that have come so far that they go on."""
+        known = noted_steps(self.out)
+        waiting = [stage.name for stage in self.stages if not self._done(stage)]
+        for name in waiting[1:] if self._under_way() else waiting:
+            known.pop(name, None)
+        return known
+
     def _publish(self) -> None:
         """The model of the last stage that is done, under the run's own name for it."""
         done = [stage for stage in self.stages if stage.builds is None and self._done(stage)]
@@ -181,11 +198,12 @@ class Run:
 
     def _build_side_by_side(self, stages: Sequence[Stage], stop: StopWish) -> None:
         """Build the parts that come next and need no other, where there is more than one and that is wanted."""
-        if any((self.out / "checkpoints").glob("step-*")):
+        if self._under_way():
             return  # the first of them is under way already
         if len(self.sources.opened) > 1:
             return  # their vocabulary is that of all files, and each of them would know its own
-        waiting = list(itertools.takewhile(by_itself, (stage for stage in stages if not self._done(stage))))
+        to_do = (stage for stage in stages if not self._done(stage))
+        waiting = list(itertools.takewhile(lambda stage: by_itself(stage) and stage.steps is not None, to_do))
         under_way = (self.out / "building").is_dir()
         if under_way or (self.config.side_by_side > 1 and len(waiting) > 1):
             at_once = max(2, self.config.side_by_side)
@@ -206,10 +224,15 @@ class Run:
             processor.use_system(self.config.data.system)
         writer = processor if stage.template is None else processor.with_template(stage.template)
         with counted(f"index of {stage.name}", self.console) as progress:
-            measures = self.sources.measures(stage, writer, self.video, self.out / "index", progress)
+            index = self.sources.index(
+                stage, writer, self.video, self.out / "index", progress, goes_on=self._under_way()
+            )
+        given = self._as_given(stage)
         loader = StepLoader(
-            self.sources.of(stage), stage, writer, self.config.data, self.config.seed, self.video, measures=measures
-        )
+            self.sources.of(stage), given, writer, self.config.data, self.config.seed, self.video,
+            measures=None if index is None else index.measures(), uncounted=None if index is None else uncounted(index),
+        )  # fmt: skip
+        stage = self._in_steps(stage, given, loader.plan)
         if untaken(self.sources.of(stage).facts, stage):
             names = ", ".join(untaken(self.sources.of(stage).facts, stage))
             tell(self.console, f"{stage.name}: no row is of {names}, of which stages.{stage.name}.take takes a share")
@@ -226,6 +249,26 @@ class Run:
         if checkpoints.is_dir():
             shutil.rmtree(checkpoints.replace(self.out / ".checkpoints.old"))
 
+    def _as_given(self, stage: Stage) -> Stage:
+        """What the plan goes by: packed rows in epochs, if they were asked for so, and everything else in steps."""
+        given = next(one for one in self.given.stages if one.name == stage.name)
+        return stage if given.batch_rows is None else given
+
+    def _in_steps(self, stage: Stage, given: Stage, plan: Plan) -> Stage:
+        """The stage with its length in steps, counted now if its rows could not be packed before."""
+        if stage.steps is not None:
+            return stage
+        assert given.epochs is not None
+        counted = _of_steps(stage, plan.steps(given.epochs))
+        assert counted.steps is not None
+        self._packed_steps[stage.name] = counted.steps
+        note_steps(self.out, stage.name, counted.steps)
+        tell(self.console, f"{stage.name}: {given.epochs:g} epochs are {counted.steps:,} steps of its packed rows")
+        self.stages = tuple(counted if one.name == stage.name else one for one in self.stages)
+        every = tuple(counted if one.name == stage.name else one for one in self.config.stages)
+        self.config = self.config.model_copy(update={"stages": every})
+        return counted
+
     def _save_result(self, stage: Stage, model: AvlmForConditionalGeneration, processor: AvlmProcessor) -> None:
         if stage.builds is None:
             save_model(model, processor, self._result(stage))
@@ -237,7 +280,7 @@ class Run:
 
     def _begin(self, stage: Stage) -> Composed:
         """What a stage starts from: the stage before it, the given model, or the run's parts."""
-        earlier = [s for s in self.stages[: self.stages.index(stage)] if s.builds is None]
+        earlier = [s for s in self._earlier(stage) if s.builds is None]
         if earlier and stage.builds is None:
             return load_model(self._result(earlier[-1]))
         config = self.config.model
@@ -268,7 +311,18 @@ class Run:
         return [text for source in self.sources.opened.values() for text in sample_texts(source)]
 
     def _steps_before(self, stage: Stage) -> int:
-        return sum(self.config.stage_steps(s) for s in self.stages[: self.stages.index(stage)])
+        return sum(self.config.stage_steps(self._with_steps(s)) for s in self._earlier(stage))
+
+    def _earlier(self, stage: Stage) -> list[Stage]:
+        return list(itertools.takewhile(lambda one: one.name != stage.name, self.stages))
+
+    def _with_steps(self, stage: Stage) -> Stage:
+        if stage.steps is None:
+            raise ConfigError(
+                f"{self.out / STEPS} does not say how many steps stage {stage.name} took, which later stages count "
+                "from. Put the file back, or begin in another directory with out=DIR"
+            )
+        return stage
 
     # ------------------------------------------------------------ fixed prompts
 
@@ -340,6 +394,10 @@ def _video_senses(model: ModelConfig | str) -> frozenset[MediaKind]:
     settings = read_mapping(Path(model) / "config.json")
     order = build(VideoSpec, (settings.get("media") or {}).get("video") or {}).order
     return video_senses(bool(settings.get("audio_config")), order)
+
+
+def _of_steps(stage: Stage, steps: int) -> Stage:
+    return stage.model_copy(update={"steps": steps, "epochs": None})
 
 
 def _stage_model(stage: Stage, model: ModelConfig) -> ModelConfig:

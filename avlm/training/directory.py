@@ -1,8 +1,11 @@
 """The directory of a run: whose it is, one process at a time in it, and settings that it goes on with.
 
-config.yaml     the settings as they were given
-data.json       what the training data is known by
-.lock           held by the process that trains
+    config.yaml     the settings as they were given
+    data.json       what the training data is known by
+    steps.json      how many steps a stage takes, where that is known only when it begins
+    .lock           held by the process that trains
+
+What the stages leave there is in chain.py.
 """
 
 from __future__ import annotations
@@ -41,6 +44,7 @@ FREE_DATA = (
 """The same of `data`. The training file, and its media, may lie elsewhere; the file's contents are compared."""
 
 LOCK = ".lock"
+STEPS = "steps.json"
 MOCK = "mock"
 """Folder of made-up data in a run's directory, for a run that was given none."""
 LEFT_BY_A_START = {LOCK, ".config.yaml.writing", MOCK}
@@ -151,6 +155,19 @@ def check_place(out: Path) -> None:
         raise ConfigError(
             f"{out} is a file, and a run needs a directory. Choose another name with out=DIR, or remove the file"
         )
+
+
+def noted_steps(out: Path) -> dict[str, int]:
+    """Steps of the stages of a run whose length was known only when they began, by name."""
+    try:
+        return {str(name): int(steps) for name, steps in json.loads((out / STEPS).read_bytes()).items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def note_steps(out: Path, stage: str, steps: int) -> None:
+    """Write down how many steps a stage takes that begins now."""
+    write(out / STEPS, json.dumps({**noted_steps(out), stage: steps}, indent=1))
 
 
 def _first_difference(a: object, b: object, path: str = "") -> Difference | None:
