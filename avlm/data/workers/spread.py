@@ -16,8 +16,6 @@ Progress = Callable[[str, int, int], None]
 
 LIMIT_S = 360.0
 """Time that one thing may take before the process that is at it is ended."""
-FEW = 4
-"""Parts that are not worth a process."""
 
 
 def num_cores() -> int:
@@ -62,7 +60,7 @@ def _results(
     workers: int,
     limit_s: float,
 ) -> Iterator[list[R]]:
-    if workers == 0 or len(parts) <= FEW:
+    if workers == 0 or not parts:
         for part in parts:
             yield [work(item) for item in part]
         return
