@@ -72,7 +72,8 @@ def _with_data(config: RunConfig) -> RunConfig:
     if config.data.train is not None or all(stage.data is not None for stage in config.stages):
         return config
     from avlm.data.mock import ROWS, make_mock
-    from avlm.training.chain import MOCK, check_place, parts_of
+    from avlm.training.chain import parts_of
+    from avlm.training.directory import MOCK, check_place
 
     out = Path(config.out)
     check_place(out)

@@ -200,7 +200,15 @@ class Trainer:
             )
 
     def _list_unreadable(self) -> None:
-        """Rows that are no rows at all are listed when the first stage that reads their file begins."""
+        """Rows that are no rows at all are listed when the first stage that reads their file begins.
+
+        Rows that the stage's plan leaves out are listed when it begins, and stop the run if they are too many.
+        """
+        left_out = self.loader.left_out
+        if self.journal.bad(self.stage.name, self.first_step, left_out):
+            told = f"{len(left_out)} rows cannot be used and are left out; see quarantine.jsonl"
+            tell(self.console, f"{self.stage.name}: {told}")
+        self.budget.begin(left_out, len(self.loader.rows))
         errors = self.loader.source.errors
         bad = [Bad(e.sample_id, e.where, e.reason, e.file) for e in errors]
         if self.journal.bad(self.stage.name, self.first_step, bad):
