@@ -45,14 +45,16 @@ from avlm.models.precision import cast_weights
 from avlm.samples import MediaKind, Sample
 from avlm.training.building import build_side_by_side, by_itself, collect
 from avlm.training.console import counted, make_console, tell
+from avlm.training.device import move_model
 from avlm.training.memory import keep_freed_memory
 from avlm.training.observe import StepMetrics
 from avlm.training.sources import RunSources
 from avlm.training.stages import check_parts, part_modules
 from avlm.training.stopping import StopWish, stop_wishes
 from avlm.training.trainer import Trainer
+from avlm.training.world import World, join, one_process
 
-FREE = ("save", "samples", "threads", "max_steps", "out", "side_by_side")
+FREE = ("save", "samples", "threads", "max_steps", "out", "side_by_side", "device", "parallel")
 """Settings that may differ when a run goes on: they change no weights of the steps that were done."""
 FREE_DATA = (
     "cache_mb",
@@ -85,6 +87,7 @@ class Run:
         config: Resolved settings.
         console: Where progress is shown; default: standard error.
         on_step: Called after each step.
+        world: The processes that train together; default: this one alone.
 
     Raises:
         ConfigError: There is no training data, a stage cannot work with it or with the model, or the directory belongs
@@ -98,9 +101,11 @@ class Run:
         *,
         console: Console | None = None,
         on_step: Callable[[StepMetrics], None] | None = None,
+        world: World | None = None,
     ) -> None:
         self.config = config
-        self.console = console or make_console()
+        self.world = world or one_process(config.device)
+        self.console = (console or make_console()) if self.world.first else Console(quiet=True)
         self.on_step = on_step
         self.out = Path(config.out)
         self.stages = _stages(config)
@@ -143,6 +148,7 @@ class Run:
             ConfigError: There is no such stage, or another process is training in the directory.
             Stopped: The run was asked to stop (Ctrl-C, SIGTERM). The same command goes on.
         """
+        self.world.agree("settings", to_yaml(self.given))
         names = [stage.name for stage in self.stages]
         if only is not None and only not in names:
             raise ConfigError(f"--stage {only}: the run has no such stage. Its stages are {', '.join(names)}")
@@ -158,11 +164,15 @@ class Run:
         with self._claimed(), stop_wishes() as stop:
             self._tell_rows(stages)
             self._build_side_by_side(stages, stop)
+            self.world.agree("finished stages", [stage.name for stage in stages if self._done(stage)])
             for stage in stages:
                 if not self._done(stage):
                     self._train_stage(stage, stop)
-                    stop.grant()
-            self._publish()
+                    self.world.wait()
+                    if self.world.most(stop.number or 0)[0]:
+                        stop.grant()
+            if self.world.first:
+                self._publish()
         return self.out / "model"
 
     def _tell_rows(self, stages: Sequence[Stage]) -> None:
@@ -184,6 +194,10 @@ class Run:
     @contextmanager
     def _claimed(self) -> Iterator[None]:
         """The directory made, written down as this run's, and locked against a second process while the block runs."""
+        if not self.world.first:
+            self.world.wait()
+            yield
+            return
         with ExitStack() as stack:
             try:
                 self.out.mkdir(parents=True, exist_ok=True)
@@ -205,6 +219,7 @@ class Run:
             for pattern in (".*.old", ".*.writing", "*/.*.writing"):  # left by a run that was killed
                 for path in self.out.glob(pattern):
                     shutil.rmtree(path, ignore_errors=True)
+            self.world.wait()
             yield
 
     def _compare(self, old: RunConfig) -> None:
@@ -278,6 +293,13 @@ class Run:
             return  # their vocabulary is that of all files, and each of them would know its own
         waiting = list(itertools.takewhile(by_itself, (stage for stage in stages if not self._done(stage))))
         under_way = (self.out / "building").is_dir()
+        if not self.world.alone:
+            if under_way:
+                raise ConfigError(
+                    f"{self.out / 'building'} holds parts that one process was building side by side, and several "
+                    "processes build one part after the other. Finish them with one process, or remove that directory"
+                )
+            return
         if under_way or (self.config.side_by_side > 1 and len(waiting) > 1):
             at_once = max(2, self.config.side_by_side)
             for first in range(0, len(waiting), at_once):
@@ -289,6 +311,7 @@ class Run:
     def _train_stage(self, stage: Stage, stop: StopWish) -> None:
         self.console.rule(stage.name)
         model, processor = self._begin(stage)
+        move_model(model, self.world.device)
         if self.config.precision is not None:
             cast_weights(model, getattr(torch, self.config.precision))
         limits = limits_of(self.config.data.limits, self.sources.doors())
@@ -296,19 +319,22 @@ class Run:
         if self.config.data.system is not None:
             processor.use_system(self.config.data.system)
         writer = processor if stage.template is None else processor.with_template(stage.template)
-        with counted(f"index of {stage.name}", self.console) as progress:
+        with self.world.first_alone(), counted(f"index of {stage.name}", self.console) as progress:
             measures = self.sources.measures(stage, writer, self.video, self.out / "index", progress)
         loader = StepLoader(
-            self.sources.of(stage), stage, writer, self.config.data, self.config.seed, self.video, measures=measures
-        )
+            self.sources.of(stage), stage, writer, self.config.data, self.config.seed, self.video, measures=measures,
+            rank=self.world.rank, ranks=self.world.size,
+        )  # fmt: skip
         if untaken(self.sources.of(stage).facts, stage):
             names = ", ".join(untaken(self.sources.of(stage).facts, stage))
             tell(self.console, f"{stage.name}: no row is of {names}, of which stages.{stage.name}.take takes a share")
         trainer = Trainer(
             self.config, stage, model, processor, loader, self._prompts_for(stage, processor), self.out,
-            self._steps_before(stage), self.console, self.on_step, stop,
+            self._steps_before(stage), self.console, self.on_step, stop, self.world,
         )  # fmt: skip
         trainer.train()
+        if not self.world.first:
+            return
         try:
             self._save_result(stage, model, processor)
         except SafetensorError as error:
@@ -509,6 +535,8 @@ def train(run: RunConfig, *, only: str | None = None) -> Path:
         run: Resolved settings.
         only: Train up to and with this stage.
 
+    Started by torchrun, this process becomes one of those that train together.
+
     Returns:
         The published model directory.
 
@@ -516,5 +544,8 @@ def train(run: RunConfig, *, only: str | None = None) -> Path:
         ConfigError: The settings cannot work with the data or with the run's directory, or training diverged.
         DataError: Too many samples were bad.
         Stopped: Ctrl-C or SIGTERM; all that was done is saved, and the same call goes on.
+        WorldError: Another process of the run ended.
     """
-    return Run(run).train(only)
+    world = join(run.device, run.parallel)
+    with world.member():
+        return Run(run, world=world).train(only)
