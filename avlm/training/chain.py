@@ -48,6 +48,7 @@ from avlm.training.console import counted, make_console, tell
 from avlm.training.device import move_model
 from avlm.training.memory import keep_freed_memory
 from avlm.training.observe import StepMetrics
+from avlm.training.sharded import shards
 from avlm.training.sources import RunSources
 from avlm.training.stages import check_parts, part_modules
 from avlm.training.stopping import StopWish, stop_wishes
@@ -311,7 +312,8 @@ class Run:
     def _train_stage(self, stage: Stage, stop: StopWish) -> None:
         self.console.rule(stage.name)
         model, processor = self._begin(stage)
-        move_model(model, self.world.device)
+        if not shards(self.config, stage, self.world):  # which moves each process's share only
+            move_model(model, self.world.device)
         if self.config.precision is not None:
             cast_weights(model, getattr(torch, self.config.precision))
         limits = limits_of(self.config.data.limits, self.sources.doors())
@@ -336,7 +338,7 @@ class Run:
         if not self.world.first:
             return
         try:
-            self._save_result(stage, model, processor)
+            self._save_result(stage, trainer.model, processor)
         except SafetensorError as error:
             raise OSError(str(error)) from error
         checkpoints = self.out / "checkpoints"

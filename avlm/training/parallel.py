@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from avlm.models.modeling import AvlmForConditionalGeneration
 from avlm.samples import Row
 from avlm.training.device import move_row
 from avlm.training.loss import RowLosses
@@ -29,6 +30,9 @@ class DataParallel:
         losses: What a stage makes of a row.
         parameters: What the optimizer holds.
     """
+
+    collective = False
+    """Whether all processes have to take part when weights are looked at."""
 
     def __init__(
         self, world: World, losses: Callable[[Row], RowLosses], parameters: Callable[[], Sequence[nn.Parameter]]
@@ -59,6 +63,10 @@ class DataParallel:
     def clip(self, limit: float | None) -> float:
         """Scale gradients down to a global norm; the norm before is returned."""
         return float(torch.nn.utils.clip_grad_norm_(self.parameters(), math.inf if limit is None else limit))
+
+    def whole(self, model: AvlmForConditionalGeneration) -> AvlmForConditionalGeneration:
+        """The model with all its weights, in the first process."""
+        return model
 
 
 def _pieces(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:

@@ -28,7 +28,8 @@ from avlm.training.lora import merge_adapters, save_adapters
 from avlm.training.loss import RowLosses, stage_losses
 from avlm.training.observe import Journal, StepMetrics, answer_prompts, bar
 from avlm.training.parallel import DataParallel
-from avlm.training.stages import check_ahead, make_optimizer, prepare, rate, set_modes
+from avlm.training.sharded import Sharded, shards
+from avlm.training.stages import check_ahead, make_optimizer, part_modules, prepare, rate, set_modes
 from avlm.training.states import train_state_head
 from avlm.training.stopping import StopWish
 from avlm.training.totals import totals
@@ -83,6 +84,12 @@ class Trainer:
         self.trained = prepare(model, stage, seed=fresh)
         self.fresh_head = stage.state_head is not None and model.state_head is None
         more = [] if stage.state_head is None else train_state_head(model, stage, fresh)
+        self.parallel: DataParallel | Sharded
+        if shards(run, stage, self.world):
+            self.parallel = Sharded(self.world, model, stage, self._losses, self._learning, run.parallel)
+            more = [] if stage.state_head is None else train_state_head(model, stage, fresh)
+        else:
+            self.parallel = DataParallel(self.world, self._losses, self._learning)
         self.optimizer = make_optimizer(self.trained, stage, more)
         self.learner: nn.Module = model
         """Everything that is trained, for checkpoints."""
@@ -92,7 +99,6 @@ class Trainer:
             self.learner = nn.ModuleDict({"model": model, "head": self.head})
             peak = max(how.lr for how in stage.train.values())
             self.optimizer.add_param_group({"params": list(self.head.parameters()), "lr": peak, "peak": peak})
-        self.parallel = DataParallel(self.world, self._losses, self._learning)
         self.done = 0
         self.budget = BadBudget(run.data)
 
@@ -133,6 +139,7 @@ class Trainer:
                 if self.on_step is not None:
                     self.on_step(metrics)
                 waited = time.perf_counter()
+        self.model = self.parallel.whole(self.model)
         self.model.eval()
         self._keep_adapters()
         self._answer("after")
@@ -244,7 +251,7 @@ class Trainer:
         self.journal.cut_back(self.first_step + self.done, self.stage.name, self.done)
 
     def _save(self) -> None:
-        if self.world.first:
+        if self.world.first or self.parallel.collective:
             self._write_checkpoint()
         self.world.wait()
 
@@ -253,7 +260,9 @@ class Trainer:
         position = Position(self.stage.name, self.done, self.first_step + self.done, bad.bad, bad.run, plan)
         try:
             self.journal.sync()
-            checkpoint.save(self.folder, self.learner, self.optimizer, position, keep=self.run.save.keep)
+            checkpoint.save(
+                self.folder, self.learner, self.optimizer, position, keep=self.run.save.keep, writes=self.world.first
+            )
         except OSError as error:
             tell(
                 self.console,
@@ -263,11 +272,9 @@ class Trainer:
 
     def _keep_adapters(self) -> None:
         """Write adapters down in PEFT's format, then merge them into the weights."""
-        whole = [module for part, module in self.trained.items() if self.stage.train[part].lora is None]
-        if len(whole) == len(self.trained):
-            return
-        if not self.world.first:
-            merge_adapters(self.model)
+        modules = part_modules(self.model)
+        whole = [modules[part] for part in self.trained if self.stage.train[part].lora is None]
+        if len(whole) == len(self.trained) or not self.world.first:
             return
         if self.model.language_model in whole:
             tell(
@@ -292,8 +299,11 @@ class Trainer:
         return {self.steps * (i + 1) // (times + 1) for i in range(times)} - {0, self.steps}
 
     def _answer(self, when: str) -> None:
-        if self.prompts and self.world.first:
-            answers = answer_prompts(self.model, self.processor, self.prompts, self.run.samples.max_tokens)
+        if not self.prompts:
+            return
+        model = self.model if when == "after" else self.parallel.whole(self.model)
+        if self.world.first:
+            answers = answer_prompts(model, self.processor, self.prompts, self.run.samples.max_tokens)
             facts: dict[str, Any] = {"step": self.first_step + self.done, "stage": self.stage.name, "when": when}
             self.journal.answers([{**facts, **answer} for answer in answers])
         self.world.wait()

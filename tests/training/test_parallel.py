@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,11 +12,7 @@ import torch
 
 from avlm.config.io import build
 from avlm.config.run import RunConfig
-from avlm.data.loader import StepData, StepLoader
-from avlm.training.observe import read_lines
-from avlm.training.trainer import Trainer
-from avlm.training.world import World
-from tests.training.worlds import changed, in_world, lines, train_in, weights
+from tests.training.worlds import changed, lines, train_in, weights
 
 Small = Callable[..., RunConfig]
 PARTS = ("vision", "vision_connector", "audio", "audio_connector", "language")
@@ -78,4 +70,21 @@ def test_two_processes_learn_what_one_learns(
     config = plain(train)
     done(train_in(1, config))
     done(train_in(2, changed(config, tmp_path / "two")))
+    assert_same(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.parametrize(
+    "train",
+    [
+        pytest.param(everything(), id="whole"),
+        pytest.param({"vision_connector": {"lr": LR}, "audio_connector": {"lr": LR}}, id="connectors"),
+        pytest.param({"language": {"lr": LR, "lora": LORA}, "audio": {"lr": LR}}, id="lora"),
+    ],
+)
+def test_two_processes_with_a_share_of_the_weights_each_learn_what_one_learns(
+    plain: Callable[..., RunConfig], tmp_path: Path, train: dict[str, Any]
+) -> None:
+    config = plain(train)
+    done(train_in(1, config))
+    done(train_in(2, changed(config, tmp_path / "two", parallel={"mode": "fsdp"})))
     assert_same(tmp_path / "one", tmp_path / "two")

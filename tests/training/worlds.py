@@ -43,7 +43,7 @@ def in_world(
         theirs.close()
         started.append((process, ours))
     found: list[tuple[str, Any]] = []
-    for process, ours in started:
+    for _, ours in started:
         try:
             found.append(ours.recv() if ours.poll(limit_s) else ("hangs", ""))
         except EOFError:
@@ -100,9 +100,7 @@ def changed(config: RunConfig, out: Path, **update: Any) -> RunConfig:
 def weights(out: Path) -> dict[str, torch.Tensor]:
     """Of the model that a run published."""
     return {
-        name: t.float()
-        for path in sorted((out / "model").glob("*.safetensors"))
-        for name, t in load_file(path).items()
+        name: t.float() for path in sorted((out / "model").glob("*.safetensors")) for name, t in load_file(path).items()
     }
 
 
