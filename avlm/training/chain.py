@@ -314,6 +314,12 @@ class Run:
         model, processor = self._begin(stage)
         if not shards(self.config, stage, self.world):  # which moves each process's share only
             move_model(model, self.world.device)
+            if self.config.parallel.mode == "fsdp" and not self.world.alone:
+                tell(
+                    self.console,
+                    f"{stage.name}: every process has the whole encoder, parallel.mode=fsdp notwithstanding, because "
+                    "no language model stands behind it whose layers could be spread",
+                )
         if self.config.precision is not None:
             cast_weights(model, getattr(torch, self.config.precision))
         limits = limits_of(self.config.data.limits, self.sources.doors())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ def move_row(row: Row, device: torch.device) -> Row:
     """The row with its tensors on a device; the same row where they are there already."""
     if row.input_ids.device == device:
         return row
-    moved = {
+    moved: dict[str, Any] = {
         field.name: value.to(device, non_blocking=True)
         for field in fields(row)
         if isinstance(value := getattr(row, field.name), Tensor)

@@ -88,7 +88,7 @@ def _add_up(parameters: Sequence[nn.Parameter]) -> None:
     """Make each parameter's gradient the sum over all processes; who has none gives zeros."""
     flat = torch.cat([_gradient(parameter).reshape(-1) for parameter in parameters])
     dist.all_reduce(flat)
-    for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+    for parameter, part in zip(parameters, torch.split(flat, [p.numel() for p in parameters]), strict=True):
         if parameter.grad is None:
             parameter.grad = torch.empty_like(parameter)  # lies in memory as its parameter does
         parameter.grad.copy_(part.view(parameter.shape))

@@ -85,7 +85,7 @@ class Sharded:
             made.unit(layer, keep=False)
         self.held = [*self.towers, made.unit(self.root, keep=True)]
         model.get_input_embeddings().register_forward_hook(_through)
-        self.learned = self._watch(layers)
+        self.watched, self.learned = self._watch(layers)
 
     def losses(self, row: Row) -> RowLosses:
         found: RowLosses = self.root(row)
@@ -100,9 +100,8 @@ class Sharded:
 
     def finish(self, sums: list[float]) -> list[float]:
         """Add up over all processes the gradients, and what each row's loss was added to; the sums are returned."""
-        names = list(self.held_names)
-        found = self.world.sums([*(float(name in self.learned) for name in names), *sums])
-        wanted = {name for name, count in zip(names, found, strict=False) if count}
+        found = self.world.sums([*(float(name in self.learned) for name in self.watched), *sums])
+        wanted = {name for name, count in zip(self.watched, found, strict=False) if count}
         self.learned.clear()
         for name, parameter in self.model.named_parameters():
             if name in wanted and parameter.grad is None:
@@ -114,7 +113,7 @@ class Sharded:
         for unit in self.held:
             unit.set_requires_gradient_sync(False, recurse=False)
             unit.reshard()
-        return found[len(names) :]
+        return found[len(self.watched) :]
 
     def clip(self, limit: float | None) -> float:
         """Scale gradients down to a global norm; the norm before is returned."""
@@ -147,19 +146,19 @@ class Sharded:
         """A backward pass through nothing, at the end of which torch looks after the gradients of all units."""
         self.root(None).backward()
 
-    def _watch(self, layers: Sequence[nn.Module]) -> set[str]:
-        """Names of held parameters that get a gradient in a step, as they get it."""
+    def _watch(self, layers: Sequence[nn.Module]) -> tuple[list[str], set[str]]:
+        """Names of all trained parameters that are held, and of those that got a gradient in a step, as they get it."""
         self._gather()
         inside = {id(p) for layer in layers for p in layer.parameters()}
         learned: set[str] = set()
-        self.held_names = []
+        names: list[str] = []
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad and id(parameter) not in inside:
-                self.held_names.append(name)
+                names.append(name)
                 parameter.register_post_accumulate_grad_hook(_noting(learned, name))  # type: ignore[no-untyped-call]
         for unit in self.held:
             unit.reshard()
-        return learned
+        return names, learned
 
 
 class _Root(nn.Module):

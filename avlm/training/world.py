@@ -6,6 +6,7 @@ rank. What they tell each other here is JSON, on the processor; gradients take t
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import time
@@ -17,6 +18,8 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from avlm.config.parallel import ParallelConfig
 from avlm.errors import AvlmError, ConfigError, WorldError
@@ -25,9 +28,12 @@ PATIENCE = timedelta(days=7)
 """How long others wait where the first process works alone (indexes, answers, files). One that ends is seen at once."""
 LAST_WORDS_S = 5.0
 """How long the reason is looked for when another process is gone."""
-FAILED = "avlm/failed"
+FAILED = "failed"
 LOST = ("connection closed", "connection reset", "connection refused", "broken pipe", "timed out", "gloo", "nccl")
 """Words in errors about processes that are gone or late."""
+
+_joined = itertools.count()
+"""Worlds that this process was a member of: one after the other they use the same store, each its own keys."""
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -206,10 +212,11 @@ def join(device: Device, settings: ParallelConfig) -> World:
     here = place(device)
     limit = timedelta(seconds=settings.timeout_s)
     try:
-        store, rank, size = next(dist.rendezvous("env://", timeout=limit))
+        store, rank, size = next(rendezvous("env://", timeout=limit))
+        store = PrefixStore(f"avlm/{next(_joined)}", store)
         dist.init_process_group(
             "gloo" if here.type == "cpu" else "cpu:gloo,cuda:nccl",
-            store=dist.PrefixStore("world", store),
+            store=store,
             rank=rank,
             world_size=size,
             timeout=limit,

@@ -79,7 +79,7 @@ def free_port() -> int:
         return int(one.getsockname()[1])
 
 
-def train_in(size: int, config: RunConfig, **settings: Any) -> list[tuple[str, Any]]:
+def train_in(size: int, config: RunConfig, *, limit_s: float = 120, **settings: Any) -> list[tuple[str, Any]]:
     """Train a run in a world of so many processes; in this process for one."""
 
     def work(world: World) -> str:
@@ -88,8 +88,11 @@ def train_in(size: int, config: RunConfig, **settings: Any) -> list[tuple[str, A
         return console.export_text()
 
     if size == 1:
-        return [("done", work(World(0, 1, torch.device("cpu"))))]
-    return in_world(size, work, settings=config.parallel)
+        try:
+            return [("done", work(World(0, 1, torch.device("cpu"))))]
+        except Exception as error:
+            return [(type(error).__name__, str(error))]
+    return in_world(size, work, limit_s=limit_s, settings=config.parallel)
 
 
 def changed(config: RunConfig, out: Path, **update: Any) -> RunConfig:
