@@ -27,7 +27,7 @@ import torch
 from rich.console import Console
 from safetensors import SafetensorError
 
-from avlm.config.io import build, read_mapping
+from avlm.config.io import build, read_mapping, to_yaml
 from avlm.config.media import VideoSpec
 from avlm.config.model import LanguagePart, ModelConfig, Source
 from avlm.config.run import RunConfig, Stage
@@ -244,7 +244,7 @@ class Run:
                 stop.grant()
 
     def _begun_apart(self, waiting: Sequence[Stage]) -> bool:
-        """Whether one of these stages is under way in a process of its own, which several processes cannot go on with."""
+        """Whether one of these stages is under way in a process of its own, which several cannot go on with."""
         begun = under_way(self.config, waiting)
         if begun and not self.world.alone:
             raise ConfigError(
