@@ -154,7 +154,7 @@ def collect(run: RunConfig, stages: Sequence[Stage], steps_before: Callable[[Sta
         parts = Path(run.out) / "parts"
         parts.mkdir(exist_ok=True)
         (folder / "parts" / stage.builds).replace(parts / stage.builds)
-    _clear(run)
+    clear(run)
 
 
 def collect_models(run: RunConfig, group: Sequence[Stage], steps_before: Callable[[Stage], int]) -> None:
@@ -172,7 +172,7 @@ def collect_models(run: RunConfig, group: Sequence[Stage], steps_before: Callabl
             own.replace(models / stage.name)
         else:
             lay_together(models / group[number - 1].name, group[:number], own, models / stage.name)
-    _clear(run)
+    clear(run)
 
 
 def under_way(run: RunConfig, stages: Sequence[Stage]) -> bool:
@@ -195,10 +195,12 @@ def _take_journal(run: RunConfig, stage: Stage, before: int) -> Path:
     return folder
 
 
-def _clear(run: RunConfig) -> None:
+def clear(run: RunConfig) -> None:
     """Remove what was left of stages that have been taken over; others may be under way beside them."""
     out = Path(run.out)
     building = out / "building"
+    if not building.is_dir():
+        return
     taken = {s.name for s in run.stages if (out / "parts" / s.builds if s.builds else out / "stages" / s.name).is_dir()}
     for path in building.iterdir():
         if path.name in taken:

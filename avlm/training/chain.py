@@ -45,7 +45,7 @@ from avlm.models.modeling import AvlmForConditionalGeneration
 from avlm.models.precision import cast_weights
 from avlm.samples import MediaKind, Sample
 from avlm.training.apart import apart
-from avlm.training.building import build_side_by_side, by_itself, collect, collect_models, under_way
+from avlm.training.building import build_side_by_side, by_itself, clear, collect, collect_models, under_way
 from avlm.training.console import counted, make_console, tell
 from avlm.training.device import move_model
 from avlm.training.directory import STEPS, Difference, RunDirectory, note_steps, noted_steps
@@ -144,6 +144,8 @@ class Run:
             tell(self.console, f"left out: {', '.join(self.config.left_out())}; {given}")
         with self._claimed(), stop_wishes() as stop:
             self._tell_rows(stages)
+            if self.world.first:
+                clear(self.config)
             self._build_side_by_side(stages, stop)
             self.world.agree("finished stages", [stage.name for stage in stages if self._done(stage)])
             for group in apart(self.stages, self.video):
