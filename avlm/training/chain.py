@@ -9,6 +9,7 @@ anywhere goes on from the last thing that was whole: a stage, or a checkpoint in
     parts/          encoders and language model that learned their trade here
     stages/         the model directory that each stage left
     adapters/       of each stage that trained some, in PEFT's format
+    features/       what frozen encoders made, until the run is done
     checkpoints/    of the stage that is under way
     model/          the published model: that of the last stage that is done
 """
@@ -45,6 +46,7 @@ from avlm.models.precision import cast_weights
 from avlm.samples import MediaKind, Sample
 from avlm.training.building import build_side_by_side, by_itself, collect
 from avlm.training.console import counted, make_console, tell
+from avlm.training.features import drop_features
 from avlm.training.memory import keep_freed_memory
 from avlm.training.observe import StepMetrics
 from avlm.training.sources import RunSources
@@ -70,6 +72,9 @@ FREE_DATA = (
     "too_long",
 )
 """The same of `data`. The training file, and its media, may lie elsewhere; the file's contents are compared."""
+
+FREE_FEATURES = ("folder", "disk_mb")
+"""The same of `features`: where they are found changes no bit of them."""
 
 LOCK = ".lock"
 MOCK = "mock"
@@ -163,6 +168,8 @@ class Run:
                     self._train_stage(stage, stop)
                     stop.grant()
             self._publish()
+            if all(self._done(stage) for stage in self.stages):
+                drop_features(self.config.features, self.out)
         return self.out / "model"
 
     def _tell_rows(self, stages: Sequence[Stage]) -> None:
@@ -219,6 +226,8 @@ class Run:
                 del data[key]
             for key in FREE_DATA:
                 del data["data"][key]
+            for key in FREE_FEATURES:
+                del data["features"][key]
         changed = _first_difference(before, now) or self._changed_steps(self._counted(old))
         if changed is not None:
             key, a, b = changed
