@@ -691,5 +691,6 @@ def _media(seen: Sequence[Tensor | None], heard: Sequence[Tensor | None]) -> dic
 
 def _output(outputs: ModelOutput, features: dict[str, Tensor], **more: Any) -> AvlmOutput:
     """What both models return: the language model's, and what the connectors made of each kind."""
-    theirs = {name: outputs.get(name) for name in ("past_key_values", "hidden_states", "attentions")}
-    return AvlmOutput(**theirs, **{f"{kind}_hidden_states": features.get(kind) for kind in KINDS}, **more)
+    found: dict[str, Any] = {name: outputs.get(name) for name in ("past_key_values", "hidden_states", "attentions")}
+    found |= {f"{kind}_hidden_states": features.get(kind) for kind in KINDS}
+    return AvlmOutput(**found, **more)

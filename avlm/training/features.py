@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,10 +18,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 import transformers
-from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -42,6 +41,8 @@ FOLDER = "features"
 """In the directory of a run that names no other."""
 MEASURED = 6
 """Media of an encoder that are timed, behind a first one that warms it up."""
+LOOKED_S = 1.0
+"""Between two looks at what other processes keep."""
 PROVEN = 2
 """Media that are found are made as well, until so many were the same to the bit."""
 CHANGED = {
@@ -96,7 +97,7 @@ def encoder_digest(model: AvlmForConditionalGeneration, part: EncoderPart) -> st
     wanted = spec.vision if part == "vision" else heard
     layer = {"vision": model.config.vision_layer, "audio": model.config.audio_layer}.get(part)
     settings = encoder.config.to_dict()
-    for name in ("_name_or_path", "transformers_version"):
+    for name in ("_name_or_path", "transformers_version", "architectures", "dtype"):  # where it came from
         settings.pop(name, None)
     facts = {
         "version": VERSION,
@@ -131,9 +132,8 @@ def medium_key(digest: str, medium: Medium) -> bytes:
     return found.digest()[:KEY_BYTES]
 
 
-def _bytes(tensor: Tensor) -> NDArray[np.uint8]:
-    found: NDArray[np.uint8] = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return found
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 # ---------------------------------------------------------------- one encoder
@@ -179,12 +179,12 @@ class KeptEncoder:
     _warm: bool = False
     _decided: bool = False
     _warned: bool = False
+    _looked: float = -math.inf
     _times: Times = field(default_factory=Times)
 
     def recall(self, media: Sequence[Medium], encode: Encode) -> list[Tensor]:
         """See `models.features.FeatureStore`."""
-        if self.on:
-            self.kept.refresh()
+        self._look_around()
         known: dict[bytes, Tensor] = {}
         results = []
         for medium in media:
@@ -198,6 +198,13 @@ class KeptEncoder:
                 known[key] = self._one(key, medium, encode, hashing)
             results.append(known[key].to(medium.values.device))
         return results
+
+    def _look_around(self) -> None:
+        """See what other processes keep, now and then."""
+        now = time.monotonic()
+        if self.on and now - self._looked >= LOOKED_S:
+            self._looked = now
+            self.kept.refresh()
 
     def _one(self, key: bytes, medium: Medium, encode: Encode, hashing: float) -> Tensor:
         began = time.perf_counter()
@@ -236,6 +243,7 @@ class KeptEncoder:
         made, encoding = self._make(medium, encode)
         if not torch.equal(found, made):
             self.on, self._decided = False, True
+            self.kept.close()
             self.say(
                 f"{self.name}: what {self.kept.folder} holds is not what this machine makes, to the last bit, so it is "
                 "not used. Name another folder with features.folder=DIR"
@@ -259,6 +267,8 @@ class KeptEncoder:
         if t.media == MEASURED:
             self._decided = True
             self.on = t.worth_it()
+            if not self.on:
+                self.kept.close()
             ms = [f"{1000 * s / t.media:,.2f} ms" for s in (t.encoding, t.hashing + t.reading, t.writing)]
             how = "are kept in " + str(self.kept.folder.parent) if self.on else "are not kept"
             self.say(f"{self.name}: {how}; to encode one takes {ms[0]}, to find it {ms[1]}, to write it {ms[2]}")

@@ -260,7 +260,7 @@ def _parse(raw: bytes, segment: str) -> tuple[bytes, Entry] | None:
 def _bytes(tensor: Tensor) -> memoryview:
     if tensor.dtype not in DTYPES or tensor.numel() == 0:
         return memoryview(b"")
-    return memoryview(tensor.contiguous().view(torch.uint8).numpy()).cast("B")
+    return tensor.contiguous().view(-1).view(torch.uint8).numpy().data
 
 
 def _indices(folder: Path) -> list[Path]:
