@@ -377,3 +377,11 @@ def test_a_run_goes_on_with_the_same_choice_and_any_folder(frozen: Callable[...,
     )
     run(frozen("run", "features=on", f"features.folder={tmp_path / 'kept'}", "features.disk_mb=100"))
     assert list((tmp_path / "kept").rglob("*.data")), "a folder that was named is the user's"
+
+
+def test_the_page_tells_of_every_setting() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "features.md").read_text()
+    assert all(f"`features.{name}`" in page for name in FeatureCache.model_fields)
+    assert all(f"`features={use}`" in page for use in FeatureCache.PRESETS)
+    assert f"{FeatureCache().disk_mb:,} by default" in page
+    assert f"The first {['', 'one', 'two'][PROVEN]} media that are\nfound are made as well" in page
