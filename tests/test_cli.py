@@ -580,3 +580,21 @@ def test_rows_are_written_in_another_form(avlm: Callable[..., Said], rows: Calla
     assert said.status == 0 and said.out.endswith(": 4 rows, 4 media\n")
     assert said.err.startswith("left out: rows.jsonl line 5: is not JSON")
     assert avlm("data", "check", tmp_path / "tars", "--workers", 0).status == 0
+
+
+def test_what_lies_outside_of_its_folders_is_not_carried_into_another_form(
+    avlm: Callable[..., Said], rows: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = rows(count=4)
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "p0.png").rename(tmp_path / "outside" / "p0.png")
+    data = tmp_path / "inside" / "rows.jsonl"
+    data.parent.mkdir()
+    for name in ("p2.png", "s1.wav", "s2.wav"):
+        (tmp_path / name).rename(data.parent / name)
+    data.write_text(path.read_text().replace('"p0.png"', f'"{tmp_path}/outside/p0.png"'))
+    said = avlm("data", "convert", data, tmp_path / "kept")
+    assert said.out.endswith(": 3 rows, 3 media\n")
+    assert "p0.png: is not in the folders that media are read from" in said.err
+    opened = avlm("data", "convert", data, tmp_path / "all", f"data.roots=[{tmp_path}/outside]")  # the advice holds
+    assert opened.out.endswith(": 4 rows, 4 media\n")

@@ -71,6 +71,14 @@ def test_the_tree_is_the_tree() -> None:
     assert named == there
 
 
+def test_the_tree_of_the_data_side_is_the_tree() -> None:
+    walk = (ROOT / "docs/walk.md").read_text()
+    tree = next(block for block in re.findall(r"```\n(data/\n.*?)```", walk, re.S))
+    named = [line.split()[0].rstrip("/") for line in tree.splitlines()[1:]]
+    there = {path.name for path in (ROOT / "avlm/data").iterdir() if not path.name.startswith("_")}
+    assert len(named) == len(set(named)) and set(named) == there
+
+
 def test_links_lead_somewhere() -> None:
     for target in re.findall(r"\]\(([^)]+)\)", README):
         assert (ROOT / target).exists(), target

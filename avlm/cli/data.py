@@ -218,11 +218,15 @@ def convert(
 ) -> None:
     """Write rows and their media in another form. Rows that cannot be read are named and left out."""
     check_absent(out)
+    from avlm.data.decoding.doors import doors_of
+    from avlm.data.decoding.files import limits_of
     from avlm.data.writers import convert_rows
 
-    opened = _open(source, _data_of(None, overrides or []))
+    settings = _data_of(None, overrides or [])
+    opened = _open(source, settings)
+    limits = limits_of(settings.limits, doors_of(settings, opened.roots))
     with _bars() as progress, writing(out):
-        made = convert_rows(opened, out, to=to, progress=partial(progress, "rows"))
+        made = convert_rows(opened, out, to=to, limits=limits, progress=partial(progress, "rows"))
     print(f"{made.path}: {made.rows:,} rows, {made.media:,} media")
     for error in [*opened.errors, *made.bad][:5]:
         print(f"left out: {error}", file=sys.stderr)

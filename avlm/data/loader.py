@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import pickle
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 
@@ -19,6 +19,7 @@ import numpy as np
 
 from avlm.config.data import DataConfig
 from avlm.config.run import Stage
+from avlm.data.decoding.files import Limits
 from avlm.data.encode import cut, pack
 from avlm.data.planning.packing import pack_rows
 from avlm.data.planning.plan import Measures
@@ -90,6 +91,8 @@ class StepLoader:
         seed: Of the run.
         video: What the run's model takes from a video.
         measures: Of all rows of the source, where the plan of the stage needs them.
+        uncounted: Rows that have no measures, and why. They are left out of the plan, and so are too long ones where
+            those are dropped; all of them are listed in `left_out`.
         rank, ranks: Which part of each step is prepared here, of how many.
 
     Raises:
@@ -106,6 +109,7 @@ class StepLoader:
         video: frozenset[MediaKind] = BOTH,
         *,
         measures: Measures | None = None,
+        uncounted: Mapping[int, Bad] | None = None,
         rank: int = 0,
         ranks: int = 1,
     ) -> None:
@@ -117,12 +121,37 @@ class StepLoader:
         self.seed = seed
         self.rank, self.ranks = rank, ranks
         self.rows = stage_rows(source.facts, stage, video)
-        if measures is not None and data.too_long == "drop":
-            rows = np.array(self.rows)
-            self.rows = rows[measures.tokens[rows] <= stage.row_tokens].tolist()
+        self.left_out: list[Bad] = []
+        """Rows of the stage that its plan leaves out."""
+        if measures is not None:
+            self._leave_out(uncounted or {}, np.asarray(measures.tokens[np.array(self.rows)]))
         self.plan = plan_of(source, self.rows, stage, data, seed, measures)
         writer = StageWriter(stage, processor, own_kinds(stage, video), seed)
         self.prepare = SamplePreparer(source, writer, data)
+
+    def _leave_out(self, uncounted: Mapping[int, Bad], tokens: np.ndarray) -> None:
+        """Keep rows that the plan can have.
+
+        Args:
+            tokens: Of each row of the stage.
+        """
+        rows = np.array(self.rows)
+        out = np.isin(rows, list(uncounted))
+        if self.data.too_long == "drop":
+            out |= tokens > self.stage.row_tokens
+        for row, count in zip(rows[out].tolist(), tokens[out].tolist(), strict=True):
+            bad = uncounted.get(row)
+            if bad is None:
+                bad = Bad(self.source[row].id, self.source.where(row), too_long(count, self.stage))
+            self.left_out.append(bad)
+        kept: list[int] = rows[~out].tolist()
+        if not kept:
+            first = self.left_out[0]
+            raise ConfigError(
+                f"stage {self.stage.name} can learn from none of its {len(self.rows)} rows. "
+                f"The first one, {first.where}: {first.reason}"
+            )
+        self.rows = kept
 
     def assigned(self, k: int) -> tuple[list[Wanted], Packs]:
         """The samples of step ``k`` that this rank reads, in order, and how they are packed."""
@@ -170,9 +199,8 @@ class StepLoader:
         return self._packed(k, wanted, packs, [self.prepare(one) for one in wanted])
 
     def stall_s(self) -> float:
-        """Time that one sample may take: to be fetched, where that is allowed, and to be decoded."""
-        fetching = 0.0 if self.data.fetch is None else self.data.fetch.total_s
-        return self.data.stall_s or 1.2 * (fetching + self.processor.reader().limits.max_decode_s)
+        """Time that one sample may take."""
+        return stall_s(self.data, self.processor.reader().limits)
 
     def _ahead(self, samples: int) -> int:
         return max(AHEAD - 1, math.ceil(4 * self.data.workers / max(1, samples)))
@@ -232,6 +260,21 @@ class StepLoader:
         return f"{name}: crashed the process that read it, twice ({lost.detail}). Replace it, or remove the sample"
 
 
+def stall_s(data: DataConfig, limits: Limits) -> float:
+    """Time that one sample may take: to be fetched, where that is allowed, and to be decoded."""
+    fetching = 0.0 if data.fetch is None else data.fetch.total_s
+    return data.stall_s or 1.2 * (fetching + limits.max_decode_s)
+
+
+def too_long(tokens: int, stage: Stage) -> str:
+    """Why a sample does not fit into a row of a stage, and what to do."""
+    return (
+        f"has {tokens} tokens, and a row of stage {stage.name} holds {stage.row_tokens}. Raise "
+        f"stages.{stage.name}.row_tokens, leave such samples out with data.too_long=drop, or cut them with "
+        "data.too_long=cut"
+    )
+
+
 class SamplePreparer:
     """From a row's number to a sample as the model reads it, the same in every process.
 
@@ -272,11 +315,7 @@ class SamplePreparer:
         raise self._too_long(encoded, where)
 
     def _too_long(self, encoded: Encoded, where: str) -> Exception:
-        message = (
-            f"has {encoded.room()} tokens, and a row of stage {self.stage.name} holds {self.stage.row_tokens}. "
-            f"Raise stages.{self.stage.name}.row_tokens, leave such samples out with data.too_long=drop, or cut them "
-            "with data.too_long=cut"
-        )
+        message = too_long(encoded.room(), self.stage)
         if self.data.too_long == "drop":
             return DataError(message, where=where, sample_id=encoded.id)
         return ConfigError(f'{where} (id "{encoded.id}"): {message}')

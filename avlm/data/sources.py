@@ -65,7 +65,12 @@ def open_source(
     found, name = _part(str(path))
     if name is not None and (found.endswith(".py") or not Path(found).exists()):
         return _own(str(path), data, columns, progress)
-    return _Opening(data, columns, (name,) if name else SPLITS[use], name, progress).open(found)
+    try:
+        return _Opening(data, columns, (name,) if name else SPLITS[use], name, progress).open(found)
+    except OSError as error:  # of a folder that nobody may look into, say
+        told = error.strerror or type(error).__name__
+        at = "" if error.filename in (None, found) else f" at {error.filename}"
+        raise ConfigError(f"{found}: not readable ({told}{at}). Give rows that you may read") from None
 
 
 def _part(path: str) -> tuple[str, str | None]:
@@ -219,10 +224,12 @@ def _text_only(path: Path) -> None:
         return  # who reads it says so
     with path.open("rb") as file:
         begins = file.read(512)
+    if begins.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise ConfigError(f"{path}: is text in UTF-16, and rows are read in UTF-8. Write it in UTF-8")
     for start, what in _BINARY.items():
         if begins.startswith(start):
             raise ConfigError(f"{path}: is {what}, and give what is in it")
-    if b"\0" in begins and not begins.startswith((b"\xff\xfe", b"\xfe\xff")):
+    if b"\0" in begins:
         raise ConfigError(
             f"{path}: is no text, and its name does not say what it is. Give JSON lines, .tar, .parquet or .arrow "
             "(docs/data.md)"

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol
 
-from avlm.data.decoding.files import LIMITS, opened
+from avlm.data.decoding.files import LIMITS, Limits, opened
 from avlm.data.readers.endings import ending_of
 from avlm.data.readers.taking import Progress, Ticker
 from avlm.data.rows import RowSource
@@ -62,6 +62,7 @@ def convert_rows(
     out: Path | str,
     *,
     to: To,
+    limits: Limits = LIMITS,
     progress: Progress | None = None,
     shard_mb: float = SHARD_MB,
 ) -> Converted:
@@ -70,6 +71,7 @@ def convert_rows(
     Args:
         out: Folder to be made. Rows are in `rows.jsonl` with their media in `media`, or tars are.
         to: ``jsonl``, ``webdataset``, or ``energon``: tars on which `energon prepare` is to be run.
+        limits: What media may be, and where from.
         progress: Called with rows done and in all, where that takes longer than two seconds.
         shard_mb: Size of a tar, about.
 
@@ -87,13 +89,18 @@ def convert_rows(
                 yield error
             ticker.at(i)
 
-    made = write_rows(each(), Path(out), to=to, shard_mb=shard_mb)
+    made = write_rows(each(), Path(out), to=to, limits=limits, shard_mb=shard_mb)
     ticker.end()
     return made
 
 
 def write_rows(
-    rows: Iterable[tuple[Sample, str] | DataError], out: Path, *, to: To, shard_mb: float = SHARD_MB
+    rows: Iterable[tuple[Sample, str] | DataError],
+    out: Path,
+    *,
+    to: To,
+    limits: Limits = LIMITS,
+    shard_mb: float = SHARD_MB,
 ) -> Converted:
     """As `convert_rows`, of samples and the sets that they are from, one at a time.
 
@@ -108,7 +115,7 @@ def write_rows(
     aside.mkdir(parents=True)
     made = Converted(out)
     try:
-        writer = _Lines(aside) if to == "jsonl" else _Tars(aside, out.name, round(shard_mb * 2**20))
+        writer = _Lines(aside, limits) if to == "jsonl" else _Tars(aside, out.name, limits, round(shard_mb * 2**20))
         for row in rows:
             if isinstance(row, DataError):
                 made.bad.append(row)
@@ -192,8 +199,8 @@ def _identity(item: MediaItem) -> tuple[Any, ...]:
 class _Lines:
     """Rows in one file, media named by what is in them."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, limits: Limits) -> None:
+        self.folder, self.limits = folder, limits
         self.media = 0
         self._known: dict[tuple[Any, ...], str] = {}
         self._file = (folder / ROWS).open("wb")
@@ -216,7 +223,7 @@ class _Lines:
     def _copied(self, item: MediaItem) -> str:
         aside = self.folder / "medium.writing"
         digest = hashlib.sha256()
-        with opened(item, LIMITS) as source, aside.open("wb") as target:
+        with opened(item, self.limits) as source, aside.open("wb") as target:
             begins = chunk = source.read(_CHUNK)
             while chunk:
                 digest.update(chunk)
@@ -245,8 +252,8 @@ class _Tars:
     Energon wants keys that are unique in all tars of a dataset, those of other folders too.
     """
 
-    def __init__(self, folder: Path, name: str, shard_bytes: int) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, name: str, limits: Limits, shard_bytes: int) -> None:
+        self.folder, self.limits = folder, limits
         self.name = re.sub(r"[^\w-]", "_", name)
         self.shard_bytes = shard_bytes
         self.media = 0
@@ -259,7 +266,7 @@ class _Tars:
         def place(item: MediaItem) -> str:
             identity = _identity(item)
             if identity not in found:
-                with opened(item, LIMITS) as file:
+                with opened(item, self.limits) as file:
                     begins = file.read(64)
                 found[identity] = (f"{len(found)}.{ending_of(_called(item), begins, item.kind)}", item)
             return found[identity][0]
@@ -267,7 +274,7 @@ class _Tars:
         row = _line(as_row(sample, name, place), sample)
         media = []
         for ending, item in found.values():  # all are opened before anything is written, so that a sample is whole
-            with opened(item, LIMITS) as file:
+            with opened(item, self.limits) as file:
                 media.append((ending, file.read()))
         tar = self._shard()
         key = f"{self.name}-{self._samples:08d}"

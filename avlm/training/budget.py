@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 
 from avlm.config.data import DataConfig
 from avlm.data.loader import Bad, StepData
@@ -28,7 +29,24 @@ class BadBudget:
         self.run = 0
         self.longest_run = 0
         self.seen = 0
+        self.beside = 0.0
+        """Samples that were left out before any was read, for each one that is read."""
         self.last: deque[Bad] = deque(maxlen=TOLD)
+
+    def begin(self, left_out: Sequence[Bad], rows: int) -> None:
+        """Take samples into account that are left out of every reading of all rows.
+
+        Args:
+            rows: How many others there are.
+
+        Raises:
+            DataError: They are too many by themselves.
+        """
+        if not left_out:
+            return
+        self.beside = len(left_out) / rows
+        self.last.extend(left_out)
+        self._check_share(len(left_out), len(left_out) + rows)
 
     def count(self, data: StepData) -> None:
         """Take a step's bad samples into account."""
@@ -50,16 +68,18 @@ class BadBudget:
             DataError: There were.
         """
         limits = self.data
-        if self.bad > max(ALWAYS, limits.max_bad * self.seen):
-            self._stop(
-                f"{self.bad} of {self.seen} samples were bad, more than data.max_bad={limits.max_bad:g} allows",
-                "data.max_bad",
-            )
+        left_out = round(self.beside * self.seen)
+        self._check_share(self.bad + left_out, self.seen + left_out)
         if self.longest_run >= limits.max_bad_run:
             self._stop(
                 f"{self.longest_run} samples one after the other were bad, and data.max_bad_run={limits.max_bad_run}",
                 "data.max_bad_run",
             )
+
+    def _check_share(self, bad: int, seen: int) -> None:
+        if bad > max(ALWAYS, self.data.max_bad * seen):
+            told = f"{bad} of {seen} samples were bad, more than data.max_bad={self.data.max_bad:g} allows"
+            self._stop(told, "data.max_bad")
 
     def _stop(self, what: str, setting: str) -> None:
         *before, last = self.last

@@ -4,6 +4,7 @@ Each stage begins with what the stage before it published, so a run that was kil
 anywhere goes on from the last thing that was whole: a stage, or a checkpoint in one.
 
     config.yaml     the resolved settings
+    steps.json      how many steps a stage takes, where that is known only when it begins
     mock/           made-up data, where the run was given none
     building/       parts that are being built side by side
     parts/          encoders and language model that learned their trade here
@@ -18,10 +19,9 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -37,50 +37,28 @@ from avlm.convert.weights import load_model, publish_copy, save_model, save_part
 from avlm.data.decoding.files import limits_of
 from avlm.data.loader import StepLoader
 from avlm.data.media.reader import MediaReader
+from avlm.data.planning.plan import Plan
 from avlm.data.processor import AvlmProcessor
-from avlm.data.selection import left_out, stage_rows, untaken, video_senses
+from avlm.data.selection import left_out, own_kinds, stage_rows, untaken, video_senses
 from avlm.data.text.vocabulary import sample_texts
 from avlm.errors import ConfigError, DataError
 from avlm.models.modeling import AvlmForConditionalGeneration
 from avlm.models.precision import cast_weights
 from avlm.samples import MediaKind, Sample
-from avlm.training.building import build_side_by_side, by_itself, collect
+from avlm.training.apart import apart
+from avlm.training.building import build_side_by_side, by_itself, collect, collect_models, under_way
 from avlm.training.console import counted, make_console, tell
+from avlm.training.device import move_model
+from avlm.training.directory import STEPS, Difference, RunDirectory, note_steps, noted_steps
 from avlm.training.features import drop_features
 from avlm.training.memory import keep_freed_memory
 from avlm.training.observe import StepMetrics
-from avlm.training.sources import RunSources
+from avlm.training.sharded import shards
+from avlm.training.sources import RunSources, uncounted
 from avlm.training.stages import check_parts, part_modules
 from avlm.training.stopping import StopWish, stop_wishes
 from avlm.training.trainer import Trainer
-
-FREE = ("save", "samples", "threads", "max_steps", "out", "side_by_side")
-"""Settings that may differ when a run goes on: they change no weights of the steps that were done."""
-FREE_DATA = (
-    "cache_mb",
-    "workers",
-    "worker_mb",
-    "stall_s",
-    "eval",
-    "train",
-    "folder",
-    "roots",
-    "fetch",
-    "index",
-    "max_bad",
-    "max_bad_run",
-    "too_long",
-)
-"""The same of `data`. The training file, and its media, may lie elsewhere; the file's contents are compared."""
-
-FREE_FEATURES = ("folder", "disk_mb")
-"""The same of `features`: where they are found changes no bit of them."""
-
-LOCK = ".lock"
-MOCK = "mock"
-"""Folder of made-up data in a run's directory, for a run that was given none."""
-LEFT_BY_A_START = {LOCK, ".config.yaml.writing", MOCK}
-"""All that a run killed at its very start can have left in its directory."""
+from avlm.training.world import World, join, one_process
 
 
 class Run:
@@ -90,6 +68,7 @@ class Run:
         config: Resolved settings.
         console: Where progress is shown; default: standard error.
         on_step: Called after each step.
+        world: The processes that train together; default: this one alone.
 
     Raises:
         ConfigError: There is no training data, a stage cannot work with it or with the model, or the directory belongs
@@ -103,9 +82,11 @@ class Run:
         *,
         console: Console | None = None,
         on_step: Callable[[StepMetrics], None] | None = None,
+        world: World | None = None,
     ) -> None:
         self.config = config
-        self.console = console or make_console()
+        self.world = world or one_process(config.device)
+        self.console = (console or make_console()) if self.world.first else Console(quiet=True)
         self.on_step = on_step
         self.out = Path(config.out)
         self.stages = _stages(config)
@@ -113,14 +94,20 @@ class Run:
         self.video = _video_senses(config.model)
         self.given = config
         """As it was asked for, which is what is written down: lengths in epochs stay epochs."""
+        self._packed_steps = self._known_steps()
+        """Steps of stages that are epochs of packed rows, as far as known, by name."""
         self.config = self._counted(config)
         self.stages = tuple(stage for stage in self.config.stages if stage.name in {s.name for s in self.stages})
-        self._fingerprint = self.sources.fingerprints()
-        self._check_directory()
+        self.directory = RunDirectory(self.given, self.sources.fingerprints(), self._changed_steps)
+        self.directory.check()
         self.prompts = self.sources.prompts()
 
     def _counted(self, config: RunConfig) -> RunConfig:
-        """The same settings with lengths in steps, after a look for every stage's rows."""
+        """The same settings with lengths in steps, after a look for every stage's rows.
+
+        How many packed rows an epoch has follows from an index, and that from the model's own tokens. So where a stage
+        is so many epochs of them its length is known when it begins, and noted for whoever goes on.
+        """
         taken = {stage.name for stage in self.stages}
 
         def in_steps(stage: Stage) -> Stage:
@@ -128,13 +115,9 @@ class Run:
             if stage.epochs is None:
                 return stage
             if stage.batch_rows is not None:
-                raise ConfigError(
-                    f"stage {stage.name} is {stage.epochs:g} epochs long and takes {stage.batch_rows} rows a step, and "
-                    "how many steps that is follows from an index that the stage makes when it begins. Give its "
-                    f"length as stages.{stage.name}.steps, or batch_samples instead of batch_rows"
-                )
-            steps = config.model_copy(update={"max_steps": None}).stage_steps(stage, rows)
-            return stage.model_copy(update={"steps": steps, "epochs": None})
+                known = self._packed_steps.get(stage.name)
+                return stage if known is None else _of_steps(stage, known)
+            return _of_steps(stage, config.model_copy(update={"max_steps": None}).stage_steps(stage, rows))
 
         return config.model_copy(update={"stages": tuple(in_steps(stage) for stage in config.stages)})
 
@@ -148,6 +131,7 @@ class Run:
             ConfigError: There is no such stage, or another process is training in the directory.
             Stopped: The run was asked to stop (Ctrl-C, SIGTERM). The same command goes on.
         """
+        self.world.agree("settings", to_yaml(self.given))
         names = [stage.name for stage in self.stages]
         if only is not None and only not in names:
             raise ConfigError(f"--stage {only}: the run has no such stage. Its stages are {', '.join(names)}")
@@ -163,14 +147,21 @@ class Run:
         with self._claimed(), stop_wishes() as stop:
             self._tell_rows(stages)
             self._build_side_by_side(stages, stop)
-            for stage in stages:
-                if not self._done(stage):
-                    self._train_stage(stage, stop)
-                    stop.grant()
-            self._publish()
-            if all(self._done(stage) for stage in self.stages):
-                drop_features(self.config.features, self.out)
+            self.world.agree("finished stages", [stage.name for stage in stages if self._done(stage)])
+            for group in apart(self.stages, self.video):
+                self._train_group(group, stages, stop)
+            if self.world.first:
+                self._publish()
+                if all(self._done(stage) for stage in self.stages):
+                    drop_features(self.config.features, self.out)
         return self.out / "model"
+
+    @contextmanager
+    def _claimed(self) -> Iterator[None]:
+        """The run's directory claimed by the first process, for which the others wait."""
+        with self.directory.claimed() if self.world.first else nullcontext():
+            self.world.wait()
+            yield
 
     def _tell_rows(self, stages: Sequence[Stage]) -> None:
         """Which of the stages to come read a part of their rows only."""
@@ -179,86 +170,20 @@ class Run:
             if told is not None:
                 tell(self.console, told)
 
-    # ------------------------------------------------------------ the directory
+    # ------------------------------------------------------------ what is done
 
-    def _check_directory(self) -> None:
-        """Make sure that the directory is this run's, empty, or not there."""
-        check_place(self.out)
-        saved = self.out / "config.yaml"
-        if os.path.isfile(saved):
-            self._compare(build(RunConfig, read_mapping(saved), where=str(saved)))
-
-    @contextmanager
-    def _claimed(self) -> Iterator[None]:
-        """The directory made, written down as this run's, and locked against a second process while the block runs."""
-        with ExitStack() as stack:
-            try:
-                self.out.mkdir(parents=True, exist_ok=True)
-                lock = stack.enter_context((self.out / LOCK).open("a"))
-                alone = _lock(lock.fileno())
-                if alone:
-                    self._check_directory()
-                    _write(self.out / "config.yaml", to_yaml(self.given))
-                    _write(self.out / "data.json", json.dumps(self._fingerprint, indent=1))
-            except OSError as error:
-                raise ConfigError(
-                    f"{self.out} cannot be written to ({error.strerror}). Choose another directory with out=DIR"
-                ) from None
-            if not alone:
-                raise ConfigError(
-                    f"another process is training in {self.out}, and two would overwrite each other. "
-                    "Wait for it, or choose another directory with out=DIR"
-                )
-            for pattern in (".*.old", ".*.writing", "*/.*.writing"):  # left by a run that was killed
-                for path in self.out.glob(pattern):
-                    shutil.rmtree(path, ignore_errors=True)
-            yield
-
-    def _compare(self, old: RunConfig) -> None:
-        if old.recipe != self.config.recipe:
-            raise ConfigError(
-                f"{self.out} is a run of the recipe {old.recipe}, and this one is {self.config.recipe}. "
-                "Choose another directory with out=DIR"
-            )
-        before, now = old.model_dump(mode="json"), self.given.model_dump(mode="json")
-        for data in (before, now):
-            for key in FREE:
-                del data[key]
-            for key in FREE_DATA:
-                del data["data"][key]
-            for key in FREE_FEATURES:
-                del data["features"][key]
-        changed = _first_difference(before, now) or self._changed_steps(self._counted(old))
-        if changed is not None:
-            key, a, b = changed
-            raise ConfigError(
-                f"{self.out} was begun with {key}={_shown(a)}, and now {key}={_shown(b)}. A run goes on with the "
-                f"settings it began with: set {key}={_shown(a)}, or choose another directory with out=DIR"
-            )
-        self._compare_data()
-
-    def _changed_steps(self, old: RunConfig) -> tuple[str, object, object] | None:
+    def _changed_steps(self, old: RunConfig) -> Difference | None:
         """A stage's rates follow from its number of steps, so that cannot change once the stage is under way."""
-        under_way = {path.name for path in (self.out / "checkpoints").glob("step-*")}
+        old = self._counted(old)
+        under_way = self._under_way()
         for stage in self.stages:
             done = self._done(stage)
-            if (done or under_way) and old.stage_steps(stage) != self.config.stage_steps(stage):
+            counted = stage.steps is not None and (done or under_way)
+            if counted and old.stage_steps(stage) != self.config.stage_steps(stage):
                 return "max_steps", old.max_steps, self.config.max_steps
             if not done:
                 break
         return None
-
-    def _compare_data(self) -> None:
-        try:
-            known = json.loads((self.out / "data.json").read_bytes())
-        except (OSError, ValueError):
-            return  # killed before it was written: nothing was learned yet
-        if sorted(known.values()) != sorted(self._fingerprint.values()):
-            changed = [name for name, digest in known.items() if digest not in self._fingerprint.values()]
-            raise ConfigError(
-                f"{self.out} was begun with other training data ({', '.join(changed or known)} changed since). "
-                "Put the data back as it was, or choose another directory with out=DIR"
-            )
 
     def _result(self, stage: Stage) -> Path:
         """Where a stage leaves what it made."""
@@ -268,6 +193,18 @@ class Run:
 
     def _done(self, stage: Stage) -> bool:
         return self._result(stage).is_dir()
+
+    def _under_way(self) -> bool:
+        """Whether the first stage that is not done has a checkpoint."""
+        return any((self.out / "checkpoints").glob("step-*"))
+
+    def _known_steps(self) -> dict[str, int]:
+        """What is noted of stages that are done, or that have come so far that they go on."""
+        known = noted_steps(self.out)
+        waiting = [stage.name for stage in self.stages if not self._done(stage)]
+        for name in waiting[1:] if self._under_way() else waiting:
+            known.pop(name, None)
+        return known
 
     def _publish(self) -> None:
         """The model of the last stage that is done, under the run's own name for it."""
@@ -281,23 +218,58 @@ class Run:
 
     def _build_side_by_side(self, stages: Sequence[Stage], stop: StopWish) -> None:
         """Build the parts that come next and need no other, where there is more than one and that is wanted."""
-        if any((self.out / "checkpoints").glob("step-*")):
+        if self._under_way():
             return  # the first of them is under way already
         if len(self.sources.opened) > 1:
             return  # their vocabulary is that of all files, and each of them would know its own
-        waiting = list(itertools.takewhile(by_itself, (stage for stage in stages if not self._done(stage))))
-        under_way = (self.out / "building").is_dir()
-        if under_way or (self.config.side_by_side > 1 and len(waiting) > 1):
+        to_do = (stage for stage in stages if not self._done(stage))
+        waiting = list(itertools.takewhile(lambda stage: by_itself(stage) and stage.steps is not None, to_do))
+        begun = self._begun_apart(waiting)
+        if begun or (self.config.side_by_side > 1 and len(waiting) > 1 and self.world.alone):
             at_once = max(2, self.config.side_by_side)
             for first in range(0, len(waiting), at_once):
                 build_side_by_side(self.config, waiting[first : first + at_once], self.console, stop)
             collect(self.config, waiting, self._steps_before)
+
+    def _train_group(self, group: Sequence[Stage], wanted: Sequence[Stage], stop: StopWish) -> None:
+        """Train those stages of a group that are wanted: one by one, or side by side where that is wanted too."""
+        waiting = [stage for stage in group if stage in wanted and not self._done(stage)]
+        together = self.config.side_by_side > 1 and len(group) > 1 and waiting == list(group)
+        free = len(self.sources.opened) == 1 and not self._under_way() and all(stage.steps for stage in group)
+        if self._begun_apart(waiting) or (together and free and self.world.alone):
+            start = {"model": self._start(group[0])}
+            build_side_by_side(self.config.model_copy(update=start), waiting, self.console, stop)
+            collect_models(self.config, [stage for stage in group if stage in wanted], self._steps_before)
+            return
+        for stage in waiting:
+            self._train_stage(stage, stop)
+            self.world.wait()
+            if self.world.most(stop.number or 0)[0]:
+                stop.grant()
+
+    def _begun_apart(self, waiting: Sequence[Stage]) -> bool:
+        """Whether one of these stages is under way in a process of its own, which several cannot go on with."""
+        begun = under_way(self.config, waiting)
+        if begun and not self.world.alone:
+            raise ConfigError(
+                f"{self.out / 'building'} holds stages that one process was training side by side, and several "
+                "processes train one stage after the other. Finish them with one process, or remove that directory"
+            )
+        return begun
 
     # ------------------------------------------------------------ one stage
 
     def _train_stage(self, stage: Stage, stop: StopWish) -> None:
         self.console.rule(stage.name)
         model, processor = self._begin(stage)
+        if not shards(self.config, stage, self.world):  # which moves each process's share only
+            move_model(model, self.world.device)
+            if self.config.parallel.mode == "fsdp" and not self.world.alone:
+                tell(
+                    self.console,
+                    f"{stage.name}: every process has the whole encoder, parallel.mode=fsdp notwithstanding, because "
+                    "no language model stands behind it whose layers could be spread",
+                )
         if self.config.precision is not None:
             cast_weights(model, getattr(torch, self.config.precision))
         limits = limits_of(self.config.data.limits, self.sources.doors())
@@ -305,26 +277,55 @@ class Run:
         if self.config.data.system is not None:
             processor.use_system(self.config.data.system)
         writer = processor if stage.template is None else processor.with_template(stage.template)
-        with counted(f"index of {stage.name}", self.console) as progress:
-            measures = self.sources.measures(stage, writer, self.video, self.out / "index", progress)
+        with self.world.first_alone(), counted(f"index of {stage.name}", self.console) as progress:
+            index = self.sources.index(
+                stage, writer, self.video, self.out / "index", progress, goes_on=self._under_way()
+            )
+        given = self._as_given(stage)
         loader = StepLoader(
-            self.sources.of(stage), stage, writer, self.config.data, self.config.seed, self.video, measures=measures
-        )
+            self.sources.of(stage), given, writer, self.config.data, self.config.seed, self.video,
+            measures=None if index is None else index.measures(), uncounted=None if index is None else uncounted(index),
+            rank=self.world.rank, ranks=self.world.size,
+        )  # fmt: skip
+        stage = self._in_steps(stage, given, loader.plan)
         if untaken(self.sources.of(stage).facts, stage):
             names = ", ".join(untaken(self.sources.of(stage).facts, stage))
             tell(self.console, f"{stage.name}: no row is of {names}, of which stages.{stage.name}.take takes a share")
         trainer = Trainer(
             self.config, stage, model, processor, loader, self._prompts_for(stage, processor), self.out,
-            self._steps_before(stage), self.console, self.on_step, stop,
+            self._steps_before(stage), self.console, self.on_step, stop, self.world,
         )  # fmt: skip
         trainer.train()
+        if not self.world.first:
+            return
         try:
-            self._save_result(stage, model, processor)
+            self._save_result(stage, trainer.model, processor)
         except SafetensorError as error:
             raise OSError(str(error)) from error
         checkpoints = self.out / "checkpoints"
         if checkpoints.is_dir():
             shutil.rmtree(checkpoints.replace(self.out / ".checkpoints.old"))
+
+    def _as_given(self, stage: Stage) -> Stage:
+        """What the plan goes by: packed rows in epochs, if they were asked for so, and everything else in steps."""
+        given = next(one for one in self.given.stages if one.name == stage.name)
+        return stage if given.batch_rows is None else given
+
+    def _in_steps(self, stage: Stage, given: Stage, plan: Plan) -> Stage:
+        """The stage with its length in steps, counted now if its rows could not be packed before."""
+        if stage.steps is not None:
+            return stage
+        assert given.epochs is not None
+        counted = _of_steps(stage, plan.steps(given.epochs))
+        assert counted.steps is not None
+        self._packed_steps[stage.name] = counted.steps
+        if self.world.first:
+            note_steps(self.out, stage.name, counted.steps)
+        tell(self.console, f"{stage.name}: {given.epochs:g} epochs are {counted.steps:,} steps of its packed rows")
+        self.stages = tuple(counted if one.name == stage.name else one for one in self.stages)
+        every = tuple(counted if one.name == stage.name else one for one in self.config.stages)
+        self.config = self.config.model_copy(update={"stages": every})
+        return counted
 
     def _save_result(self, stage: Stage, model: AvlmForConditionalGeneration, processor: AvlmProcessor) -> None:
         if stage.builds is None:
@@ -337,19 +338,23 @@ class Run:
 
     def _begin(self, stage: Stage) -> Composed:
         """What a stage starts from: the stage before it, the given model, or the run's parts."""
-        earlier = [s for s in self.stages[: self.stages.index(stage)] if s.builds is None]
-        if earlier and stage.builds is None:
-            return load_model(self._result(earlier[-1]))
-        config = self.config.model
-        if isinstance(config, str):
-            return load_model(config)
-        model = config if by_itself(stage) else self._with_built_parts(config)
+        model = self._start(stage)
+        if isinstance(model, str):
+            return load_model(model)
         return compose(
             _stage_model(stage, model),
             seed=self.config.seed,
             texts=list(self._texts()),
             language_weights=stage.supervise != "words",  # of which only the tokens are used
         )
+
+    def _start(self, stage: Stage) -> ModelConfig | str:
+        """The model directory that a stage starts from, or what is to be composed for it."""
+        earlier = [s for s in self.stages[: self.stages.index(stage)] if s.builds is None]
+        if earlier and stage.builds is None:
+            return str(self._result(earlier[-1]))
+        config = self.config.model
+        return config if isinstance(config, str) or by_itself(stage) else self._with_built_parts(config)
 
     def _with_built_parts(self, model: ModelConfig) -> ModelConfig:
         """The same model with parts that were built in this run in place of fresh ones."""
@@ -368,7 +373,18 @@ class Run:
         return [text for source in self.sources.opened.values() for text in sample_texts(source)]
 
     def _steps_before(self, stage: Stage) -> int:
-        return sum(self.config.stage_steps(s) for s in self.stages[: self.stages.index(stage)])
+        return sum(self.config.stage_steps(self._with_steps(s)) for s in self._earlier(stage))
+
+    def _earlier(self, stage: Stage) -> list[Stage]:
+        return list(itertools.takewhile(lambda one: one.name != stage.name, self.stages))
+
+    def _with_steps(self, stage: Stage) -> Stage:
+        if stage.steps is None:
+            raise ConfigError(
+                f"{self.out / STEPS} does not say how many steps stage {stage.name} took, which later stages count "
+                "from. Put the file back, or begin in another directory with out=DIR"
+            )
+        return stage
 
     # ------------------------------------------------------------ fixed prompts
 
@@ -379,8 +395,11 @@ class Run:
         media = processor.media_spec()
         can = {"image": media.vision is not None, "audio": media.audio is not None}
         can["video"] = can["audio" if media.video.order == "audio" else "image"]
+        own = own_kinds(stage, self.video)
         found = []
         for sample in self.prompts:
+            if own and not sample.kinds() <= own:
+                continue  # the stage learns nothing for it
             if not all(can[kind] for kind in sample.kinds()) or (stage.builds is not None and not sample.kinds()):
                 continue
             try:
@@ -389,21 +408,6 @@ class Run:
                 continue
             found.append(sample)
         return found
-
-
-def check_place(out: Path) -> None:
-    """Make sure that a run's directory is a run's, empty, or not there.
-
-    Raises:
-        ConfigError: It is something else.
-    """
-    if os.path.isdir(out):
-        if not os.path.isfile(out / "config.yaml") and set(os.listdir(out)) - LEFT_BY_A_START:
-            raise ConfigError(f"{out} holds other files and no run. Choose an empty or a new directory with out=DIR")
-    elif os.path.lexists(out):
-        raise ConfigError(
-            f"{out} is a file, and a run needs a directory. Choose another name with out=DIR, or remove the file"
-        )
 
 
 def _stages(config: RunConfig) -> tuple[Stage, ...]:
@@ -457,58 +461,16 @@ def _video_senses(model: ModelConfig | str) -> frozenset[MediaKind]:
     return video_senses(bool(settings.get("audio_config")), order)
 
 
+def _of_steps(stage: Stage, steps: int) -> Stage:
+    return stage.model_copy(update={"steps": steps, "epochs": None})
+
+
 def _stage_model(stage: Stage, model: ModelConfig) -> ModelConfig:
     """The part of a model that a stage works on: all of it, or what one part learns its trade in."""
     if stage.builds is None:
         return model
     sense = {} if stage.builds == "language" else {stage.builds: getattr(model, stage.builds)}
     return ModelConfig(language=model.language, video=model.video, **sense)
-
-
-def _first_difference(a: object, b: object, path: str = "") -> tuple[str, object, object] | None:
-    if isinstance(a, dict) and isinstance(b, dict):
-        for key in [*a, *(k for k in b if k not in a)]:
-            found = _first_difference(a.get(key), b.get(key), f"{path}.{key}" if path else key)
-            if found:
-                return found
-        return None
-    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            name = x.get("name", i) if isinstance(x, dict) else i
-            found = _first_difference(x, y, f"{path}.{name}")
-            if found:
-                return found
-        return None
-    return None if a == b else (path, a, b)
-
-
-def _shown(value: object) -> str:
-    text = "null" if value is None else str(value)
-    return text if len(text) <= 100 else text[:100] + "..."
-
-
-def _write(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}.writing")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
-
-
-def _lock(handle: int) -> bool:
-    """Lock an open file until it is closed, however the process ends; False if another process has."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: two runs in one directory are then not told apart
-        return True
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks
-        return True
-    return True
 
 
 def train(run: RunConfig, *, only: str | None = None) -> Path:
@@ -518,6 +480,8 @@ def train(run: RunConfig, *, only: str | None = None) -> Path:
         run: Resolved settings.
         only: Train up to and with this stage.
 
+    Started by torchrun, this process becomes one of those that train together.
+
     Returns:
         The published model directory.
 
@@ -525,5 +489,8 @@ def train(run: RunConfig, *, only: str | None = None) -> Path:
         ConfigError: The settings cannot work with the data or with the run's directory, or training diverged.
         DataError: Too many samples were bad.
         Stopped: Ctrl-C or SIGTERM; all that was done is saved, and the same call goes on.
+        WorldError: Another process of the run ended.
     """
-    return Run(run).train(only)
+    world = join(run.device, run.parallel)
+    with world.member():
+        return Run(run, world=world).train(only)

@@ -7,8 +7,8 @@ from pathlib import Path
 from avlm.config.data import Weighted
 from avlm.config.run import RunConfig, Stage
 from avlm.data.decoding.doors import Doors, doors_of
-from avlm.data.indexing.index import Progress, build_index
-from avlm.data.planning.plan import Measures
+from avlm.data.indexing.index import Index, Progress, build_index, standing_index
+from avlm.data.loader import Bad, stall_s
 from avlm.data.processor import AvlmProcessor
 from avlm.data.readers.joined import JoinedSource, blended
 from avlm.data.rows import RowSource
@@ -84,29 +84,43 @@ class RunSources:
         roots: list[Path] = [root for source in sources for root in source.roots]
         return doors_of(self.config.data, roots)
 
-    def measures(
-        self, stage: Stage, processor: AvlmProcessor, video: frozenset[MediaKind], folder: Path, progress: Progress
-    ) -> Measures | None:
-        """What the rows of a stage take, where its plan goes by that: from its index, made or brought up to date.
+    def index(
+        self,
+        stage: Stage,
+        processor: AvlmProcessor,
+        video: frozenset[MediaKind],
+        folder: Path,
+        progress: Progress,
+        *,
+        goes_on: bool,
+    ) -> Index | None:
+        """What the rows of a stage take, where its plan goes by that: an index, made or brought up to date.
 
         Args:
             processor: Writes rows down as the stage does.
             folder: Where indexes lie if the settings do not say.
+            goes_on: Whether the stage has planned with one before, which is then as good as it was.
         """
         if stage.batch_rows is None and self.config.data.order in ("shuffled", "as_is"):
             return None
         data = self.config.data
-        index = build_index(
-            self.of(stage),
+        source, place = self.of(stage), folder if data.index is None else Path(data.index)
+        if goes_on:
+            found = standing_index(source, processor, place, stage=stage, video=video, too_long=data.too_long)
+            if found is not None:
+                return found
+        return build_index(
+            source,
             processor,
-            folder if data.index is None else Path(data.index),
+            place,
             stage=stage,
             video=video,
             too_long=data.too_long,
             workers=data.workers,
+            limit_s=stall_s(data, processor.reader().limits),
+            memory_mb=data.worker_mb,
             progress=progress,
         )
-        return Measures(index.tokens, index.cost, index.tiles, index.frames)
 
     def prompts(self) -> list[Sample]:
         """The first held-out samples of each task (training ones where nothing is held out)."""
@@ -119,3 +133,8 @@ class RunSources:
                 taken[facts.task] += 1
                 found.append(source[i])
         return found
+
+
+def uncounted(index: Index) -> dict[int, Bad]:
+    """Rows that an index has no counts of, and why."""
+    return {row.row: Bad(row.sample_id, row.where, row.reason, row.file) for row in index.reasons()}

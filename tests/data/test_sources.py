@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
 import gzip
 import io
 import json
@@ -547,6 +548,11 @@ def test_a_source_travels_as_a_few_bytes(tmp_path: Path) -> None:
         ("rows.jsonl.gz", gzip.compress(b"{}", mtime=0), "is compressed with gzip. Unpack it, and give what is in it"),
         ("rows.zip", b"PK\x03\x04rest", "is a zip archive. Unpack it, and give what is in it"),
         (
+            "rows.jsonl",
+            '{"id": 1}\n'.encode("utf-16"),
+            "is text in UTF-16, and rows are read in UTF-8. Write it in UTF-8",
+        ),
+        (
             "a.png",
             b"\x89PNG\r\n\x1a\n\0\0",
             "is no text, and its name does not say what it is. Give JSON lines, .tar, .parquet or .arrow (docs/data.md)",
@@ -694,3 +700,24 @@ def test_any_json_is_a_conversation_or_is_refused(row: Any) -> None:
         row |= {"set": row.get("text"), "inserted_id": row.get("task"), "end_tag": row.get("path")}
     with contextlib.suppress(DataError):
         assert parse_row(row, Folders(), "x row 1", "conversations").turns
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "folder"])
+def test_what_may_not_be_read_is_the_users_to_change(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever runs this may be allowed everything, so opening is made to fail as it does for others."""
+    path = tmp_path / name
+    path.write_text("{}\n") if path.suffix else path.mkdir()
+    known = Path.open if path.suffix else Path.stat
+
+    def refused(self: Path, *more: Any, **settings: Any) -> Any:
+        if self.is_relative_to(path) and (path.suffix or self != path):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+        return known(self, *more, **settings)
+
+    monkeypatch.setattr(Path, known.__name__, refused)
+    with pytest.raises(ConfigError) as error:
+        open_source(path)
+    assert str(error.value).startswith(f"{path}: not readable (Permission denied")
+    assert str(error.value).endswith("Give rows that you may read")

@@ -81,3 +81,21 @@ def test_a_run_that_goes_on_counts_on() -> None:
     assert after.bad == 4
     with pytest.raises(DataError, match="4 samples one after the other"):
         after.check()
+
+
+def test_what_is_left_out_of_every_reading_counts_as_if_it_had_been_read() -> None:
+    """100 of 1,000 are left out, and 1 in 90 of the others is bad: 11 of 100 together."""
+    left_out = [Bad(str(i), f"rows.jsonl line {i}", "broken") for i in range(100)]
+
+    def read(max_bad: float) -> None:
+        budget = BadBudget(DataConfig(max_bad=max_bad))
+        budget.begin(left_out, 900)
+        for number in range(20):
+            budget.count(step(number, "x" + "." * 89))
+            budget.check()
+
+    with pytest.raises(DataError, match=r"11 of 100 samples were bad, more than data\.max_bad=0\.105 allows"):
+        read(0.105)
+    read(0.112)
+    with pytest.raises(DataError, match=r"100 of 1000 samples were bad.*the last one: broken; before it rows"):
+        BadBudget(DataConfig(max_bad=0.09)).begin(left_out, 900)

@@ -51,7 +51,7 @@ class Member:
 class CutError(DataError):
     """A tar ends, or stops being one, before its end."""
 
-    def __init__(self, message: str, *, where: str, name: str = "") -> None:
+    def __init__(self, message: str, *, where: str = "", name: str = "") -> None:
         super().__init__(message, where=where)
         self.name = name
         """Of the member that is not whole, where its header is."""

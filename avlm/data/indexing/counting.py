@@ -1,22 +1,15 @@
-"""Count batches of rows: what an index is made of, in this process or in several."""
+"""Count batches of rows: what an index is made of, in this process or by a crew."""
 
 from __future__ import annotations
 
 import hashlib
-import itertools
-import os
 import pickle
-import signal
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from avlm.data.decoding.files import Limits
 from avlm.data.indexing.columns import open_columns
@@ -24,7 +17,9 @@ from avlm.data.indexing.known import Identity, KnownFacts, facts_key, identity
 from avlm.data.media.reader import MediaReader
 from avlm.data.rows import RowSource
 from avlm.data.staged import StageWriter
-from avlm.data.workers.foreman import end_with
+from avlm.data.workers.crew import Crew, Lost
+from avlm.data.workers.foreman import Error, begin
+from avlm.data.workers.spread import LIMIT_S, why_lost
 from avlm.errors import AvlmError, DataError
 from avlm.layout import Facts
 from avlm.samples import Counts, MediaItem, Sample
@@ -55,6 +50,8 @@ class Reason:
     where: str
     sample_id: str
     reason: str
+    file: str = ""
+    """The medium that is to blame, if one is."""
 
 
 @dataclass(slots=True)
@@ -74,7 +71,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """All that counting a row takes, as it goes to another process."""
+    """All that counting a row takes."""
 
     source: RowSource
     writer: StageWriter
@@ -99,6 +96,10 @@ class Counter:
         self.known = None if job.before is None else open_columns(job.before, {**KEYS, "at": np.int64})
         self.old = None if job.old is None else open_columns(job.old, COUNTED)
 
+    def __call__(self, task: Task) -> Batch:
+        """Count some rows, as a crew asks for it."""
+        return self.count(*task)
+
     def count(self, rows: range, read: np.ndarray) -> Batch:
         """Count some rows.
 
@@ -120,6 +121,7 @@ class Counter:
         self, batch: Batch, i: int, row: int, samples: dict[int, Sample], media: dict[int, list[Identity | None]]
     ) -> None:
         """Read a row, and note what it is known by."""
+        begin(about=str(row))
         try:
             sample = self.job.source[row]
         except DataError as error:
@@ -155,6 +157,7 @@ class Counter:
             for known_by in media[i]
             if known_by is not None
         }
+        begin(about="")
         facts = self.facts.find(keys.values())
 
         def measure(known_by: Mapping[int, Identity | None], item: MediaItem) -> Facts:
@@ -169,6 +172,7 @@ class Counter:
 
         for i, sample in samples.items():
             known_by = {id(item): found for item, found in zip(sample.media(), media[i], strict=True)}
+            begin(about=str(batch.rows[i]))
             try:
                 counts = self.job.writer.count(sample, partial(measure, known_by), self.job.capacity)
             except AvlmError as error:
@@ -178,10 +182,10 @@ class Counter:
         batch.decoded, self.reader.decoded = self.reader.decoded, 0
 
     def _refuse(self, batch: Batch, i: int, error: AvlmError, sample_id: str) -> None:
-        reason = error.reason if isinstance(error, DataError) else str(error)
+        reason, file = (error.reason, error.file) if isinstance(error, DataError) else (str(error), "")
         row = batch.rows[i]
         batch.columns["status"][i] = 1
-        batch.bad.append(Reason(row, self.job.source.where(row), sample_id, reason))
+        batch.bad.append(Reason(row, self.job.source.where(row), sample_id, reason, file))
 
 
 def _fill(batch: Batch, i: int, counts: Counts) -> None:
@@ -210,74 +214,83 @@ def row_key(sample: Sample, media: Sequence[Identity | None]) -> tuple[int, int]
 
 # ---------------------------------------------------------------- several processes
 
-_counter: Counter | None = None
-"""Of this process, where it counts for another."""
-
-
-def _begin(job: bytes, parent: int) -> None:
-    global _counter
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one ends it
-    end_with(parent)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    torch.set_num_threads(1)
-    _counter = Counter(pickle.loads(job))  # bytes of the process that started this one
-
-
-def _count(rows: range, read: np.ndarray) -> Batch:
-    assert _counter is not None
-    return _counter.count(rows, read)
-
 
 Task = tuple[range, np.ndarray]
+"""Rows that follow each other, and whether the stage reads each of them."""
 
 
-def batches(job: Job, tasks: Iterable[Task], workers: int) -> Iterator[Batch]:
-    """Count batches, in this process (`workers` 0) or in others, in whatever order they are done.
+@dataclass(frozen=True, slots=True)
+class Hands:
+    """Who counts."""
 
-    When a process ends, the rows that were under way are counted again one by one; one that ends it again is listed.
+    workers: int = 0
+    """Processes; 0: this one, where nothing can be ended."""
+    limit_s: float = LIMIT_S
+    """How long one row may take until the process that is at it is ended."""
+    memory_mb: int | None = None
+    """How much memory a process may have beyond what it begins with; None: as much as there is."""
+
+
+def batches(job: Job, tasks: Iterable[Task], hands: Hands) -> Iterator[Batch]:
+    """Count batches, in this process or in others, in whatever order they are done.
+
+    A row at which a process hangs or ends is listed, and the other rows of its batch are counted again.
     """
-    if workers == 0:
+    if hands.workers == 0:
         counter = Counter(job)
         yield from (counter.count(*task) for task in tasks)
         return
-    rest = iter(tasks)
-    while suspects := (yield from _in_processes(job, rest, workers)):
-        one_by_one = iter([(rows[i : i + 1], read[i : i + 1]) for rows, read in suspects for i in range(len(rows))])
-        while lost := (yield from _in_processes(job, one_by_one, 1)):
-            yield _lost(job, lost[0][0])  # one process takes them in order, so the first that is missing was under way
-            one_by_one = iter([*lost[1:], *one_by_one])
+    own = pickle.loads(pickle.dumps(job.source, protocol=5))  # with no file open that others read too
+    counter = Counter(replace(job, source=own))
+    with Crew(counter, hands.workers, limit_s=hands.limit_s, memory_mb=hands.memory_mb) as crew:
+        rest: Iterable[Task] = tasks
+        while rest:
+            rest = yield from _counted(crew, job, rest, hands)
 
 
-def _lost(job: Job, rows: range) -> Batch:
-    batch = Batch(rows, {name: np.zeros(1, dtype) for name, dtype in COLUMNS.items()})
+def _counted(
+    crew: Crew[Task, Batch], job: Job, tasks: Iterable[Task], hands: Hands
+) -> Generator[Batch, None, list[Task]]:
+    """Count what is to be counted; returns what is to be counted again."""
+    given: dict[int, Task] = {}
+    again: list[Task] = []
+
+    def handed() -> Iterator[list[Task]]:
+        for number, task in enumerate(tasks):
+            given[number] = task
+            yield [task]
+
+    for number, (outcome,) in crew.as_done(handed(), ahead=3 * hands.workers):
+        task = given.pop(number)
+        if isinstance(outcome, Error):
+            raise outcome.error
+        if isinstance(outcome, Lost):
+            row = _culprit(task, outcome)
+            if row is not None:
+                yield _lost(job, row, f"{outcome.file or 'its row'}: {why_lost(outcome, hands.limit_s)}", outcome.file)
+            again += _without(task, row)
+        else:
+            yield outcome
+    return again
+
+
+def _culprit(task: Task, lost: Lost) -> int | None:
+    """The row at which a process was lost; None if it was at none of them."""
+    rows, _ = task
+    if lost.about.isdecimal() and int(lost.about) in rows:
+        return int(lost.about)
+    return rows[0] if len(rows) == 1 else None
+
+
+def _without(task: Task, row: int | None) -> list[Task]:
+    """A batch again without one row; in halves if it is not known which."""
+    rows, read = task
+    before, after = (len(rows) // 2,) * 2 if row is None else (row - rows.start, row - rows.start + 1)
+    return [(rows[part], read[part]) for part in (slice(0, before), slice(after, None)) if rows[part]]
+
+
+def _lost(job: Job, row: int, reason: str, file: str) -> Batch:
+    batch = Batch(range(row, row + 1), {name: np.zeros(1, dtype) for name, dtype in COLUMNS.items()})
     batch.columns["status"][0] = 1
-    reason = "ends the process that measures it. Replace its media"
-    batch.bad.append(Reason(rows[0], job.source.where(rows[0]), "", reason))
+    batch.bad.append(Reason(row, job.source.where(row), "", reason, file))
     return batch
-
-
-def _in_processes(job: Job, tasks: Iterator[Task], workers: int) -> Generator[Batch, None, list[Task]]:
-    """Count what is to be counted; what was under way when a process ended is returned."""
-    under_way: dict[Future[Batch], Task] = {}
-    beginning: Task | None = None
-    with ProcessPoolExecutor(
-        workers, get_context("spawn"), initializer=_begin, initargs=(pickle.dumps(job), os.getpid())
-    ) as pool:
-        try:
-            while True:
-                for beginning in itertools.islice(tasks, 2 * workers - len(under_way)):
-                    under_way[pool.submit(_count, *beginning)] = beginning
-                beginning = None
-                if not under_way:
-                    return []
-                done, _ = wait(under_way, return_when=FIRST_COMPLETED)
-                for future in done:
-                    batch = future.result()
-                    del under_way[future]
-                    yield batch
-        except BrokenProcessPool:
-            lost = {task[0].start: task for task in [*under_way.values(), beginning] if task is not None}
-            return [lost[start] for start in sorted(lost)]
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise

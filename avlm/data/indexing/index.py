@@ -23,19 +23,21 @@ from transformers import PreTrainedTokenizerBase
 
 from avlm.config.run import Stage
 from avlm.data.indexing.columns import alone, digest, new_columns, open_columns, publish, seal, sealed
-from avlm.data.indexing.counting import COLUMNS, KEYS, Batch, Job, Reason, Task, batches
+from avlm.data.indexing.counting import COLUMNS, KEYS, UNREAD, Batch, Hands, Job, Reason, Task, batches
 from avlm.data.indexing.known import KnownFacts
+from avlm.data.planning.plan import Measures
 from avlm.data.processor import AvlmProcessor
 from avlm.data.rows import RowSource
 from avlm.data.selection import own_kinds, stage_rows, video_senses
 from avlm.data.staged import StageWriter
+from avlm.data.workers.spread import LIMIT_S
 from avlm.errors import ConfigError
 from avlm.samples import MediaKind
 
 VERSION = 1
 """Raised whenever the same row comes to be counted otherwise."""
 BATCH = 256
-"""Rows that one process counts at a time."""
+"""Rows that one process counts at a time, at most."""
 SAVE_S = 2.0
 """Seconds between two times that what was counted is put where a kill does not reach it."""
 REASONS = "reasons.jsonl"
@@ -96,6 +98,10 @@ class Index:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def measures(self) -> Measures:
+        """What a plan goes by."""
+        return Measures(self.tokens, self.cost, self.tiles, self.frames, self.fingerprint)
+
     def reasons(self) -> Iterator[Reason]:
         """Rows that could not be counted, in order."""
         with (self.folder / REASONS).open("rb") as file:
@@ -121,6 +127,8 @@ def build_index(
     video: frozenset[MediaKind] | None = None,
     too_long: Literal["refuse", "drop", "cut"] = "refuse",
     workers: int = 0,
+    limit_s: float = LIMIT_S,
+    memory_mb: int | None = None,
     progress: Progress | None = None,
 ) -> Index:
     """Count the rows of a source, or bring an index of them up to date.
@@ -133,8 +141,9 @@ def build_index(
         stage: What it reads and how it changes rows; default: every row as it is.
         video: What the run's model takes from a video; default: what the processor's media settings say.
         too_long: With ``cut`` rows are counted as they are when cut to the stage's `row_tokens`.
-        workers: Processes that count; 0: this one. They are spawned, so a script that asks for them needs the usual
-            ``if __name__ == "__main__"``.
+        workers: Processes that count; 0: this one, where nothing can be ended.
+        limit_s: How long they may take for one row, which is listed as one that cannot be counted if they take longer.
+        memory_mb: How much memory each may have beyond what it begins with; None: as much as there is.
         progress: Called with rows done and in all.
 
     Returns:
@@ -142,24 +151,54 @@ def build_index(
 
     Raises:
         ConfigError: The stage reads none of the rows, or not one of them can be counted.
-        OSError: The folder cannot be written to.
+        OSError: The folder cannot be written to, or processes cannot be started.
     """
+    making = _making(source, processor, folder, stage, video, too_long)
+    folder.mkdir(parents=True, exist_ok=True)
+    with alone(folder / f".{making.target.name}.lock"):
+        return making.make(Hands(workers, limit_s, memory_mb), progress)
+
+
+def standing_index(
+    source: RowSource,
+    processor: AvlmProcessor,
+    folder: Path,
+    *,
+    stage: Stage | None = None,
+    video: frozenset[MediaKind] | None = None,
+    too_long: Literal["refuse", "drop", "cut"] = "refuse",
+) -> Index | None:
+    """The index of a source as it was made before, whatever has become of the media since; None where there is none.
+
+    For a run that goes on: what it planned with is what it goes on with, and nothing is read again. Arguments are those
+    of `build_index`.
+    """
+    making = _making(source, processor, folder, stage, video, too_long)
+    index = open_index(making.target)
+    if index is None or (index.source, index.settings) != (source.fingerprint(), making.settings):
+        return None
+    return index if np.array_equal(np.asarray(index.status) != UNREAD, making.read) else None
+
+
+def _making(
+    source: RowSource,
+    processor: AvlmProcessor,
+    folder: Path,
+    stage: Stage | None,
+    video: frozenset[MediaKind] | None,
+    too_long: Literal["refuse", "drop", "cut"],
+) -> _Making:
+    """What is to be counted, how, and where it will be."""
     every = stage is None
     stage = Stage(name="index", steps=1) if stage is None else stage
     spec = processor.media_spec()
     senses = video_senses(spec.audio is not None, spec.video.order) if video is None else video
     writer = StageWriter(stage, processor, own_kinds(stage, senses))
-    capacity = stage.row_tokens if too_long == "cut" else None
     read = np.ones(len(source), bool)
     if not every:
         read[:] = False
         read[stage_rows(source.facts, stage, senses)] = True
-    settings = _settings(writer, capacity)
-    target = folder / f"{re.sub(r'[^A-Za-z0-9._-]', '_', source.name)[:80]}-{settings[:12]}"
-    folder.mkdir(parents=True, exist_ok=True)
-    with alone(folder / f".{target.name}.lock"):
-        making = _Making(source, writer, capacity, read, settings, target)
-        return making.make(workers, progress)
+    return _Making(source, writer, stage.row_tokens if too_long == "cut" else None, read, folder)
 
 
 class _Making:
@@ -171,25 +210,28 @@ class _Making:
         writer: StageWriter,
         capacity: int | None,
         read: np.ndarray,
-        settings: str,
-        target: Path,
+        folder: Path,
     ) -> None:
         self.source, self.writer, self.capacity, self.read = source, writer, capacity, read
-        self.settings, self.target = settings, target
-        self.aside = target.with_name(f".{target.name}.making")
-        self.facts = KnownFacts(target.with_name("facts.sqlite"))
-        self.old = open_index(target)
-        self.damaged = target.exists() and self.old is None
+        self.settings = _settings(writer, capacity)
+        name = f"{re.sub(r'[^A-Za-z0-9._-]', '_', source.name)[:80]}-{self.settings[:12]}"
+        self.target, self.aside = folder / name, folder / f".{name}.making"
+        self.old: Index | None = None
+        self.damaged = False
         self.reused = self.measured = self.decoded = 0
         self.done = np.zeros(0, np.uint8)
         self.columns: dict[str, np.ndarray] = {}
 
-    def make(self, workers: int, progress: Progress | None) -> Index:
+    def make(self, hands: Hands, progress: Progress | None) -> Index:
+        self.old = open_index(self.target)
+        self.damaged = self.target.exists() and self.old is None
+        self.facts = KnownFacts(self.target.with_name("facts.sqlite"))
         self._begin()
+        size = BATCH if hands.workers == 0 else max(1, min(BATCH, len(self.source) // (4 * hands.workers)))
         done = int(np.count_nonzero(self.done))
         waiting: list[Batch] = []
         saved = time.monotonic()
-        for batch in batches(self._job(), self._tasks(), workers):
+        for batch in batches(self._job(), self._tasks(size), hands):
             waiting.append(batch)
             done += len(batch.rows)
             if progress is not None:
@@ -241,9 +283,9 @@ class _Making:
             known if reuses else None, self.target if reuses else None,
         )  # fmt: skip
 
-    def _tasks(self) -> Iterator[Task]:
-        for start in range(0, len(self.source), BATCH):
-            rows = range(start, min(start + BATCH, len(self.source)))
+    def _tasks(self, size: int) -> Iterator[Task]:
+        for start in range(0, len(self.source), size):
+            rows = range(start, min(start + size, len(self.source)))
             if not self.done[rows.start : rows.stop].all():
                 yield rows, self.read[rows.start : rows.stop]
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,12 +88,8 @@ class MediaReader:
                 if key in self._kept:
                     self._kept.move_to_end(key)
                     return self._kept[key]
-        note(file=item.name())
-        try:
+        with _named(item):
             prepared = self._prepare(item)
-        except MediaError as error:
-            error.file = error.file or item.name()
-            raise
         if key is not None and _size(prepared) <= self._capacity:
             self._remember(key, prepared)
         return prepared
@@ -111,7 +109,8 @@ class MediaReader:
         Raises:
             MediaError: It cannot be read, or the model has no sense for it.
         """
-        facts = measure(item, self.media, self.limits)
+        with _named(item):
+            facts = measure(item, self.media, self.limits)
         if facts is None:
             self.decoded += 1
             facts = self.prepare(item).facts
@@ -142,6 +141,17 @@ class MediaReader:
                 wave = fitted(wave, timed_count(duration_s, audio.sample_rate_hz))
             sound, count = heard_chunks(wave, audio), len(wave)
         return PreparedVideo(tuple(f for f in seen if f is not None), sound, VideoFacts(duration_s, count))
+
+
+@contextmanager
+def _named(item: MediaItem) -> Iterator[None]:
+    """Say which medium is being read, to whoever must tell why it was given up, and in what is raised."""
+    note(file=item.name())
+    try:
+        yield
+    except MediaError as error:
+        error.file = error.file or item.name()
+        raise
 
 
 def _size(prepared: Prepared) -> int:

@@ -77,6 +77,8 @@ class Measures:
     """Of the encoders, in any unit."""
     tiles: Column | None = None
     frames: Column | None = None
+    known_by: str = ""
+    """What changes with any of the numbers, for a state to rest on."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,8 @@ def plan_of(
     if isinstance(source, JoinedSource):
         sizes = np.diff(taken.searchsorted(source.starts)).tolist()
         weights, sources = source.weights, source.fingerprints()
+    if measures is not None and measures.known_by:
+        sources = {**sources, f"the index of {source.name}": measures.known_by}
     mine = None if measures is None else _of_rows(measures, taken)
     span = None if mine is None or data.order != "curriculum" else _climb(stage, len(taken), mine)
     return Plan(sizes, mine, seed=seed, stage=stage, order=data.order, weights=weights, span=span, sources=sources)

@@ -84,6 +84,7 @@ class Slot:
 
     SIZE = 1024
     _FACTS = struct.Struct("<qqd")
+    _SINCE = struct.Struct("<d")
     _TEXTS = ((32, 224), (256, 768))
     """Where each text begins, and its room: two bytes of length, then UTF-8."""
 
@@ -92,6 +93,10 @@ class Slot:
 
     def put(self, task: int, item: int) -> None:
         self._FACTS.pack_into(self.memory, self.start, task, item, time.monotonic())
+
+    def begin(self) -> None:
+        """Count the time from now, at the same item."""
+        self._SINCE.pack_into(self.memory, self.start + self._FACTS.size - self._SINCE.size, time.monotonic())
 
     def note(self, texts: tuple[str | None, ...]) -> None:
         """Say what the item is about, and the file that is being read; None leaves what is there."""
@@ -121,6 +126,16 @@ def note(*, about: str | None = None, file: str | None = None) -> None:
     """
     if _mine is not None:
         _mine.note((about, file))
+
+
+def begin(*, about: str) -> None:
+    """Say that work on a part of the item begins, and what that is about: it has as much time as a whole item.
+
+    Does nothing in a process that is no worker.
+    """
+    if _mine is not None:
+        _mine.begin()
+        _mine.note((about, ""))
 
 
 # ---------------------------------------------------------------- a worker

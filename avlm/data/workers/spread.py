@@ -16,8 +16,6 @@ Progress = Callable[[str, int, int], None]
 
 LIMIT_S = 360.0
 """Time that one thing may take before the process that is at it is ended."""
-FEW = 4
-"""Parts that are not worth a process."""
 
 
 def num_cores() -> int:
@@ -62,7 +60,7 @@ def _results(
     workers: int,
     limit_s: float,
 ) -> Iterator[list[R]]:
-    if workers == 0 or len(parts) <= FEW:
+    if workers == 0 or not parts:
         for part in parts:
             yield [work(item) for item in part]
         return
@@ -75,10 +73,14 @@ def _judged(item: T, outcome: R | Error | Lost, lost: Callable[[T, str], R], lim
     if isinstance(outcome, Error):
         raise outcome.error
     if isinstance(outcome, Lost):
-        why = {
-            "time": f"takes longer than {limit_s:g} s to read, so that was given up. Replace it, or remove the sample",
-            "memory": "takes more memory to read than there is. Make it smaller, or remove the sample",
-            "crash": f"crashed the process that read it, twice ({outcome.detail}). Replace it, or remove the sample",
-        }
-        return lost(item, why[outcome.how])
+        return lost(item, why_lost(outcome, limit_s))
     return outcome
+
+
+def why_lost(lost: Lost, limit_s: float) -> str:
+    """Why something that was read has no result, behind its name."""
+    return {
+        "time": f"takes longer than {limit_s:g} s to read, so that was given up. Replace it, or remove the sample",
+        "memory": "takes more memory to read than there is. Make it smaller, or remove the sample",
+        "crash": f"crashed the process that read it, twice ({lost.detail}). Replace it, or remove the sample",
+    }[lost.how]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -15,9 +16,11 @@ import pytest
 from chat_families import CHATML, LLAMA3, MEDIA, VICUNA, processor, tokenizer
 
 from avlm.config.run import Stage
+from avlm.data.decoding import headers
 from avlm.data.indexing import index as index_file
 from avlm.data.indexing.index import Index, build_index, open_index
 from avlm.data.indexing.known import KnownFacts, facts_key, identity
+from avlm.data.media import reader
 from avlm.data.processor import AvlmProcessor
 from avlm.data.rows import RowTable
 from avlm.data.sources import JsonLines
@@ -113,6 +116,7 @@ def test_bad_rows_are_listed_with_their_reason_and_do_not_stop_it(rows: Callable
         (4, "rows.jsonl line 5", "4"),
         (5, "rows.jsonl line 6", "5"),
     ]
+    assert [reason.file for reason in reasons] == [str(tmp_path / "p4.png"), str(tmp_path / "s5.wav")]
     for reason, row in zip(reasons, (4, 5), strict=True):
         with pytest.raises(DataError) as error:
             chatml().encode(source[row])
@@ -231,12 +235,12 @@ def test_a_source_that_is_wrong_after_all_is_listed(tmp_path: Path) -> None:
 
 
 class Rows:
-    """Made-up rows of text. One may be wrong, and one may end the process that reads it."""
+    """Made-up rows of text. One may be wrong, one may end the process that reads it, and one may keep it forever."""
 
     name = "made up"
 
-    def __init__(self, count: int, wrong: int = -1, deadly: int = -1) -> None:
-        self.count, self.wrong, self.deadly = count, wrong, deadly
+    def __init__(self, count: int, wrong: int = -1, deadly: int = -1, endless: int = -1, slow_s: float = 0) -> None:
+        self.count, self.wrong, self.deadly, self.endless, self.slow_s = count, wrong, deadly, endless, slow_s
         self.facts, self.errors = RowTable(), list[DataError]()
 
     def __len__(self) -> int:
@@ -250,6 +254,7 @@ class Rows:
             raise DataError("is wrong after all")
         if index == self.deadly:
             os._exit(9)
+        time.sleep(3600 if index == self.endless else self.slow_s)
         return Sample(str(index), (Turn("user", (Text("What?"),)), Turn("assistant", (Text("yes " * (index % 7)),))))
 
     def where(self, index: int) -> str:
@@ -259,12 +264,33 @@ class Rows:
         return f"{self.count} {self.deadly}"
 
 
-@pytest.mark.slow
-def test_a_row_that_ends_its_process_is_found_and_listed(tmp_path: Path) -> None:
-    index = build_index(Rows(700, deadly=300), chatml(), tmp_path / "i", workers=2)
-    assert [(reason.row, reason.where) for reason in index.reasons()] == [(300, "row 300")]
+def test_a_row_that_ends_or_keeps_its_process_costs_itself_alone(tmp_path: Path) -> None:
+    index = build_index(Rows(700, deadly=300, endless=301), chatml(), tmp_path / "i", workers=2, limit_s=0.5)
+    reasons = list(index.reasons())
+    assert [(reason.row, reason.where) for reason in reasons] == [(300, "row 300"), (301, "row 301")]
+    assert "crashed the process that read it, twice (exit status 9)" in reasons[0].reason
+    assert "takes longer than 0.5 s to read" in reasons[1].reason
     alone = build_index(Rows(700), chatml(), tmp_path / "alone")
-    assert np.delete(index.tokens, 300).tolist() == np.delete(alone.tokens, 300).tolist()
+    assert np.delete(index.tokens, [300, 301]).tolist() == np.delete(alone.tokens, [300, 301]).tolist()
+
+
+def test_the_limit_is_that_of_a_row_and_not_of_a_batch(tmp_path: Path) -> None:
+    index = build_index(Rows(40, slow_s=0.2), chatml(), tmp_path / "i", workers=2, limit_s=0.35)
+    assert index.made.bad == 0 and index.made.counted == 40  # a batch is five rows, a second in all
+
+
+def test_a_medium_at_which_a_process_dies_is_named(
+    rows: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(item: MediaItem, *more: Any) -> Any:
+        if item.name().endswith("s5.wav"):
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return headers.measure(item, *more)
+
+    monkeypatch.setattr(reader, "measure", measure)
+    (reason,) = build_index(JsonLines(rows()), chatml(), tmp_path / "i", workers=2).reasons()
+    assert (reason.row, reason.where, Path(reason.file).name) == (5, "rows.jsonl line 6", "s5.wav")
+    assert "s5.wav: crashed the process that read it, twice (SIGSEGV)" in reason.reason
 
 
 # ---------------------------------------------------------------- facts that are known

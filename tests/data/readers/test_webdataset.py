@@ -181,6 +181,8 @@ def test_of_a_cut_tar_whole_samples_are_read_and_the_cut_is_named(tmp_path: Path
         assert not whole
         return
     assert [sample.id for sample in source] == whole
+    copy = pickle.loads(pickle.dumps(source))  # as it goes to workers
+    assert [str(error) for error in copy.errors] == [str(error) for error in source.errors]
     if len(whole) < 4 and at % 512:  # a cut between two headers cannot be seen
         assert any(error.where in ("a.tar", f"a.tar {len(whole)}") for error in source.errors)
 
