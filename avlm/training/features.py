@@ -79,9 +79,9 @@ def _encoder(model: AvlmForConditionalGeneration, part: EncoderPart) -> PreTrain
     return encoder
 
 
-def _sharded(encoder: nn.Module) -> bool:
-    """Whether its weights are spread over processes, which then all have to encode whenever one does."""
-    return any(isinstance(p, DTensor) for p in encoder.parameters())
+def _spread(encoder: nn.Module | None) -> bool:
+    """Whether this process holds only a share of its weights at the moment, so that it could not tell what they are."""
+    return encoder is not None and any(isinstance(p, DTensor) for p in encoder.parameters())
 
 
 # ---------------------------------------------------------------- keys
@@ -101,7 +101,6 @@ def encoder_digest(model: AvlmForConditionalGeneration, part: EncoderPart) -> st
         settings.pop(name, None)
     facts = {
         "version": VERSION,
-        "class": type(encoder).__qualname__,
         "settings": settings,
         "attention": encoder.config._attn_implementation,
         "spec": None if wanted is None else wanted.model_dump(mode="json", exclude={"reduction", "wrap", "beside"}),
@@ -323,7 +322,7 @@ class KeptFeatures:
         self.encoders: dict[EncoderPart, KeptEncoder] = {}
 
     def keeps(self, part: EncoderPart) -> bool:
-        return part in self.parts
+        return part in self.parts and not _spread(_encoder(self.model, part))
 
     def recall(self, part: EncoderPart, media: Sequence[Medium], encode: Encode) -> list[Tensor]:
         if part not in self.encoders:  # its weights are hashed when the first medium comes, if one does
@@ -353,7 +352,8 @@ def kept_features(
 ) -> Iterator[None]:
     """While the block runs, the model finds again what its frozen encoders made, where the settings want that.
 
-    To be begun when all weights are where they will be, and everything is frozen that will be.
+    To be begun when everything is frozen that will be. Each process looks and keeps for itself, and no other waits for
+    it: an encoder whose weights are spread over processes is asked for while all of it is gathered (`sharded`).
 
     Args:
         steps: Of the stage.
@@ -362,10 +362,6 @@ def kept_features(
     parts = [] if settings.use == "off" else constant_parts(model, stage)
     if settings.use == "auto" and parts and not reads_again(loader, steps):
         parts = []
-    spread = [part for part in parts if _sharded(getattr(model.model, MODULES[part]))]
-    if spread:
-        tell(console, f"features of {', '.join(spread)}: are not kept, because its weights are spread over processes")
-        parts = [part for part in parts if part not in spread]
     folder = cache_folder(settings, out)
     store = KeptFeatures(model, parts, settings, folder, lambda sentence: tell(console, f"{stage.name}: {sentence}"))
     model.model.features = store if parts else None

@@ -80,8 +80,9 @@ class Segments:
         self._touched: dict[str, float] = {}
         self._own: _OwnSegment | None = None
 
-    def __len__(self) -> int:
-        return len(self._entries)
+    def keys(self) -> list[bytes]:
+        """Of all that was seen here."""
+        return list(self._entries)
 
     def read(self, key: bytes) -> Tensor | None:
         """The tensor of a key, mapped from its file and checked; None where there is none that is whole."""

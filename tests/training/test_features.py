@@ -35,6 +35,7 @@ from avlm.training.features import (
 from avlm.training.observe import read_lines
 from avlm.training.segments import Segments
 from avlm.training.stages import prepare
+from tests.training.worlds import changed, lines, train_in
 
 BOTH = ("vision", "audio")
 
@@ -336,6 +337,38 @@ def test_a_run_that_is_killed_goes_on_to_the_same_bits(
                 path.write_bytes(path.read_bytes()[:-1000] + bytes(1000))
     run(frozen("cut", "features=on"))
     assert facts(tmp_path / "cut") == facts(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("mode", ["data", "fsdp"])
+def test_two_processes_share_a_folder(frozen: Callable[..., RunConfig], tmp_path: Path, mode: str) -> None:
+    kept = f"features.folder={tmp_path / 'kept'}"
+    config = frozen("one", "features=on", f"features.folder={tmp_path / 'alone'}")
+    config = config.model_copy(update={"stages": config.stages[:1]})
+    two = override(changed(config, tmp_path / "two", parallel={"mode": mode}), [kept])
+    assert [how for how, _ in train_in(1, config)] == ["done"]
+    assert [how for how, _ in train_in(2, two)] == ["done", "done"]
+    torch.testing.assert_close(torch.tensor(lines(tmp_path / "two")), torch.tensor(lines(tmp_path / "one")), **CLOSE)
+    found = [read_entries(tmp_path / name) for name in ("alone", "kept")]
+    assert found[0].keys() == found[1].keys() and len(found[0]) == 12
+    assert all(torch.equal(embeddings, found[1][key]) for key, embeddings in found[0].items())
+
+
+CLOSE: dict[str, Any] = {"rtol": 1e-5, "atol": 0.0}
+
+
+def read_entries(folder: Path) -> dict[tuple[str, bytes], Tensor]:
+    """All that is kept, by encoder and medium."""
+    found = {}
+    for inner in folder.iterdir():
+        if inner.is_dir():
+            kept = Segments(inner, 1)
+            kept.refresh()
+            keys = kept.keys()
+            for key in keys:
+                embeddings = kept.read(key)
+                assert embeddings is not None
+                found[inner.name, key] = embeddings.clone()
+    return found
 
 
 def test_without_the_cache_the_losses_are_the_same_but_for_rounding(
