@@ -88,8 +88,8 @@ def _spread(encoder: nn.Module | None) -> bool:
 
 
 def encoder_digest(model: AvlmForConditionalGeneration, part: EncoderPart) -> str:
-    """Hash of all that an encoder's embeddings follow from beside the medium: its weights, class and settings, what it
-    is told of the media, the layer that is read, and what computes."""
+    """Hash of all that an encoder's embeddings follow from beside the medium: its weights and settings, what it is told
+    of the media, the layer that is read, and what computes."""
     encoder = _encoder(model, part)
     assert encoder is not None
     spec = model.config.media_spec()
