@@ -187,15 +187,16 @@ class KeptEncoder:
         known: dict[bytes, Tensor] = {}
         results = []
         for medium in media:
-            if not self.on:
-                results.append(self._make(medium, encode)[0])
-                continue
-            began = time.perf_counter()
-            key = medium_key(self.digest, medium)
-            hashing = time.perf_counter() - began
-            if key not in known:
-                known[key] = self._one(key, medium, encode, hashing)
-            results.append(known[key].to(medium.values.device))
+            if self.on:
+                began = time.perf_counter()
+                key = medium_key(self.digest, medium)
+                hashing = time.perf_counter() - began
+                if key not in known:
+                    known[key] = self._one(key, medium, encode, hashing)
+                embeddings = known[key]
+            else:
+                embeddings = self._make(medium, encode)[0]
+            results.append(embeddings.to(medium.values.device))
         return results
 
     def _look_around(self) -> None:
