@@ -215,8 +215,9 @@ def _fitting(kind: Any, text: str) -> Any:
     value = parse_value(text)
     if isinstance(value, str) and value in (tags := _tags(kind)):
         return {"kind": tags[value]}
-    if isinstance(value, str) and value in (presets := _presets(kind)):
-        return copy.deepcopy(presets[value])
+    name = value if isinstance(value, str) else text  # on and off are words here, and true and false to YAML
+    if name in (presets := _presets(kind)):
+        return copy.deepcopy(presets[name])
     arms = _arms(kind)
     wants_text = [arm for arm in arms if arm is str or _choices(arm)]
     if isinstance(value, (bool, int, float)) and wants_text and not {int, float, bool, Any} & set(arms):

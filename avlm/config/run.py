@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from avlm.config.base import Settings
 from avlm.config.data import DataConfig, TrainData, whole_blend
+from avlm.config.features import FeatureCache
 from avlm.config.model import ModelConfig, Source
 from avlm.config.parallel import ParallelConfig
 from avlm.config.patterns import ALL_LINEAR, pattern_problem
@@ -303,6 +304,7 @@ class RunConfig(Settings):
     """No stage takes more steps than this."""
     save: SaveConfig = SaveConfig()
     samples: SampleConfig = SampleConfig()
+    features: FeatureCache = FeatureCache()
     precision: Literal["float32", "bfloat16"] | None = None
     """Numbers that the model is kept in and computes with; default: those of its weights as they are loaded. Whatever
     learns in bfloat16 has a float32 copy that learns for it."""

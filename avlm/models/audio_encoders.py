@@ -662,9 +662,7 @@ def encode_sounds(
     """
     family = audio_family(encoder.config)
     features = features.float() if family.precise else features.to(encoder.dtype)
-    lengths: list[int] = mask.sum(1).tolist()
-    _check_lengths(lengths, features.shape[2], spec)
-    _check_beginnings(mask, lengths)
+    lengths = sound_lengths(features, mask, spec)
     _keep_statistics(encoder)
     found: list[Tensor | None] = [None] * len(lengths)
     for members in _groups(lengths, family, encoder.config, spec):
@@ -706,6 +704,18 @@ def _own(state: Tensor, frames: int, longest: int, spec: AudioSpec, family: Audi
             f"counts {encoded_count(whole, spec)}. Correct the record"
         )
     return state[:count]
+
+
+def sound_lengths(features: Tensor, mask: Tensor, spec: AudioSpec) -> list[int]:
+    """Frames of each chunk (N, B, M) that are sound, by its mask (N, M).
+
+    Raises:
+        LayoutError: A chunk is empty or longer than the encoder hears, or its mask does not begin with its first frame.
+    """
+    lengths: list[int] = mask.sum(1).tolist()
+    _check_lengths(lengths, features.shape[2], spec)
+    _check_beginnings(mask, lengths)
+    return lengths
 
 
 def _check_lengths(lengths: list[int], padded: int, spec: AudioSpec) -> None:

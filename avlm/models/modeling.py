@@ -33,17 +33,16 @@ from transformers.utils import logging
 from avlm.errors import ConfigError, LayoutError
 from avlm.layout import Size, reduced_count
 from avlm.models import attention
-from avlm.models.audio_encoders import encode_sounds
 from avlm.models.beside import Joined
 from avlm.models.configuration import AvlmConfig
 from avlm.models.connectors import build_connector
 from avlm.models.connectors.base import Connector, ScaledNorm, Vectors
 from avlm.models.encoders import build_encoder, encoder_width
+from avlm.models.features import FeatureStore, hear, look
 from avlm.models.fusion import check_counts, place_embeddings
 from avlm.models.heads import plain_head
 from avlm.models.reading import borders, checked_lengths, read_once, read_padded, refuse_mask
 from avlm.models.tiles import check_grids, join_tiles, picture_grids
-from avlm.models.vision_encoders import encode_images
 from avlm.samples import IGNORE, Place
 
 logger = logging.get_logger(__name__)
@@ -134,6 +133,7 @@ class AvlmModel(AvlmPreTrainedModel):
         beside = config.audio_beside_config
         self.audio_beside_tower = None if beside is None else build_encoder(beside)
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
+        self.features: FeatureStore | None = None  # where frozen encoders' outputs may be found
         self._packs: bool | None = None  # whether rows go through packed; None until it has been seen
         self.post_init()
 
@@ -190,7 +190,7 @@ class AvlmModel(AvlmPreTrainedModel):
             sizes = [(int(height), int(width)) for height, width in image_sizes.tolist()]
         pictures = picture_grids(spec, len(pixel_values), sizes)
         grids = [grid for tiles in pictures for grid in tiles]
-        states = encode_images(self.vision_tower, pixel_values, self.config.vision_layer, grids)
+        states = look(self.features, self.vision_tower, pixel_values, self.config.vision_layer, grids)
         check_grids(states, grids)
         newline = self.vision_connector.image_newline if spec.newline else None
         return states, *join_tiles(self.vision_connector(states, grids), pictures, sizes, spec, newline)
@@ -243,7 +243,8 @@ class AvlmModel(AvlmPreTrainedModel):
             raise LayoutError(
                 "sound was given to a model without an audio part. Leave it out, or use a model that hears"
             )
-        states = encode_sounds(self.audio_tower, features, _whole(mask, features), spec, self.config.audio_layer)
+        heard = features, _whole(mask, features), spec, self.config.audio_layer
+        states = hear(self.features, "audio", self.audio_tower, *heard)
         if self.audio_beside_tower is None or spec.beside is None:
             return states, self.audio_connector(states), [reduced_count(len(s), spec.reduction) for s in states]
         if beside is None or len(beside) != len(features):
@@ -252,7 +253,8 @@ class AvlmModel(AvlmPreTrainedModel):
                 f"{len(features)} chunks of sound were given for the first audio encoder and {found} for the second, "
                 "and both hear the same. Prepare the data with the model's own processor"
             )
-        others = encode_sounds(self.audio_beside_tower, beside, _whole(beside_mask, beside), spec.beside)
+        heard_beside = beside, _whole(beside_mask, beside), spec.beside
+        others = hear(self.features, "audio_beside", self.audio_beside_tower, *heard_beside)
         counts = [reduced_count(max(len(a), len(b)), spec.reduction) for a, b in zip(states, others, strict=True)]
         return states, self.audio_connector(states, others), counts
 
@@ -426,18 +428,9 @@ class AvlmModel(AvlmPreTrainedModel):
     ) -> AvlmOutput | tuple[Any, ...]:
         """Hidden states of the language model over text and media; see `AvlmForConditionalGeneration.forward`."""
         _one_of(input_ids, inputs_embeds)
-        embeds, features = self.embed(
-            input_ids,
-            places=places,
-            inputs_embeds=inputs_embeds,
-            pixel_values=pixel_values,
-            image_sizes=image_sizes,
-            pixel_values_videos=pixel_values_videos,
-            input_features=input_features,
-            input_features_mask=input_features_mask,
-            input_features_beside=input_features_beside,
-            input_features_beside_mask=input_features_beside_mask,
-        )
+        seen = pixel_values, image_sizes, pixel_values_videos
+        heard = input_features, input_features_mask, input_features_beside, input_features_beside_mask
+        embeds, features = self.embed(input_ids, places=places, inputs_embeds=inputs_embeds, **_media(seen, heard))
         kwargs.pop("logits_to_keep", None)
         outputs = self.read(
             self.language_model.get_decoder(),
@@ -448,13 +441,7 @@ class AvlmModel(AvlmPreTrainedModel):
             past_key_values=past_key_values,
             **kwargs,
         )
-        output = AvlmOutput(
-            last_hidden_state=outputs.last_hidden_state,
-            past_key_values=outputs.get("past_key_values"),
-            hidden_states=outputs.get("hidden_states"),
-            attentions=outputs.get("attentions"),
-            **_media_outputs(features),
-        )
+        output = _output(outputs, features, last_hidden_state=outputs.last_hidden_state)
         return output if _wants_dict(return_dict, self.config) else output.to_tuple()
 
 
@@ -579,19 +566,11 @@ class AvlmForConditionalGeneration(AvlmPreTrainedModel, GenerationMixin):
         if prompt_embeds is not None and input_ids is not None:
             embeds = self._behind_prompt(prompt_embeds, input_ids, past_key_values)
         else:
-            embeds, features = self.model.embed(
-                input_ids,
-                places=places,
-                inputs_embeds=inputs_embeds,
-                pixel_values=pixel_values,
-                image_sizes=image_sizes,
-                pixel_values_videos=pixel_values_videos,
-                input_features=input_features,
-                input_features_mask=input_features_mask,
-                input_features_beside=input_features_beside,
-                input_features_beside_mask=input_features_beside_mask,
-            )
-        loss_kwargs = {k: kwargs.pop(k) for k in ("num_items_in_batch",) if k in kwargs}
+            seen = pixel_values, image_sizes, pixel_values_videos
+            heard = input_features, input_features_mask, input_features_beside, input_features_beside_mask
+            media = _media(seen, heard)
+            embeds, features = self.model.embed(input_ids, places=places, inputs_embeds=inputs_embeds, **media)
+        for_loss = {k: kwargs.pop(k) for k in ("num_items_in_batch",) if k in kwargs}
         if state_positions is not None:
             kwargs["output_hidden_states"] = True
         outputs = self.model.read(
@@ -604,24 +583,27 @@ class AvlmForConditionalGeneration(AvlmPreTrainedModel, GenerationMixin):
             logits_to_keep=logits_to_keep,
             **kwargs,
         )
-        logits, loss = outputs.logits, None
-        if labels is not None:
-            labels = labels if row_lengths is None else _walled(labels, row_lengths)
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **loss_kwargs)
-            if outputs.get("aux_loss") is not None:  # as the language model's own class adds it
-                loss = loss + self.language_model.config.router_aux_loss_coef * outputs.aux_loss
-        output = AvlmOutput(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.get("past_key_values"),
-            hidden_states=outputs.get("hidden_states"),
-            attentions=outputs.get("attentions"),
+        output = _output(
+            outputs,
+            features,
+            loss=None if labels is None else self._loss(outputs, labels, row_lengths, for_loss),
+            logits=outputs.logits,
             aux_loss=outputs.get("aux_loss"),
             router_logits=outputs.get("router_logits"),
             state_logits=self._states(outputs, state_positions),
-            **_media_outputs(features),
         )
         return output if _wants_dict(return_dict, self.config) else output.to_tuple()
+
+    def _loss(
+        self, outputs: ModelOutput, labels: Tensor, row_lengths: Sequence[int] | None, more: dict[str, Any]
+    ) -> Tensor:
+        """Mean over target tokens, as transformers computes it for the language model's own class."""
+        labels = labels if row_lengths is None else _walled(labels, row_lengths)
+        logits = outputs.logits
+        loss: Tensor = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **more)
+        if outputs.get("aux_loss") is not None:  # as the language model's own class adds it
+            loss = loss + self.language_model.config.router_aux_loss_coef * outputs.aux_loss
+        return loss
 
     def _states(self, outputs: ModelOutput, positions: Tensor | None) -> Tensor | None:
         """What the state head says at these positions."""
@@ -702,5 +684,13 @@ def _walled(labels_BT: Tensor, lengths: Sequence[int]) -> Tensor:
     return labels_BT.index_fill(1, starts[starts < labels_BT.shape[1]], IGNORE)
 
 
-def _media_outputs(features: dict[str, Tensor]) -> dict[str, Any]:
-    return {f"{kind}_hidden_states": features.get(kind) for kind in ("image", "audio", "video")}
+def _media(seen: Sequence[Tensor | None], heard: Sequence[Tensor | None]) -> dict[str, Any]:
+    """Media as `AvlmModel.embed` takes them, by name."""
+    return dict(zip(MEDIA, (*seen, *heard), strict=True))
+
+
+def _output(outputs: ModelOutput, features: dict[str, Tensor], **more: Any) -> AvlmOutput:
+    """What both models return: the language model's, and what the connectors made of each kind."""
+    found: dict[str, Any] = {name: outputs.get(name) for name in ("past_key_values", "hidden_states", "attentions")}
+    found |= {f"{kind}_hidden_states": features.get(kind) for kind in KINDS}
+    return AvlmOutput(**found, **more)

@@ -10,6 +10,7 @@ anywhere goes on from the last thing that was whole: a stage, or a checkpoint in
     parts/          encoders and language model that learned their trade here
     stages/         the model directory that each stage left
     adapters/       of each stage that trained some, in PEFT's format
+    features/       what frozen encoders made, until the run is done
     checkpoints/    of the stage that is under way
     model/          the published model: that of the last stage that is done
 """
@@ -49,6 +50,7 @@ from avlm.training.building import build_side_by_side, by_itself, clear, collect
 from avlm.training.console import counted, make_console, tell
 from avlm.training.device import move_model
 from avlm.training.directory import STEPS, Difference, RunDirectory, note_steps, noted_steps
+from avlm.training.features import drop_features
 from avlm.training.memory import keep_freed_memory
 from avlm.training.observe import StepMetrics
 from avlm.training.sharded import shards
@@ -152,6 +154,8 @@ class Run:
                 self._train_group(group, stages, stop)
             if self.world.first:
                 self._publish()
+                if all(self._done(stage) for stage in self.stages):
+                    drop_features(self.config.features, self.out)
         return self.out / "model"
 
     @contextmanager

@@ -43,6 +43,9 @@ FREE_DATA = (
 )
 """The same of `data`. The training file, and its media, may lie elsewhere; the file's contents are compared."""
 
+FREE_FEATURES = ("folder", "disk_mb")
+"""The same of `features`: where they are found changes no bit of them."""
+
 LOCK = ".lock"
 STEPS = "steps.json"
 MOCK = "mock"
@@ -120,6 +123,8 @@ class RunDirectory:
                 del data[key]
             for key in FREE_DATA:
                 del data["data"][key]
+            for key in FREE_FEATURES:
+                del data["features"][key]
         changed = _first_difference(before, now) or self.changed(old)
         if changed is not None:
             key, a, b = changed

@@ -24,6 +24,7 @@ from avlm.training import checkpoint
 from avlm.training.budget import BadBudget
 from avlm.training.checkpoint import Position
 from avlm.training.console import tell
+from avlm.training.features import kept_features
 from avlm.training.lora import merge_adapters, save_adapters
 from avlm.training.loss import RowLosses, stage_losses
 from avlm.training.observe import Journal, StepMetrics, answer_prompts, bar
@@ -119,7 +120,9 @@ class Trainer:
         set_modes(self.model, self.trained)
         saved = time.monotonic()
         asked = self._times_to_ask()
+        kept = self.stage, self.run.features, self.loader, self.steps, self.folder.parent, self.console
         with (
+            kept_features(self.model, *kept),
             bar(self.stage.name, self.steps, self.done, self.console) as shown,
             closing(self.loader.steps(self.done, self.steps)) as prepared,  # its workers end however this does
         ):
