@@ -90,6 +90,7 @@ def _with_data(config: RunConfig) -> RunConfig:
 
 def _train_and_report(config: RunConfig, stage: str | None, began: float) -> None:
     """Train, measure on the held-out rows, and write the report: also of a run whose held-out rows are all unusable."""
+    from avlm.eval.examining import look_and_listen
     from avlm.training.chain import Run
     from avlm.training.report import write_report
     from avlm.training.stopping import Stopped
@@ -97,7 +98,7 @@ def _train_and_report(config: RunConfig, stage: str | None, began: float) -> Non
     quiet()
     out = Path(config.out)
     try:
-        model = Run(config).train(stage)
+        model = Run(config, examine=look_and_listen).train(stage)
     except Stopped as stopped:
         print("stopped; all that was done is saved, and the same command goes on from there", file=sys.stderr)
         raise typer.Exit(128 + stopped.number) from None

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from avlm.config.base import Settings
 from avlm.config.data import DataConfig, TrainData, whole_blend
+from avlm.config.evaluate import Evaluate
 from avlm.config.model import ModelConfig, Source
 from avlm.config.patterns import ALL_LINEAR, pattern_problem
 
@@ -302,6 +303,8 @@ class RunConfig(Settings):
     """No stage takes more steps than this."""
     save: SaveConfig = SaveConfig()
     samples: SampleConfig = SampleConfig()
+    evaluate: Evaluate | None = None
+    """Measure on held-out rows as training goes; needs `data.eval`."""
     precision: Literal["float32", "bfloat16"] | None = None
     """Numbers that the model is kept in and computes with; default: those of its weights as they are loaded. Whatever
     learns in bfloat16 has a float32 copy that learns for it."""

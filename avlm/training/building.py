@@ -148,7 +148,11 @@ def collect(run: RunConfig, stages: Sequence[Stage], steps_before: Callable[[Sta
         assert stage.builds is not None
         journal, before = Journal(out), steps_before(stage)
         journal.cut_back(before, stage.name, 0)
-        for rows, path in ((journal.take_metrics, "metrics.jsonl"), (journal.take_bad, "quarantine.jsonl")):
+        for rows, path in (
+            (journal.take_metrics, "metrics.jsonl"),
+            (journal.take_bad, "quarantine.jsonl"),
+            (journal.take_evals, "evals.jsonl"),
+        ):
             rows([{**row, "step": row["step"] + before} for row in read_lines(folder / path)])
         journal.sync()
         (out / "parts").mkdir(exist_ok=True)

@@ -45,6 +45,7 @@ from avlm.models.precision import cast_weights
 from avlm.samples import MediaKind, Sample
 from avlm.training.building import build_side_by_side, by_itself, collect
 from avlm.training.console import counted, make_console, tell
+from avlm.training.heldout import Examiner
 from avlm.training.memory import keep_freed_memory
 from avlm.training.observe import StepMetrics
 from avlm.training.sources import RunSources
@@ -52,7 +53,7 @@ from avlm.training.stages import check_parts, part_modules
 from avlm.training.stopping import StopWish, stop_wishes
 from avlm.training.trainer import Trainer
 
-FREE = ("save", "samples", "threads", "max_steps", "out", "side_by_side")
+FREE = ("save", "samples", "evaluate", "threads", "max_steps", "out", "side_by_side")
 """Settings that may differ when a run goes on: they change no weights of the steps that were done."""
 FREE_DATA = (
     "cache_mb",
@@ -85,6 +86,7 @@ class Run:
         config: Resolved settings.
         console: Where progress is shown; default: standard error.
         on_step: Called after each step.
+        examine: Asks for answers where the run is measured as it goes; None: only losses are measured.
 
     Raises:
         ConfigError: There is no training data, a stage cannot work with it or with the model, or the directory belongs
@@ -98,8 +100,10 @@ class Run:
         *,
         console: Console | None = None,
         on_step: Callable[[StepMetrics], None] | None = None,
+        examine: Examiner | None = None,
     ) -> None:
         self.config = config
+        self.examine = examine
         self.console = console or make_console()
         self.on_step = on_step
         self.out = Path(config.out)
@@ -113,6 +117,7 @@ class Run:
         self._fingerprint = self.sources.fingerprints()
         self._check_directory()
         self.prompts = self.sources.prompts()
+        self.sources.check_held_out(self.examine is not None)
 
     def _counted(self, config: RunConfig) -> RunConfig:
         """The same settings with lengths in steps, after a look for every stage's rows."""
@@ -307,6 +312,7 @@ class Run:
         trainer = Trainer(
             self.config, stage, model, processor, loader, self._prompts_for(stage, processor), self.out,
             self._steps_before(stage), self.console, self.on_step, stop,
+            self.sources.measured_on(stage, writer, processor, self.video, self.examine),
         )  # fmt: skip
         trainer.train()
         try:
@@ -502,12 +508,13 @@ def _lock(handle: int) -> bool:
     return True
 
 
-def train(run: RunConfig, *, only: str | None = None) -> Path:
+def train(run: RunConfig, *, only: str | None = None, examine: Examiner | None = None) -> Path:
     """Train a run, or go on with it where it stopped.
 
     Args:
         run: Resolved settings.
         only: Train up to and with this stage.
+        examine: Asks for answers where the run is measured as it goes.
 
     Returns:
         The published model directory.
@@ -517,4 +524,4 @@ def train(run: RunConfig, *, only: str | None = None) -> Path:
         DataError: Too many samples were bad.
         Stopped: Ctrl-C or SIGTERM; all that was done is saved, and the same call goes on.
     """
-    return Run(run).train(only)
+    return Run(run, examine=examine).train(only)

@@ -24,6 +24,8 @@ from avlm.training import checkpoint
 from avlm.training.budget import BadBudget
 from avlm.training.checkpoint import Position
 from avlm.training.console import tell
+from avlm.training.evaluation import Evaluation, When
+from avlm.training.heldout import HeldOut, undisturbed
 from avlm.training.lora import merge_adapters, save_adapters
 from avlm.training.loss import RowLosses, stage_losses
 from avlm.training.observe import Journal, StepMetrics, answer_prompts, bar
@@ -47,6 +49,7 @@ class Trainer:
         console: Where progress is shown.
         on_step: Called after each step; for tests that stop a run in the middle.
         stop: Tells whether the run has been asked to stop.
+        held_out: What the stage is measured on as it goes, if it is.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class Trainer:
         console: Console,
         on_step: Callable[[StepMetrics], None] | None = None,
         stop: StopWish | None = None,
+        held_out: HeldOut | None = None,
     ) -> None:
         self.run, self.stage = run, stage
         self.model, self.processor = model, processor
@@ -88,6 +92,9 @@ class Trainer:
             self.optimizer.add_param_group({"params": list(self.head.parameters()), "lr": peak, "peak": peak})
         self.done = 0
         self.budget = BadBudget(run.data)
+        self.evaluation = None
+        if held_out is not None:
+            self.evaluation = Evaluation(stage, held_out, self.journal, first_step, self.steps, console)
 
     def train(self) -> None:
         """Train to the end of the stage and leave the model in eval mode, adapters merged.
@@ -102,12 +109,13 @@ class Trainer:
         self.stop.grant()
         if self.done == 0:
             self._answer("before")
+            self._measure("before")
         set_modes(self.model, self.trained)
         saved = time.monotonic()
         asked = self._times_to_ask()
         with (
             bar(self.stage.name, self.steps, self.done, self.console) as shown,
-            closing(self.loader.steps(self.done, self.steps)) as prepared,  # its workers end however this does
+            closing(self.loader.steps(self.done, self._last())) as prepared,  # its workers end however this does
         ):
             waited = time.perf_counter()
             for data in prepared:
@@ -116,6 +124,8 @@ class Trainer:
                 shown.step(metrics)
                 if self.done in asked:
                     self._answer("during")
+                if self.evaluation is not None and self.evaluation.due(self.done):
+                    self._measure("during")
                 stopping = self.stop.number is not None
                 if (stopping or time.monotonic() - saved > self.run.save.every_s) and self.done < self.steps:
                     self._save()
@@ -124,10 +134,13 @@ class Trainer:
                     self.stop.grant()
                 if self.on_step is not None:
                     self.on_step(metrics)
+                if self._last() == self.done:
+                    break
                 waited = time.perf_counter()
         self.model.eval()
         self._keep_adapters()
         self._answer("after")
+        self._measure("after")
         self.journal.sync()
 
     def _step(self, data: StepData, waited: float) -> StepMetrics:
@@ -225,6 +238,8 @@ class Trainer:
                 self.loader.plan.resume(PlanState.from_json(found.position.plan))
             tell(self.console, f"{self.stage.name}: resumed at step {self.done}/{self.steps}")
         self.journal.cut_back(self.first_step + self.done, self.stage.name, self.done)
+        if self.evaluation is not None:
+            self.evaluation.resume()
 
     def _save(self) -> None:
         bad, plan = self.budget, self.loader.plan.state(self.done).to_json()
@@ -261,6 +276,20 @@ class Trainer:
                     "none. Call add_state_head(3) on that model before PEFT loads them",
                 )
         merge_adapters(self.model)
+
+    def _measure(self, when: When) -> None:
+        if self.evaluation is not None:
+            self.evaluation.measure(when, self.done, self.model, self._held_out_losses)
+
+    def _held_out_losses(self, row: Row) -> RowLosses:
+        """As `_losses`, without what is added for the sake of learning."""
+        if self.head is None:
+            return stage_losses(self.model, row, undisturbed(self.stage))
+        return RowLosses(words_loss(self.model, self.head, row))
+
+    def _last(self) -> int:
+        """The step that the stage ends with: its last one, or this one where it has learned what it can."""
+        return self.done if self.evaluation is not None and self.evaluation.ended() else self.steps
 
     def _times_to_ask(self) -> set[int]:
         times = self.run.samples.times
