@@ -13,6 +13,7 @@ from avlm.config.data import DataConfig, TrainData, whole_blend
 from avlm.config.evaluate import Evaluate
 from avlm.config.model import ModelConfig, Source
 from avlm.config.patterns import ALL_LINEAR, pattern_problem
+from avlm.config.preference import Dpo
 
 Part = Literal["vision", "vision_connector", "audio", "audio_beside", "audio_connector", "language"]
 """Everything that can be trained or frozen, by its one name."""
@@ -202,10 +203,11 @@ class Stage(Settings):
     """`everything` also learns to say the prompts, as in language-model pre-training. `words` is for an encoder that
     the stage builds: it learns to tell what its media show or say (their `alt`, else the first answer) by itself."""
 
-    loss: Literal["next_token", "distill"] = "next_token"
+    loss: Literal["next_token", "distill", "dpo"] = "next_token"
     """`distill` teaches a model that hears and sees to go on as its own language model does where it reads the media in
     words (their `alt`): the divergence of the two over each answer. The language model is the teacher and stays frozen
-    (Ultravox)."""
+    (Ultravox). `dpo` learns from rows with two answers which of them is better."""
+    dpo: Dpo = Dpo()
     distill_temperature: float = Field(2.0, gt=0)
     """Both distributions are softened by it before they are compared; Ultravox's is 2."""
 
@@ -385,6 +387,7 @@ def stage_problem(stage: Stage, parts: Sequence[str]) -> str | None:
     if stage.state_head is None and not any(part in parts and part in REACHED[stage.rows] for part in stage.train):
         return f"stage {stage.name} trains nothing. Name a part, such as stages.{stage.name}.train.language.lr=1e-4"
     problem = _adapters_problem(stage) or _balance_problem(stage) or _distill_problem(stage) or _state_problem(stage)
+    problem = problem or _dpo_problem(stage)
     if problem is None and stage.supervise == "words":
         problem = _words_problem(stage)
     if problem is not None:
@@ -475,6 +478,32 @@ def _distill_problem(stage: Stage) -> str | None:
             f"{begin} and label_smoothing={stage.label_smoothing:g}, and there are no labels: the teacher gives a "
             f"whole distribution. Set {name}.label_smoothing=0"
         )
+    return None
+
+
+def _dpo_problem(stage: Stage) -> str | None:
+    """What keeps a stage from learning of pairs of answers."""
+    if stage.loss != "dpo":
+        return None
+    begin, name = f"stage {stage.name} has loss=dpo", f"stages.{stage.name}"
+    if stage.builds is not None:
+        return (
+            f"{begin} and builds the {stage.builds} part from scratch, and a model that knows nothing yet prefers "
+            f"nothing. Set {name}.loss=next_token"
+        )
+    if stage.supervise != "answers":
+        return (
+            f"{begin} and supervise={stage.supervise}, and it is answers that are compared. "
+            f"Set {name}.supervise=answers"
+        )
+    if stage.label_smoothing:
+        return (
+            f"{begin} and label_smoothing={stage.label_smoothing:g}, which spreads a token's probability, and here "
+            f"whole answers are compared. Set {name}.label_smoothing=0, or {name}.dpo.label_smoothing"
+        )
+    if stage.state_head is not None or stage.balance:
+        what, off = ("a state_head", "state_head=null") if stage.state_head is not None else ("balance", "balance=0")
+        return f"{begin} and {what}, which learns from single answers. Set {name}.{off}, or train it in another stage"
     return None
 
 

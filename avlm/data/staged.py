@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from avlm.config.run import Stage
-from avlm.data.encode import counted, cut
+from avlm.data.encode import counted, cut, only_last_answer, with_media_of
 from avlm.data.planning.plan import key
 from avlm.data.processor import AvlmProcessor
 from avlm.data.text.templates import described, strange, without_media, worded
@@ -49,9 +50,13 @@ class StageWriter:
             DataError: It cannot be written down, or has no teacher's version.
         """
         rng = np.random.default_rng([self.seed, key(self.stage.name), epoch, row])
-        sample = self._said(described(sample, self.stage.describe, rng, self.kinds))
-        encoded = self.processor.encode(sample, supervise=self.stage.supervise, augment=(self.stage.augment, rng))
-        return self._taught(encoded, sample)
+        sample = described(sample, self.stage.describe, rng, self.kinds)
+        said = self._said(sample)
+        prepared = self.processor.prepare(said)
+        encoded = self.processor.encode(
+            said, supervise=self.stage.supervise, augment=(self.stage.augment, rng), prepared=prepared
+        )
+        return self._compared(self._taught(encoded, said), sample, [item.facts for item in prepared])
 
     def count(self, sample: Sample, measure: Callable[[MediaItem], Facts], capacity: int | None = None) -> Counts:
         """What a row takes in any epoch: exactly, or where media are drawn to be given in words, at most.
@@ -84,8 +89,10 @@ class StageWriter:
         self, sample: Sample, chosen: Sequence[bool], facts: Callable[[int], Facts], capacity: int | None
     ) -> Counts:
         left = [facts(number) for number, in_words in enumerate(chosen) if not in_words]
-        sample = self._said(worded(sample, chosen))
-        encoded = self._taught(self.processor.lay_out(sample, left, supervise=self.stage.supervise), sample)
+        sample = worded(sample, chosen)
+        said = self._said(sample)
+        encoded = self._taught(self.processor.lay_out(said, left, supervise=self.stage.supervise), said)
+        encoded = self._compared(encoded, sample, left)
         if capacity is not None:
             encoded = cut(encoded, capacity)
         return counted(encoded, left, self.processor.media_spec())
@@ -121,6 +128,28 @@ class StageWriter:
         if self.stage.loss == "distill":
             encoded.teacher = self._teacher(sample, encoded)
         return encoded
+
+    def _compared(self, better: Encoded, sample: Sample, facts: Sequence[Facts]) -> Encoded:
+        """A sample with the worse answer to the same beside it, where the stage compares the two.
+
+        Args:
+            sample: As it was before the stage's own words were added.
+            facts: Of its media.
+
+        Raises:
+            DataError: It has one answer only.
+        """
+        if self.stage.loss != "dpo":
+            return better
+        if sample.rejected is None:
+            raise DataError(
+                f"has one answer, and stage {self.stage.name} (loss=dpo) learns from two. Give it a rejected one",
+                where=sample.where,
+                sample_id=sample.id,
+            )
+        other = replace(sample, turns=(*sample.turns[:-1], sample.rejected), rejected=None)
+        worse = only_last_answer(self.processor.lay_out(self._said(other), facts))
+        return replace(only_last_answer(better), rejected=with_media_of(worse, better))
 
     def _teacher(self, sample: Sample, student: Encoded) -> Encoded:
         """What the language model reads as its own teacher: the same conversation, system turn and answers, in words.

@@ -107,8 +107,8 @@ class Evaluation:
         there = ", ".join(metrics_of(line)) or "nothing at all"
         raise ConfigError(
             f"evaluate.metric={metric}: stage {self.stage.name} was measured on the held-out rows and has no {metric}, "
-            f"so nothing would tell which of its steps is best. It has {there}. Set evaluate.metric to what there is, or "
-            "add rows to data.eval that give it"
+            f"so nothing would tell which of its steps is best. It has {there}. Set evaluate.metric to what there is, "
+            "or add rows to data.eval that give it"
         )
 
     def _told(self, line: Line) -> str:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from torch import Tensor
+
 from avlm.config.run import Augment, RunConfig, Stage
 from avlm.data.encode import pack
 from avlm.data.loader import SamplePreparer
@@ -22,7 +24,8 @@ from avlm.data.staged import StageWriter
 from avlm.errors import ConfigError, DataError
 from avlm.models.modeling import AvlmForConditionalGeneration
 from avlm.samples import Encoded, MediaKind, Row, Sample
-from avlm.training.loss import RowLosses, row_loss
+from avlm.training.loss import RowLosses, num_units, row_loss
+from avlm.training.preference import preferred
 from avlm.training.unmoved import unmoved
 
 AT_ONCE = 32
@@ -53,12 +56,14 @@ class Examiner(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """The mean over the target tokens of some rows."""
+    """The mean over the target tokens of some rows, or over their pairs of answers."""
 
     mean: float
     targets: int
     bad: int
     """Samples that could not be read."""
+    pairs: dict[str, float]
+    """How well pairs are told apart, where the stage compares answers."""
 
 
 class HeldOutRows:
@@ -73,7 +78,7 @@ class HeldOutRows:
         self, source: RowSource, numbers: Sequence[int], stage: Stage, writer: AvlmProcessor, run: RunConfig,
         video: frozenset[MediaKind],
     ) -> None:  # fmt: skip
-        self.numbers = numbers
+        self.numbers, self.stage = numbers, stage
         self.capacity = stage.row_tokens
         data = run.data.model_copy(update={"too_long": "cut"})
         self.prepare = SamplePreparer(source, StageWriter(stage, writer, own_kinds(stage, video), run.seed), data)
@@ -88,12 +93,17 @@ class HeldOutRows:
 
     def loss(self, costs: Costs) -> Loss:
         """What they cost; no number where there is nothing to learn in them."""
-        total, targets, bad = 0.0, 0, 0
+        total, units, targets, bad = 0.0, 0, 0, 0
+        margins: list[Tensor] = []
         for rows, unread in self.rows():
-            total += sum(float(costs(row).tokens) for row in rows)
+            for row in rows:
+                cost = costs(row)
+                total += float(cost.tokens)
+                margins += [] if cost.margins is None else [cost.margins]
+            units += num_units(rows, self.stage)
             targets += sum(row.num_targets() for row in rows)
             bad += unread
-        return Loss(total / targets if targets else math.nan, targets, bad)
+        return Loss(total / units if units else math.nan, targets, bad, preferred(margins))
 
 
 class HeldOut:
@@ -158,7 +168,7 @@ class HeldOut:
             if self.own.numbers:
                 loss = self.own.loss(costs)
                 line |= {"loss": loss.mean, "rows": len(self.own.numbers) - loss.bad, "target_tokens": loss.targets}
-                line |= {"bad": loss.bad} if loss.bad else {}
+                line |= {**loss.pairs, **({"bad": loss.bad} if loss.bad else {})}
             if self.texts.numbers:
                 line["text_loss"] = self.texts.loss(lambda row: RowLosses(row_loss(model, row))).mean
             if self.asked and self.examine is not None:

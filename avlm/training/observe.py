@@ -46,6 +46,10 @@ class StepMetrics:
     """Tokens that were cut off samples longer than a row, where a run cuts them; in no line of another."""
     state_loss: float | None = None
     """The state head's, where the stage trains one; ``loss`` is that of the tokens alone."""
+    preferred: float | None = None
+    """Share of the pairs whose better answer has gained more than the worse, where a stage compares answers."""
+    margin: float | None = None
+    """How much more it has gained, on the average of all pairs, times beta."""
 
 
 class Journal:

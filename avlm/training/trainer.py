@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 from avlm.config.run import RunConfig, Stage
 from avlm.data.loader import Bad, StepData, StepLoader
@@ -27,8 +27,9 @@ from avlm.training.console import tell
 from avlm.training.evaluation import Evaluation, When
 from avlm.training.heldout import HeldOut, undisturbed
 from avlm.training.lora import merge_adapters, save_adapters
-from avlm.training.loss import RowLosses, stage_losses
+from avlm.training.loss import RowLosses, num_units, stage_losses
 from avlm.training.observe import Journal, StepMetrics, answer_prompts, bar
+from avlm.training.preference import Preference, preferred
 from avlm.training.stages import check_ahead, make_optimizer, prepare, rate, set_modes
 from avlm.training.states import state_weight, train_state_head
 from avlm.training.stopping import StopWish
@@ -79,6 +80,7 @@ class Trainer:
         fresh = _draw(run.seed, stage, -1)
         check_ahead(model, run.stages)
         self.trained = prepare(model, stage, seed=fresh)
+        self.preference = Preference(model, stage.dpo) if stage.loss == "dpo" else None
         self.fresh_head = stage.state_head is not None and model.state_head is None
         more = [] if stage.state_head is None else train_state_head(model, stage, fresh)
         self.optimizer = make_optimizer(self.trained, stage, more)
@@ -152,10 +154,11 @@ class Trainer:
         share = rate(self.stage.schedule, data.step, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * share
-        targets = max(1, data.num_targets())
+        targets = max(1, num_units(data.rows, self.stage))
         head = self.stage.state_head
         weight = 1.0 if head is None else state_weight(data.rows, head) or 1.0
         loss, balance, states = 0.0, 0.0, 0.0
+        margins: list[Tensor] = []
         for row in data.rows:
             costs = self._losses(row)
             objective = costs.tokens / targets
@@ -166,6 +169,8 @@ class Trainer:
             if costs.states is not None:
                 objective = objective + costs.states / weight
                 states += float(costs.states.detach())
+            if costs.margins is not None:
+                margins.append(costs.margins)
             torch.autograd.backward(objective)
             loss += float(costs.tokens.detach())
         norm = self._clip()
@@ -191,9 +196,12 @@ class Trainer:
             balance=balance if self.stage.balance else None,
             cut_tokens=sum(bad.cut for bad in data.cut) if self.run.data.too_long == "cut" else None,
             state_loss=None if head is None else states / weight,
+            **preferred(margins),
         )
 
     def _losses(self, row: Row) -> RowLosses:
+        if self.preference is not None:
+            return self.preference.losses(self.model, row)
         if self.head is None:
             return stage_losses(self.model, row, self.stage)
         return RowLosses(words_loss(self.model, self.head, row, self.stage.label_smoothing))
@@ -283,6 +291,8 @@ class Trainer:
 
     def _held_out_losses(self, row: Row) -> RowLosses:
         """As `_losses`, without what is added for the sake of learning."""
+        if self.preference is not None:
+            return self.preference.losses(self.model, row)
         if self.head is None:
             return stage_losses(self.model, row, undisturbed(self.stage))
         return RowLosses(words_loss(self.model, self.head, row))

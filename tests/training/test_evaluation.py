@@ -305,8 +305,8 @@ def test_a_metric_that_no_row_gives_is_refused_before_the_first_step(measured: C
         train(config, examine=Scripted(0.5))
     assert str(error.value) == (
         "evaluate.metric=tasks.vqq.accuracy: stage only was measured on the held-out rows and has no "
-        "tasks.vqq.accuracy, so nothing would tell which of its steps is best. It has loss, text_loss, forgotten, accuracy. Set "
-        "evaluate.metric to what there is, or add rows to data.eval that give it"
+        "tasks.vqq.accuracy, so nothing would tell which of its steps is best. It has loss, text_loss, forgotten, "
+        "accuracy. Set evaluate.metric to what there is, or add rows to data.eval that give it"
     )
     assert not lines(config, "metrics.jsonl")
 
