@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from avlm.config.base import Settings
+from avlm.config.ctc import Ctc
 from avlm.config.data import DataConfig, TrainData, whole_blend
 from avlm.config.evaluate import Evaluate
 from avlm.config.model import ModelConfig, Source
@@ -203,11 +204,13 @@ class Stage(Settings):
     """`everything` also learns to say the prompts, as in language-model pre-training. `words` is for an encoder that
     the stage builds: it learns to tell what its media show or say (their `alt`, else the first answer) by itself."""
 
-    loss: Literal["next_token", "distill", "dpo"] = "next_token"
+    loss: Literal["next_token", "distill", "dpo", "ctc"] = "next_token"
     """`distill` teaches a model that hears and sees to go on as its own language model does where it reads the media in
     words (their `alt`): the divergence of the two over each answer. The language model is the teacher and stays frozen
-    (Ultravox). `dpo` learns from rows with two answers which of them is better."""
+    (Ultravox). `dpo` learns from rows with two answers which of them is better. `ctc`
+    (with supervise=words) teaches the audio encoder alone to tell what is said, built here or as the model has it."""
     dpo: Dpo = Dpo()
+    ctc: Ctc = Ctc()
     distill_temperature: float = Field(2.0, gt=0)
     """Both distributions are softened by it before they are compared; Ultravox's is 2."""
 
@@ -388,6 +391,7 @@ def stage_problem(stage: Stage, parts: Sequence[str]) -> str | None:
         return f"stage {stage.name} trains nothing. Name a part, such as stages.{stage.name}.train.language.lr=1e-4"
     problem = _adapters_problem(stage) or _balance_problem(stage) or _distill_problem(stage) or _state_problem(stage)
     problem = problem or _dpo_problem(stage)
+    problem = problem or _ctc_problem(stage)
     if problem is None and stage.supervise == "words":
         problem = _words_problem(stage)
     if problem is not None:
@@ -434,6 +438,8 @@ def _balance_problem(stage: Stage) -> str | None:
 
 def _words_problem(stage: Stage) -> str | None:
     """What keeps an encoder from learning by itself in a stage."""
+    if stage.loss == "ctc":
+        return None  # it says itself what it needs
     if stage.builds not in ("vision", "audio") or set(stage.train) != {stage.builds}:
         what = "trains other parts with it" if stage.builds in ("vision", "audio") else "builds none"
         return (
@@ -504,6 +510,30 @@ def _dpo_problem(stage: Stage) -> str | None:
     if stage.state_head is not None or stage.balance:
         what, off = ("a state_head", "state_head=null") if stage.state_head is not None else ("balance", "balance=0")
         return f"{begin} and {what}, which learns from single answers. Set {name}.{off}, or train it in another stage"
+    return None
+
+
+def _ctc_problem(stage: Stage) -> str | None:
+    """What keeps an audio encoder from learning by itself what is said."""
+    if stage.loss != "ctc":
+        return None
+    begin, name = f"stage {stage.name} has loss=ctc", f"stages.{stage.name}"
+    for key, wanted, why in (
+        ("supervise", "words", "it is the words of each sound that are told"),
+        ("rows", "audio", "others hold nothing to listen to, or more than that"),
+        ("describe", 0, "a sound that is given in words is not heard"),
+        ("label_smoothing", 0, "what is told has no place that a label could stand at"),
+        ("balance", 0, "no language model is asked"),
+    ):
+        value = getattr(stage, key)
+        if value != wanted:
+            shown = f"{value:g}" if isinstance(value, float) else value
+            return f"{begin} and {key}={shown}, and {why}. Set {name}.{key}={wanted}"
+    if stage.state_head is not None:
+        return f"{begin} and a state_head, and no answer is learned. Remove {name}.state_head"
+    if set(stage.train) != {"audio"} or stage.builds not in (None, "audio"):
+        trained = f"builds the {stage.builds} part" if stage.builds not in (None, "audio") else "trains other parts"
+        return f"{begin}, by which the audio encoder learns alone, and {trained}. Train audio alone, and build no other"
     return None
 
 

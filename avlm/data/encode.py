@@ -116,9 +116,8 @@ def lay_out_pieces(
 
 
 def _lay_out_words(sample: Sample, tokens: Tokens, media: MediaSpec, facts: Sequence[Facts]) -> Encoded:
-    """Media alone, each with what it shows or says: its `alt`, and where that is not known the first thing answered."""
-    answer = next((turn.text() for turn in sample.turns if turn.role == "assistant"), "")
-    out = Encoded(sample.id, [], [], words=[list(tokens.ids(item.alt or answer)) for item in sample.media()])
+    """Media alone, each with what it shows or says."""
+    out = Encoded(sample.id, [], [], words=[list(tokens.ids(text)) for text in shown(sample)])
     for number, item in enumerate(facts):
         runs = _place(out, number, item, media, sample, tokens)
         start = len(out.ids)
@@ -126,6 +125,12 @@ def _lay_out_words(sample: Sample, tokens: Tokens, media: MediaSpec, facts: Sequ
         out.spans.append((start, len(out.ids)))
     out.labels = [IGNORE] * len(out.ids)
     return out
+
+
+def shown(sample: Sample) -> list[str]:
+    """What each medium shows or says: its `alt`, and where that is not known the first thing answered."""
+    answer = next((turn.text() for turn in sample.turns if turn.role == "assistant"), "")
+    return [item.alt or answer for item in sample.media()]
 
 
 def _write_prompt(

@@ -6,19 +6,20 @@ The loader encodes with it and the index counts with it, so both see the same to
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from avlm.config.run import Stage
-from avlm.data.encode import counted, cut, only_last_answer, with_media_of
+from avlm.data.encode import counted, cut, only_last_answer, shown, with_media_of
 from avlm.data.planning.plan import key
 from avlm.data.processor import AvlmProcessor
 from avlm.data.text.templates import described, strange, without_media, worded
 from avlm.data.text.turns import with_state_tokens
 from avlm.errors import DataError, LayoutError
-from avlm.layout import Facts, segments
+from avlm.layout import AudioFacts, Facts, audio_embedding_count, segments
 from avlm.samples import IGNORE, Counts, Encoded, MediaItem, MediaKind, Sample
 
 MOST_DRAWN = 4
@@ -56,7 +57,8 @@ class StageWriter:
         encoded = self.processor.encode(
             said, supervise=self.stage.supervise, augment=(self.stage.augment, rng), prepared=prepared
         )
-        return self._compared(self._taught(encoded, said), sample, [item.facts for item in prepared])
+        facts = [item.facts for item in prepared]
+        return self._heard(self._compared(self._taught(encoded, said), sample, facts), said, facts)
 
     def count(self, sample: Sample, measure: Callable[[MediaItem], Facts], capacity: int | None = None) -> Counts:
         """What a row takes in any epoch: exactly, or where media are drawn to be given in words, at most.
@@ -92,7 +94,7 @@ class StageWriter:
         sample = worded(sample, chosen)
         said = self._said(sample)
         encoded = self._taught(self.processor.lay_out(said, left, supervise=self.stage.supervise), said)
-        encoded = self._compared(encoded, sample, left)
+        encoded = self._heard(self._compared(encoded, sample, left), said, left)
         if capacity is not None:
             encoded = cut(encoded, capacity)
         return counted(encoded, left, self.processor.media_spec())
@@ -150,6 +152,32 @@ class StageWriter:
         other = replace(sample, turns=(*sample.turns[:-1], sample.rejected), rejected=None)
         worse = only_last_answer(self.processor.lay_out(self._said(other), facts))
         return replace(only_last_answer(better), rejected=with_media_of(worse, better))
+
+    def _heard(self, encoded: Encoded, sample: Sample, facts: Sequence[Facts]) -> Encoded:
+        """A sample of sounds in the units that the stage's CTC tells.
+
+        Raises:
+            DataError: A sound is too short for what it says.
+        """
+        if self.stage.loss != "ctc":
+            return encoded
+        spec, settings = self.processor.media_spec().audio, self.stage.ctc
+        assert spec is not None
+        if settings.units == "characters":
+            encoded.words = [list(text.encode(errors="replace")) for text in shown(sample)]
+        for item, words, fact in zip(sample.media(), encoded.words, facts, strict=True):
+            assert isinstance(fact, AudioFacts)
+            moments = math.ceil(audio_embedding_count(fact.num_samples, spec) / (settings.pool * spec.rows))
+            needed = len(words) + sum(a == b for a, b in itertools.pairwise(words))
+            if needed > moments:
+                raise DataError(
+                    f"{item.name()}: says {len(words)} {settings.units}, for which CTC needs {needed} moments, and the "
+                    f"encoder makes {moments} of it. Lower stages.{self.stage.name}.ctc.pool, tell larger units with "
+                    f"stages.{self.stage.name}.ctc.units=tokens, or leave the row out",
+                    where=sample.where,
+                    sample_id=sample.id,
+                )
+        return encoded
 
     def _teacher(self, sample: Sample, student: Encoded) -> Encoded:
         """What the language model reads as its own teacher: the same conversation, system turn and answers, in words.

@@ -35,7 +35,7 @@ LOOK_S = 0.2
 
 def by_itself(stage: Stage) -> bool:
     """Whether a stage builds a part without any other part of the run."""
-    return stage.builds == "language" or stage.supervise == "words"
+    return stage.builds == "language" or (stage.builds is not None and stage.supervise == "words")
 
 
 def build_side_by_side(run: RunConfig, stages: Sequence[Stage], console: Console, stop: StopWish) -> None:

@@ -345,7 +345,7 @@ class Run:
             _stage_model(stage, model),
             seed=self.config.seed,
             texts=list(self._texts()),
-            language_weights=stage.supervise != "words",  # of which only the tokens are used
+            language_weights=stage.builds is None or stage.supervise != "words",  # of which only the tokens are used
         )
 
     def _with_built_parts(self, model: ModelConfig) -> ModelConfig:

@@ -57,7 +57,7 @@ def preferred(margins: Sequence[Tensor]) -> dict[str, float]:
 def as_it_is(model: AvlmForConditionalGeneration) -> AvlmForConditionalGeneration:
     """A copy of a model that stays as it is while the model learns; it shares every weight that is frozen."""
     frozen = {id(p): p for p in model.parameters() if not p.requires_grad}
-    kept = copy.deepcopy(model, dict(frozen))  # type: ignore[arg-type]
+    kept: AvlmForConditionalGeneration = copy.deepcopy(model, dict(frozen))  # type: ignore[arg-type]
     for parameter in kept.parameters():
         parameter.requires_grad_(False)
     return kept.eval()

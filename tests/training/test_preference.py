@@ -128,7 +128,7 @@ def test_packed_pairs_cost_what_a_slow_loop_over_them_finds(
 
     prepare(made.model, stage)
     learned = Preference(made.model, stage.dpo)
-    assert float(learned.losses(made.model, row).tokens) == pytest.approx(9 * math.log(2), rel=1e-5)
+    assert float(learned.losses(made.model, row).tokens.detach()) == pytest.approx(9 * math.log(2), rel=1e-5)
     moved(made.model)
     expected, gains = 0.0, []
     for name in row.ids[::2]:
@@ -138,7 +138,7 @@ def test_packed_pairs_cost_what_a_slow_loop_over_them_finds(
         expected += slow_dpo(*now, *before[name], 0.1, 0.0)
         gains.append(0.1 * (now[0] - before[name][0] - now[1] + before[name][1]))
     costs = learned.losses(made.model, row)
-    assert float(costs.tokens) == pytest.approx(expected, rel=1e-4)
+    assert float(costs.tokens.detach()) == pytest.approx(expected, rel=1e-4)
     assert costs.margins is not None and costs.margins.tolist() == pytest.approx(gains, rel=1e-3, abs=1e-4)
     assert abs(expected - 9 * math.log(2)) > 0.01
 
@@ -243,12 +243,11 @@ def test_a_run_learns_to_prefer_and_tells_how_well(
     data = config.data.model_copy(update={"eval": str(pairs)})
     train(config.model_copy(update={"data": data, "evaluate": Evaluate(metric="margin", every=10)}))
     lines = read_lines(tmp_path / "run" / "metrics.jsonl")
-    assert lines[0]["loss"] == pytest.approx(math.log(2), rel=1e-4)  # nothing is gained yet
-    assert lines[0]["margin"] == pytest.approx(0, abs=1e-4)
+    assert lines[0]["loss"] == pytest.approx(math.log(2), abs=0.1)  # nothing is gained yet, but for dropout
     assert lines[-1]["loss"] < 0.4 and lines[-1]["preferred"] == 1.0 and lines[-1]["margin"] > 0.5
     assert all(line["samples"] == 10 for line in lines)
     before, _, after = read_lines(tmp_path / "run" / "evals.jsonl")
-    assert before["loss"] == pytest.approx(math.log(2), rel=1e-4)
+    assert before["loss"] == pytest.approx(math.log(2), rel=1e-4)  # nothing is gained yet
     assert after["preferred"] == 1.0 and after["margin"] > 0.5 > before["margin"]
 
 
