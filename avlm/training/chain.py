@@ -37,13 +37,14 @@ from avlm.data.decoding.files import limits_of
 from avlm.data.loader import StepLoader
 from avlm.data.media.reader import MediaReader
 from avlm.data.processor import AvlmProcessor
-from avlm.data.selection import left_out, stage_rows, untaken, video_senses
+from avlm.data.selection import left_out, own_kinds, stage_rows, untaken, video_senses
 from avlm.data.text.vocabulary import sample_texts
 from avlm.errors import ConfigError, DataError
 from avlm.models.modeling import AvlmForConditionalGeneration
 from avlm.models.precision import cast_weights
 from avlm.samples import MediaKind, Sample
-from avlm.training.building import build_side_by_side, by_itself, collect
+from avlm.training.apart import apart
+from avlm.training.building import build_side_by_side, by_itself, collect, collect_models, under_way
 from avlm.training.console import counted, make_console, tell
 from avlm.training.heldout import Examiner
 from avlm.training.memory import keep_freed_memory
@@ -163,10 +164,8 @@ class Run:
         with self._claimed(), stop_wishes() as stop:
             self._tell_rows(stages)
             self._build_side_by_side(stages, stop)
-            for stage in stages:
-                if not self._done(stage):
-                    self._train_stage(stage, stop)
-                    stop.grant()
+            for group in apart(self.stages, self.video):
+                self._train_group(group, stages, stop)
             self._publish()
         return self.out / "model"
 
@@ -282,12 +281,26 @@ class Run:
         if len(self.sources.opened) > 1:
             return  # their vocabulary is that of all files, and each of them would know its own
         waiting = list(itertools.takewhile(by_itself, (stage for stage in stages if not self._done(stage))))
-        under_way = (self.out / "building").is_dir()
-        if under_way or (self.config.side_by_side > 1 and len(waiting) > 1):
+        if under_way(self.config, waiting) or (self.config.side_by_side > 1 and len(waiting) > 1):
             at_once = max(2, self.config.side_by_side)
             for first in range(0, len(waiting), at_once):
                 build_side_by_side(self.config, waiting[first : first + at_once], self.console, stop)
             collect(self.config, waiting, self._steps_before)
+
+    def _train_group(self, group: Sequence[Stage], wanted: Sequence[Stage], stop: StopWish) -> None:
+        """Train those stages of a group that are wanted: one by one, or side by side where that is wanted too."""
+        waiting = [stage for stage in group if stage in wanted and not self._done(stage)]
+        begun = any((self.out / "checkpoints").glob("step-*"))  # one of them, in this very process
+        together = self.config.side_by_side > 1 and len(group) > 1 and waiting == list(group) and not begun
+        measured = self.config.evaluate is not None  # each stage on what those before it have left
+        if under_way(self.config, waiting) or (together and len(self.sources.opened) == 1 and not measured):
+            start = {"model": self._start(group[0])}
+            build_side_by_side(self.config.model_copy(update=start), waiting, self.console, stop)
+            collect_models(self.config, [stage for stage in group if stage in wanted], self._steps_before)
+            return
+        for stage in waiting:
+            self._train_stage(stage, stop)
+            stop.grant()
 
     # ------------------------------------------------------------ one stage
 
@@ -334,19 +347,23 @@ class Run:
 
     def _begin(self, stage: Stage) -> Composed:
         """What a stage starts from: the stage before it, the given model, or the run's parts."""
-        earlier = [s for s in self.stages[: self.stages.index(stage)] if s.builds is None]
-        if earlier and stage.builds is None:
-            return load_model(self._result(earlier[-1]))
-        config = self.config.model
-        if isinstance(config, str):
-            return load_model(config)
-        model = config if by_itself(stage) else self._with_built_parts(config)
+        model = self._start(stage)
+        if isinstance(model, str):
+            return load_model(model)
         return compose(
             _stage_model(stage, model),
             seed=self.config.seed,
             texts=list(self._texts()),
             language_weights=stage.builds is None or stage.supervise != "words",  # of which only the tokens are used
         )
+
+    def _start(self, stage: Stage) -> ModelConfig | str:
+        """The model directory that a stage starts from, or what is to be composed for it."""
+        earlier = [s for s in self.stages[: self.stages.index(stage)] if s.builds is None]
+        if earlier and stage.builds is None:
+            return str(self._result(earlier[-1]))
+        config = self.config.model
+        return config if isinstance(config, str) or by_itself(stage) else self._with_built_parts(config)
 
     def _with_built_parts(self, model: ModelConfig) -> ModelConfig:
         """The same model with parts that were built in this run in place of fresh ones."""
@@ -376,8 +393,11 @@ class Run:
         media = processor.media_spec()
         can = {"image": media.vision is not None, "audio": media.audio is not None}
         can["video"] = can["audio" if media.video.order == "audio" else "image"]
+        own = own_kinds(stage, self.video)
         found = []
         for sample in self.prompts:
+            if own and not sample.kinds() <= own:
+                continue  # the stage learns nothing for it
             if not all(can[kind] for kind in sample.kinds()) or (stage.builds is not None and not sample.kinds()):
                 continue
             try:

@@ -74,7 +74,7 @@ class RunSources:
                 "evaluate is set and data.eval is not, so there are no held-out rows to measure on. "
                 "Add data.eval=FILE.jsonl, or set evaluate=null"
             )
-        if settings.of_answers() and not asks:
+        if settings.of_answers() and not asks and any(stage.builds is None for stage in self.config.stages):
             raise ConfigError(
                 f"evaluate.metric={settings.metric} is a score of answers, and this run was started without anybody to "
                 "ask for them. Start it with avlm train or avlm.train, or set evaluate.metric=loss"
