@@ -83,9 +83,10 @@ class Evaluation:
         return any(line.get("stops") for line in self._own())
 
     def score(self) -> float | None:
-        """What the metric was when it was measured last; None where the stage has no such metric."""
+        """How good the model was when it was measured last, the more the better; None where nothing tells."""
         own = self._own()
-        return value_of(own[-1], self.settings.metric) if own else None
+        value = value_of(own[-1], self.settings.metric) if own else None
+        return value if value is None or self.settings.direction() == "max" else -value
 
     def _own(self) -> list[Line]:
         return [line for line in self.lines if line["stage"] == self.stage.name and line["when"] != "after"]
