@@ -209,8 +209,9 @@ class Stage(Settings):
     words (their `alt`): the divergence of the two over each answer. The language model is the teacher and stays frozen
     (Ultravox). `dpo` learns from rows with two answers which of them is better. `ctc`
     (with supervise=words) teaches the audio encoder alone to tell what is said, built here or as the model has it."""
-    dpo: Dpo = Dpo()
-    ctc: Ctc = Ctc()
+    dpo: Dpo | None = None
+    ctc: Ctc | None = None
+    """How `dpo` and `ctc` learn, where not by their defaults."""
     distill_temperature: float = Field(2.0, gt=0)
     """Both distributions are softened by it before they are compared; Ultravox's is 2."""
 
@@ -391,7 +392,7 @@ def stage_problem(stage: Stage, parts: Sequence[str]) -> str | None:
         return f"stage {stage.name} trains nothing. Name a part, such as stages.{stage.name}.train.language.lr=1e-4"
     problem = _adapters_problem(stage) or _balance_problem(stage) or _distill_problem(stage) or _state_problem(stage)
     problem = problem or _dpo_problem(stage)
-    problem = problem or _ctc_problem(stage)
+    problem = problem or _ctc_problem(stage) or _idle_problem(stage)
     if problem is None and stage.supervise == "words":
         problem = _words_problem(stage)
     if problem is not None:
@@ -534,6 +535,17 @@ def _ctc_problem(stage: Stage) -> str | None:
     if set(stage.train) != {"audio"} or stage.builds not in (None, "audio"):
         trained = f"builds the {stage.builds} part" if stage.builds not in (None, "audio") else "trains other parts"
         return f"{begin}, by which the audio encoder learns alone, and {trained}. Train audio alone, and build no other"
+    return None
+
+
+def _idle_problem(stage: Stage) -> str | None:
+    """Settings of a loss that the stage does not have."""
+    for name in ("dpo", "ctc"):
+        if getattr(stage, name) is not None and stage.loss != name:
+            return (
+                f"stage {stage.name} has settings of {name} and loss={stage.loss}, so they would do nothing. "
+                f"Set stages.{stage.name}.loss={name}, or stages.{stage.name}.{name}=null"
+            )
     return None
 
 

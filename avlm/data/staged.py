@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from avlm.config.ctc import Ctc
 from avlm.config.run import Stage
 from avlm.data.encode import counted, cut, only_last_answer, shown, with_media_of
 from avlm.data.planning.plan import key
@@ -161,7 +162,7 @@ class StageWriter:
         """
         if self.stage.loss != "ctc":
             return encoded
-        spec, settings = self.processor.media_spec().audio, self.stage.ctc
+        spec, settings = self.processor.media_spec().audio, self.stage.ctc or Ctc()
         assert spec is not None
         if settings.units == "characters":
             encoded.words = [list(text.encode(errors="replace")) for text in shown(sample)]

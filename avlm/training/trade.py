@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from avlm.config.ctc import Ctc
 from avlm.config.media import AudioSpec
 from avlm.config.run import Stage
 from avlm.errors import ConfigError
@@ -142,8 +143,8 @@ def make_head(model: AvlmForConditionalGeneration, stage: Stage, seed: int) -> P
             assert heard is not None
             width = encoder_width(model.config.audio_config)
             if stage.loss == "ctc":
-                vocabulary = vocabulary if stage.ctc.units == "tokens" else BYTES
-                head = SoundWords(width, vocabulary, stage.ctc.pool * heard.rows)
+                how = stage.ctc or Ctc()
+                head = SoundWords(width, vocabulary if how.units == "tokens" else BYTES, how.pool * heard.rows)
             else:
                 head = SoundWords(width, vocabulary, moment(heard))
     tower = model.model.vision_tower if stage.builds == "vision" else model.model.audio_tower

@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from avlm.config.preference import Dpo
 from avlm.config.run import RunConfig, Stage
 from avlm.data.loader import Bad, StepData, StepLoader
 from avlm.data.planning.plan import PlanState, key
@@ -80,7 +81,7 @@ class Trainer:
         fresh = _draw(run.seed, stage, -1)
         check_ahead(model, run.stages)
         self.trained = prepare(model, stage, seed=fresh)
-        self.preference = Preference(model, stage.dpo) if stage.loss == "dpo" else None
+        self.preference = Preference(model, stage.dpo or Dpo()) if stage.loss == "dpo" else None
         self.fresh_head = stage.state_head is not None and model.state_head is None
         more = [] if stage.state_head is None else train_state_head(model, stage, fresh)
         self.optimizer = make_optimizer(self.trained, stage, more)

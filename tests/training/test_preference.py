@@ -127,7 +127,7 @@ def test_packed_pairs_cost_what_a_slow_loop_over_them_finds(
     before = {name: (slow_logp(made, s), slow_logp(made, s.rejected)) for name, s in by_id.items() if s.rejected}
 
     prepare(made.model, stage)
-    learned = Preference(made.model, stage.dpo)
+    learned = Preference(made.model, Dpo())
     assert float(learned.losses(made.model, row).tokens.detach()) == pytest.approx(9 * math.log(2), rel=1e-5)
     moved(made.model)
     expected, gains = 0.0, []
@@ -315,6 +315,7 @@ def test_a_pair_longer_than_a_row_is_never_cut(loader: Callable[..., StepLoader]
         ({"supervise": "everything"}, "has loss=dpo and supervise=everything, and it is answers that are compared"),
         ({"label_smoothing": 0.1}, "Set stages.only.label_smoothing=0, or stages.only.dpo.label_smoothing"),
         ({"state_head": {"lr": 1e-3}}, "has loss=dpo and a state_head, which learns from single answers"),
+        ({"loss": "next_token", "dpo": {}}, "has settings of dpo and loss=next_token, so they would do nothing"),
         ({"balance": 0.1}, "Set stages.only.balance=0, or train it in another stage"),
         ({"builds": "language", "train": {"language": {"lr": 1e-3}}}, "has loss=dpo and builds the language part"),
     ],
