@@ -95,7 +95,7 @@ def answer_logps(model: AvlmForConditionalGeneration, row: Row) -> Tensor:
         logps = logits.log_softmax(-1).gather(1, _targets(row, at, logits)[:, None])[:, 0]
     else:
         hidden = model.model(**row.inputs()).last_hidden_state[0]
-        logps = _logps(hidden[at.to(hidden.device)], head, _targets(row, at, hidden))
+        logps = _logps(hidden.index_select(0, at.to(hidden.device)), head, _targets(row, at, hidden))
     return logps.new_zeros(len(row.lengths)).index_add(0, owners.to(logps.device), logps)
 
 
@@ -107,7 +107,15 @@ def _logps(hidden: Tensor, head: nn.Linear, targets: Tensor) -> Tensor:
     """Of each target, a chunk at a time: the logits of a chunk are forgotten, and made again on the way back."""
     size = max(1, CHUNK_VALUES // len(head.weight))
     chunks = [
-        checkpoint(_chunk, hidden[i : i + size], head.weight, head.bias, targets[i : i + size], use_reentrant=False)
+        checkpoint(
+            _chunk,
+            hidden[i : i + size],
+            head.weight,
+            head.bias,
+            targets[i : i + size],
+            use_reentrant=False,
+            preserve_rng_state=False,
+        )  # fmt: skip
         for i in range(0, len(hidden), size)
     ]
     return torch.cat(chunks) if chunks else hidden.new_zeros(0, dtype=torch.float32)
