@@ -115,7 +115,7 @@ def _logps(hidden: Tensor, head: nn.Linear, targets: Tensor) -> Tensor:
             targets[i : i + size],
             use_reentrant=False,
             preserve_rng_state=False,
-        )  # fmt: skip
+        )
         for i in range(0, len(hidden), size)
     ]
     return torch.cat(chunks) if chunks else hidden.new_zeros(0, dtype=torch.float32)
