@@ -30,7 +30,7 @@ _NAMES = {
     "Video": "avlm.inference.chat",
     "Sampling": "avlm.inference.generate",
     "recipe": "avlm.recipes",
-    "train": "avlm.training.chain",
+    "train": "avlm.eval.examining",
     "compose": "avlm.convert.compose",
     "import_model": "avlm.convert.importing",
     "export_model": "avlm.convert.exporting",

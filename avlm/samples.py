@@ -129,6 +129,8 @@ class Sample:
     task: str = ""
     where: str = ""
     """Source and place, for messages."""
+    rejected: Turn | None = None
+    """An answer that is worse than the last turn, where the row has a pair of them."""
 
     def media(self) -> list[MediaItem]:
         return [part for turn in self.turns for part in turn.parts if isinstance(part, MediaItem)]
@@ -223,19 +225,22 @@ class Encoded:
     """For each answer the last position before it, and the class of its state: 0 a question, 1 noise."""
     teacher: Encoded | None = None
     """The same conversation with its media in words, for `loss=distill`; its targets are the same tokens."""
+    rejected: Encoded | None = None
+    """The same conversation with the worse answer, for `loss=dpo`; it stands behind this one in its row."""
     cut: int = 0
     """Tokens that were cut off its end, because it was longer than a row."""
 
     def room(self) -> int:
         """Tokens that it takes of a row's budget."""
-        return max(len(self), len(self.teacher or ()))
+        return max(len(self) + len(self.rejected or ()), len(self.teacher or ()))
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def num_targets(self) -> int:
         behind = self.labels[1:]
-        return len(behind) - behind.count(IGNORE) + sum(map(len, self.words))
+        worse = 0 if self.rejected is None else self.rejected.num_targets()
+        return len(behind) - behind.count(IGNORE) + sum(map(len, self.words)) + worse
 
 
 @dataclass(frozen=True, slots=True)

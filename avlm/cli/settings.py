@@ -42,7 +42,7 @@ def what_trains(config: RunConfig) -> str:
 
     def more(stage: Any) -> str:
         head = "" if stage.state_head is None else f"state head {stage.state_head.lr:g}"
-        words = (stage.builds, "distill" if stage.loss == "distill" else "", head)
+        words = (stage.builds, "" if stage.loss == "next_token" else stage.loss, head)
         return ", ".join(word for word in words if word) or "-"
 
     parts = [p for p in PARTS if p not in RARE or any(p in stage.train for stage in config.stages)]

@@ -104,6 +104,7 @@ def _train_and_report(config: RunConfig, stage: str | None, began: float, world:
 
     Of several processes the first one measures and reports.
     """
+    from avlm.eval.examining import look_and_listen
     from avlm.training.chain import Run
     from avlm.training.report import write_report
     from avlm.training.stopping import Stopped
@@ -111,7 +112,7 @@ def _train_and_report(config: RunConfig, stage: str | None, began: float, world:
     quiet()
     out = Path(config.out)
     try:
-        model = Run(config, world=world).train(stage)
+        model = Run(config, world=world, examine=look_and_listen).train(stage)
     except Stopped as stopped:
         if world.first:
             print("stopped; all that was done is saved, and the same command goes on from there", file=sys.stderr)

@@ -151,7 +151,7 @@ class Fetch(Settings):
 
 Column = Literal[
     "messages", "conversations", "image", "images", "audio", "audios", "video", "videos", "question", "answer",
-    "history", "system", "task", "id", "set",
+    "history", "system", "task", "id", "set", "chosen", "rejected",
 ]  # fmt: skip
 """What a column of somebody else's rows may be."""
 

@@ -9,11 +9,14 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from avlm.config.base import Settings
+from avlm.config.ctc import Ctc
 from avlm.config.data import DataConfig, TrainData, whole_blend
+from avlm.config.evaluate import Evaluate
 from avlm.config.features import FeatureCache
 from avlm.config.model import ModelConfig, Source
 from avlm.config.parallel import ParallelConfig
 from avlm.config.patterns import ALL_LINEAR, pattern_problem
+from avlm.config.preference import Dpo
 
 Part = Literal["vision", "vision_connector", "audio", "audio_beside", "audio_connector", "language"]
 """Everything that can be trained or frozen, by its one name."""
@@ -203,10 +206,14 @@ class Stage(Settings):
     """`everything` also learns to say the prompts, as in language-model pre-training. `words` is for an encoder that
     the stage builds: it learns to tell what its media show or say (their `alt`, else the first answer) by itself."""
 
-    loss: Literal["next_token", "distill"] = "next_token"
+    loss: Literal["next_token", "distill", "dpo", "ctc"] = "next_token"
     """`distill` teaches a model that hears and sees to go on as its own language model does where it reads the media in
     words (their `alt`): the divergence of the two over each answer. The language model is the teacher and stays frozen
-    (Ultravox)."""
+    (Ultravox). `dpo` learns from rows with two answers which of them is better. `ctc`
+    (with supervise=words) teaches the audio encoder alone to tell what is said, built here or as the model has it."""
+    dpo: Dpo | None = None
+    ctc: Ctc | None = None
+    """How `dpo` and `ctc` learn, where not by their defaults."""
     distill_temperature: float = Field(2.0, gt=0)
     """Both distributions are softened by it before they are compared; Ultravox's is 2."""
 
@@ -305,6 +312,8 @@ class RunConfig(Settings):
     save: SaveConfig = SaveConfig()
     samples: SampleConfig = SampleConfig()
     features: FeatureCache = FeatureCache()
+    evaluate: Evaluate | None = None
+    """Measure on held-out rows as training goes; needs `data.eval`."""
     precision: Literal["float32", "bfloat16"] | None = None
     """Numbers that the model is kept in and computes with; default: those of its weights as they are loaded. Whatever
     learns in bfloat16 has a float32 copy that learns for it."""
@@ -388,6 +397,8 @@ def stage_problem(stage: Stage, parts: Sequence[str]) -> str | None:
     if stage.state_head is None and not any(part in parts and part in REACHED[stage.rows] for part in stage.train):
         return f"stage {stage.name} trains nothing. Name a part, such as stages.{stage.name}.train.language.lr=1e-4"
     problem = _adapters_problem(stage) or _balance_problem(stage) or _distill_problem(stage) or _state_problem(stage)
+    problem = problem or _dpo_problem(stage)
+    problem = problem or _ctc_problem(stage) or _idle_problem(stage)
     if problem is None and stage.supervise == "words":
         problem = _words_problem(stage)
     if problem is not None:
@@ -434,6 +445,8 @@ def _balance_problem(stage: Stage) -> str | None:
 
 def _words_problem(stage: Stage) -> str | None:
     """What keeps an encoder from learning by itself in a stage."""
+    if stage.loss == "ctc":
+        return None  # it says itself what it needs
     if stage.builds not in ("vision", "audio") or set(stage.train) != {stage.builds}:
         what = "trains other parts with it" if stage.builds in ("vision", "audio") else "builds none"
         return (
@@ -478,6 +491,67 @@ def _distill_problem(stage: Stage) -> str | None:
             f"{begin} and label_smoothing={stage.label_smoothing:g}, and there are no labels: the teacher gives a "
             f"whole distribution. Set {name}.label_smoothing=0"
         )
+    return None
+
+
+def _dpo_problem(stage: Stage) -> str | None:
+    """What keeps a stage from learning of pairs of answers."""
+    if stage.loss != "dpo":
+        return None
+    begin, name = f"stage {stage.name} has loss=dpo", f"stages.{stage.name}"
+    if stage.builds is not None:
+        return (
+            f"{begin} and builds the {stage.builds} part from scratch, and a model that knows nothing yet prefers "
+            f"nothing. Set {name}.loss=next_token"
+        )
+    if stage.supervise != "answers":
+        return (
+            f"{begin} and supervise={stage.supervise}, and it is answers that are compared. "
+            f"Set {name}.supervise=answers"
+        )
+    if stage.label_smoothing:
+        return (
+            f"{begin} and label_smoothing={stage.label_smoothing:g}, which spreads a token's probability, and here "
+            f"whole answers are compared. Set {name}.label_smoothing=0, or {name}.dpo.label_smoothing"
+        )
+    if stage.state_head is not None or stage.balance:
+        what, off = ("a state_head", "state_head=null") if stage.state_head is not None else ("balance", "balance=0")
+        return f"{begin} and {what}, which learns from single answers. Set {name}.{off}, or train it in another stage"
+    return None
+
+
+def _ctc_problem(stage: Stage) -> str | None:
+    """What keeps an audio encoder from learning by itself what is said."""
+    if stage.loss != "ctc":
+        return None
+    begin, name = f"stage {stage.name} has loss=ctc", f"stages.{stage.name}"
+    for key, wanted, why in (
+        ("supervise", "words", "it is the words of each sound that are told"),
+        ("rows", "audio", "others hold nothing to listen to, or more than that"),
+        ("describe", 0, "a sound that is given in words is not heard"),
+        ("label_smoothing", 0, "what is told has no place that a label could stand at"),
+        ("balance", 0, "no language model is asked"),
+    ):
+        value = getattr(stage, key)
+        if value != wanted:
+            shown = f"{value:g}" if isinstance(value, float) else value
+            return f"{begin} and {key}={shown}, and {why}. Set {name}.{key}={wanted}"
+    if stage.state_head is not None:
+        return f"{begin} and a state_head, and no answer is learned. Remove {name}.state_head"
+    if set(stage.train) != {"audio"} or stage.builds not in (None, "audio"):
+        trained = f"builds the {stage.builds} part" if stage.builds not in (None, "audio") else "trains other parts"
+        return f"{begin}, by which the audio encoder learns alone, and {trained}. Train audio alone, and build no other"
+    return None
+
+
+def _idle_problem(stage: Stage) -> str | None:
+    """Settings of a loss that the stage does not have."""
+    for name in ("dpo", "ctc"):
+        if getattr(stage, name) is not None and stage.loss != name:
+            return (
+                f"stage {stage.name} has settings of {name} and loss={stage.loss}, so they would do nothing. "
+                f"Set stages.{stage.name}.loss={name}, or stages.{stage.name}.{name}=null"
+            )
     return None
 
 

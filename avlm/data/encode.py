@@ -116,9 +116,8 @@ def lay_out_pieces(
 
 
 def _lay_out_words(sample: Sample, tokens: Tokens, media: MediaSpec, facts: Sequence[Facts]) -> Encoded:
-    """Media alone, each with what it shows or says: its `alt`, and where that is not known the first thing answered."""
-    answer = next((turn.text() for turn in sample.turns if turn.role == "assistant"), "")
-    out = Encoded(sample.id, [], [], words=[list(tokens.ids(item.alt or answer)) for item in sample.media()])
+    """Media alone, each with what it shows or says."""
+    out = Encoded(sample.id, [], [], words=[list(tokens.ids(text)) for text in shown(sample)])
     for number, item in enumerate(facts):
         runs = _place(out, number, item, media, sample, tokens)
         start = len(out.ids)
@@ -126,6 +125,12 @@ def _lay_out_words(sample: Sample, tokens: Tokens, media: MediaSpec, facts: Sequ
         out.spans.append((start, len(out.ids)))
     out.labels = [IGNORE] * len(out.ids)
     return out
+
+
+def shown(sample: Sample) -> list[str]:
+    """What each medium shows or says: its `alt`, and where that is not known the first thing answered."""
+    answer = next((turn.text() for turn in sample.turns if turn.role == "assistant"), "")
+    return [item.alt or answer for item in sample.media()]
 
 
 def _write_prompt(
@@ -225,7 +230,8 @@ def counted(encoded: Encoded, facts: Sequence[Facts], media: MediaSpec) -> Count
     Args:
         facts: Of all media of the sample, those that were cut off included.
     """
-    whole = sum((load(facts[place.item], media) for place in encoded.places), Load())
+    places = encoded.places if encoded.rejected is None else [*encoded.places, *encoded.rejected.places]
+    whole = sum((load(facts[place.item], media) for place in places), Load())
     return Counts(encoded.room(), encoded.num_targets(), whole, encoded.cut)
 
 
@@ -280,6 +286,24 @@ def _as_input(tiles: Tensor, spec: VisionSpec | None) -> list[Tensor]:
     return [in_patches(tile, spec.cell_px) for tile in normalise(tiles, spec)]
 
 
+def with_media_of(encoded: Encoded, other: Encoded) -> Encoded:
+    """A sample that was laid out without tensors, with those of another one with the same media."""
+    return replace(
+        encoded,
+        images=other.images,
+        image_sizes=other.image_sizes,
+        frames=other.frames,
+        sounds=other.sounds,
+        chunks=other.chunks,
+    )
+
+
+def only_last_answer(encoded: Encoded) -> Encoded:
+    """A sample of which nothing but the last answer is learned."""
+    begins = encoded.states[-1][0] + 1
+    return replace(encoded, labels=[IGNORE] * begins + encoded.labels[begins:])
+
+
 def cut(encoded: Encoded, capacity: int) -> Encoded:
     """The beginning of a sample that is longer than a row: what fits, up to the last token that is learned there.
 
@@ -294,6 +318,12 @@ def cut(encoded: Encoded, capacity: int) -> Encoded:
     """
     if encoded.room() <= capacity:
         return encoded
+    if encoded.rejected is not None:
+        raise DataError(
+            f"has a pair of answers that take {encoded.room()} tokens together, and a row holds {capacity}; a pair is "
+            "compared whole. Raise the stage's row_tokens, or leave the row out",
+            sample_id=encoded.id,
+        )
     versions = [encoded] if encoded.teacher is None else [encoded, encoded.teacher]
     ends = [_learned_end(version, capacity) for version in versions]
     targets = min(_targets_before(version, end) for version, end in zip(versions, ends, strict=True))
@@ -357,7 +387,8 @@ def _beginning(encoded: Encoded, end: int) -> Encoded:
 
 
 def pack(samples: Sequence[Encoded]) -> Row:
-    """Lay samples end to end."""
+    """Lay samples end to end; of a pair of answers the worse one behind the better."""
+    samples = [version for s in samples for version in ((s,) if s.rejected is None else (s, s.rejected))]
     starts = itertools.accumulate((len(s) for s in samples), initial=0)
     teachers = [s.teacher for s in samples if s.teacher is not None]
     return Row(

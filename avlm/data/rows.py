@@ -30,29 +30,32 @@ class RowFacts:
     """Kinds whose every medium has an `alt`, so that words can stand in for it."""
     set: str = ""
     """VITA's name for where it comes from."""
+    pair: bool = False
+    """Whether it has a worse answer beside the better one."""
 
 
 class RowTable(Sequence[RowFacts]):
-    """A table of rows, 10 bytes each.
+    """A table of rows, 11 bytes each.
 
     Attributes:
         tasks, sets: Every name once, in the order of their first row.
         task, set: int32 [rows], numbers of names.
         kinds, told: uint8 [rows], sets of kinds as `bits` writes them.
+        pair: uint8 [rows], 1 where there are two answers.
     """
 
     def __init__(self, facts: Iterable[RowFacts] = ()) -> None:
         self.tasks: list[str] = []
         self.sets: list[str] = []
         self._numbers: dict[tuple[str, str], int] = {}
-        self._columns = Columns(task="i", set="i", kinds="B", told="B")
+        self._columns = Columns(task="i", set="i", kinds="B", told="B", pair="B")
         for row in facts:
             self.append(row)
 
     def append(self, row: RowFacts) -> None:
         """Add a row at the end."""
         task, name = self._number("task", row.task), self._number("set", row.set)
-        self._columns.append(task, name, bits(row.kinds), bits(row.told))
+        self._columns.append(task, name, bits(row.kinds), bits(row.told), row.pair)
 
     def _names(self, column: str) -> list[str]:
         return self.tasks if column == "task" else self.sets
@@ -81,6 +84,10 @@ class RowTable(Sequence[RowFacts]):
     def told(self) -> np.ndarray:
         return self._columns["told"]
 
+    @property
+    def pair(self) -> np.ndarray:
+        return self._columns["pair"]
+
     def kept(self, numbers: Sequence[int] | np.ndarray) -> RowTable:
         """A table of some of the rows, in the order given. Names that no row has any more are gone."""
         return self._of(self._columns.kept(numbers), self.tasks, self.sets)
@@ -92,7 +99,7 @@ class RowTable(Sequence[RowFacts]):
         sets = [name for table in tables for name in table.sets]
         shifted, before = [], (0, 0)
         for table in tables:
-            columns = {name: table._columns[name] for name in ("task", "set", "kinds", "told")}
+            columns = {name: table._columns[name] for name in ("task", "set", "kinds", "told", "pair")}
             columns |= {"task": columns["task"] + before[0], "set": columns["set"] + before[1]}
             shifted.append(Columns.of(columns))
             before = before[0] + len(table.tasks), before[1] + len(table.sets)
@@ -109,7 +116,7 @@ class RowTable(Sequence[RowFacts]):
             for old in used[np.argsort(first)]:
                 numbers[old] = found._number(column, names[old])
             renumbered[column] = numbers[columns[column]]
-        found._columns = Columns.of(renumbered | {name: columns[name] for name in ("kinds", "told")})
+        found._columns = Columns.of(renumbered | {name: columns[name] for name in ("kinds", "told", "pair")})
         return found
 
     def __len__(self) -> int:
@@ -122,8 +129,8 @@ class RowTable(Sequence[RowFacts]):
     def __getitem__(self, index: int | slice) -> RowFacts | RowTable:
         if isinstance(index, slice):
             return RowTable(self[i] for i in range(*index.indices(len(self))))
-        task, name, kinds, told = self._columns.row(index)
-        return RowFacts(self.tasks[task], kinds_of(kinds), kinds_of(told), self.sets[name])
+        task, name, kinds, told, pair = self._columns.row(index)
+        return RowFacts(self.tasks[task], kinds_of(kinds), kinds_of(told), self.sets[name], bool(pair))
 
 
 def bits(kinds: Collection[MediaKind]) -> int:
@@ -141,7 +148,7 @@ def kinds_of(number: int) -> frozenset[MediaKind]:
 
 def facts_of(sample: Sample, name: str = "") -> RowFacts:
     """What a sample's row is known by."""
-    return RowFacts(sample.task, sample.kinds(), sample.told(), name)
+    return RowFacts(sample.task, sample.kinds(), sample.told(), name, sample.rejected is not None)
 
 
 class RowSource(Protocol):

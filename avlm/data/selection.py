@@ -111,6 +111,9 @@ def stage_rows(facts: Iterable[RowFacts], stage: Stage, video: frozenset[MediaKi
     if stage.loss == "distill":
         kinds = table.kinds
         found = [i for i in found if kinds[i]]  # read in words, a row of words alone is already what it shall be
+    if stage.loss == "dpo":
+        pair = table.pair
+        found = [i for i in found if pair[i]]
     if not found:
         film = " or a video" if "video" in own_kinds(stage, video) else ""
         wanted = {"vision": f" with a picture{film} and no sound", "audio": f" with a sound{film} and no picture"}.get(
@@ -118,6 +121,8 @@ def stage_rows(facts: Iterable[RowFacts], stage: Stage, video: frozenset[MediaKi
         )
         if stage.loss == "distill" and not wanted:
             wanted = " with a picture, a sound or a video"
+        if stage.loss == "dpo":
+            wanted += " with two answers (chosen and rejected)"
         if stage.tasks:
             tasks = sorted(task or "(none)" for task in table.tasks)
             wanted += f" of the tasks {', '.join(stage.tasks)} (the data has {', '.join(tasks[:20])})"

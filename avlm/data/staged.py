@@ -6,18 +6,21 @@ The loader encodes with it and the index counts with it, so both see the same to
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
+from avlm.config.ctc import Ctc
 from avlm.config.run import Stage
-from avlm.data.encode import counted, cut
+from avlm.data.encode import counted, cut, only_last_answer, shown, with_media_of
 from avlm.data.planning.plan import key
 from avlm.data.processor import AvlmProcessor
 from avlm.data.text.templates import described, strange, without_media, worded
 from avlm.data.text.turns import with_state_tokens
 from avlm.errors import DataError, LayoutError
-from avlm.layout import Facts, segments
+from avlm.layout import AudioFacts, Facts, audio_embedding_count, segments
 from avlm.samples import IGNORE, Counts, Encoded, MediaItem, MediaKind, Sample
 
 MOST_DRAWN = 4
@@ -49,9 +52,14 @@ class StageWriter:
             DataError: It cannot be written down, or has no teacher's version.
         """
         rng = np.random.default_rng([self.seed, key(self.stage.name), epoch, row])
-        sample = self._said(described(sample, self.stage.describe, rng, self.kinds))
-        encoded = self.processor.encode(sample, supervise=self.stage.supervise, augment=(self.stage.augment, rng))
-        return self._taught(encoded, sample)
+        sample = described(sample, self.stage.describe, rng, self.kinds)
+        said = self._said(sample)
+        prepared = self.processor.prepare(said)
+        encoded = self.processor.encode(
+            said, supervise=self.stage.supervise, augment=(self.stage.augment, rng), prepared=prepared
+        )
+        facts = [item.facts for item in prepared]
+        return self._heard(self._compared(self._taught(encoded, said), sample, facts), said, facts)
 
     def count(self, sample: Sample, measure: Callable[[MediaItem], Facts], capacity: int | None = None) -> Counts:
         """What a row takes in any epoch: exactly, or where media are drawn to be given in words, at most.
@@ -84,8 +92,10 @@ class StageWriter:
         self, sample: Sample, chosen: Sequence[bool], facts: Callable[[int], Facts], capacity: int | None
     ) -> Counts:
         left = [facts(number) for number, in_words in enumerate(chosen) if not in_words]
-        sample = self._said(worded(sample, chosen))
-        encoded = self._taught(self.processor.lay_out(sample, left, supervise=self.stage.supervise), sample)
+        sample = worded(sample, chosen)
+        said = self._said(sample)
+        encoded = self._taught(self.processor.lay_out(said, left, supervise=self.stage.supervise), said)
+        encoded = self._heard(self._compared(encoded, sample, left), said, left)
         if capacity is not None:
             encoded = cut(encoded, capacity)
         return counted(encoded, left, self.processor.media_spec())
@@ -120,6 +130,54 @@ class StageWriter:
     def _taught(self, encoded: Encoded, sample: Sample) -> Encoded:
         if self.stage.loss == "distill":
             encoded.teacher = self._teacher(sample, encoded)
+        return encoded
+
+    def _compared(self, better: Encoded, sample: Sample, facts: Sequence[Facts]) -> Encoded:
+        """A sample with the worse answer to the same beside it, where the stage compares the two.
+
+        Args:
+            sample: As it was before the stage's own words were added.
+            facts: Of its media.
+
+        Raises:
+            DataError: It has one answer only.
+        """
+        if self.stage.loss != "dpo":
+            return better
+        if sample.rejected is None:
+            raise DataError(
+                f"has one answer, and stage {self.stage.name} (loss=dpo) learns from two. Give it a rejected one",
+                where=sample.where,
+                sample_id=sample.id,
+            )
+        other = replace(sample, turns=(*sample.turns[:-1], sample.rejected), rejected=None)
+        worse = only_last_answer(self.processor.lay_out(self._said(other), facts))
+        return replace(only_last_answer(better), rejected=with_media_of(worse, better))
+
+    def _heard(self, encoded: Encoded, sample: Sample, facts: Sequence[Facts]) -> Encoded:
+        """A sample of sounds in the units that the stage's CTC tells.
+
+        Raises:
+            DataError: A sound is too short for what it says.
+        """
+        if self.stage.loss != "ctc":
+            return encoded
+        spec, settings = self.processor.media_spec().audio, self.stage.ctc or Ctc()
+        assert spec is not None
+        if settings.units == "characters":
+            encoded.words = [list(text.encode(errors="replace")) for text in shown(sample)]
+        for item, words, fact in zip(sample.media(), encoded.words, facts, strict=True):
+            assert isinstance(fact, AudioFacts)
+            moments = math.ceil(audio_embedding_count(fact.num_samples, spec) / (settings.pool * spec.rows))
+            needed = len(words) + sum(a == b for a, b in itertools.pairwise(words))
+            if needed > moments:
+                raise DataError(
+                    f"{item.name()}: says {len(words)} {settings.units}, for which CTC needs {needed} moments, and the "
+                    f"encoder makes {moments} of it. Lower stages.{self.stage.name}.ctc.pool, tell larger units with "
+                    f"stages.{self.stage.name}.ctc.units=tokens, or leave the row out",
+                    where=sample.where,
+                    sample_id=sample.id,
+                )
         return encoded
 
     def _teacher(self, sample: Sample, student: Encoded) -> Encoded:

@@ -151,7 +151,8 @@ def as_row(sample: Sample, name: str, place: Callable[[MediaItem], str]) -> dict
         row["task"] = sample.task
     if name:
         row["set"] = name
-    return row | {"messages": [_message(turn, place) for turn in sample.turns]}
+    worse = {} if sample.rejected is None else {"rejected": _message(sample.rejected, place)}
+    return row | {"messages": [_message(turn, place) for turn in sample.turns]} | worse
 
 
 def _message(turn: Turn, place: Callable[[MediaItem], str]) -> dict[str, Any]:

@@ -37,7 +37,7 @@ LOOK_S = 0.2
 
 def by_itself(stage: Stage) -> bool:
     """Whether a stage builds a part without any other part of the run."""
-    return stage.builds == "language" or stage.supervise == "words"
+    return stage.builds == "language" or (stage.builds is not None and stage.supervise == "words")
 
 
 def build_side_by_side(run: RunConfig, stages: Sequence[Stage], console: Console, stop: StopWish) -> None:
@@ -188,6 +188,7 @@ def _take_journal(run: RunConfig, stage: Stage, before: int) -> Path:
         (journal.take_metrics, "metrics.jsonl"),
         (journal.answers, "samples.jsonl"),
         (journal.take_bad, "quarantine.jsonl"),
+        (journal.take_evals, "evals.jsonl"),
     ):
         if path != "samples.jsonl" or stage.builds is None:  # a part by itself answers nothing worth reading
             rows([{**row, "step": row["step"] + before} for row in read_lines(folder / path)])

@@ -51,6 +51,7 @@ from avlm.training.console import counted, make_console, tell
 from avlm.training.device import move_model
 from avlm.training.directory import STEPS, Difference, RunDirectory, note_steps, noted_steps
 from avlm.training.features import drop_features
+from avlm.training.heldout import Examiner
 from avlm.training.memory import keep_freed_memory
 from avlm.training.observe import StepMetrics
 from avlm.training.sharded import shards
@@ -69,6 +70,7 @@ class Run:
         console: Where progress is shown; default: standard error.
         on_step: Called after each step.
         world: The processes that train together; default: this one alone.
+        examine: Asks for answers where the run is measured as it goes; None: only losses are measured.
 
     Raises:
         ConfigError: There is no training data, a stage cannot work with it or with the model, or the directory belongs
@@ -83,8 +85,10 @@ class Run:
         console: Console | None = None,
         on_step: Callable[[StepMetrics], None] | None = None,
         world: World | None = None,
+        examine: Examiner | None = None,
     ) -> None:
         self.config = config
+        self.examine = examine
         self.world = world or one_process(config.device)
         self.console = (console or make_console()) if self.world.first else Console(quiet=True)
         self.on_step = on_step
@@ -101,6 +105,7 @@ class Run:
         self.directory = RunDirectory(self.given, self.sources.fingerprints(), self._changed_steps)
         self.directory.check()
         self.prompts = self.sources.prompts()
+        self.sources.check_held_out(self.examine is not None)
 
     def _counted(self, config: RunConfig) -> RunConfig:
         """The same settings with lengths in steps, after a look for every stage's rows.
@@ -236,9 +241,10 @@ class Run:
     def _train_group(self, group: Sequence[Stage], wanted: Sequence[Stage], stop: StopWish) -> None:
         """Train those stages of a group that are wanted: one by one, or side by side where that is wanted too."""
         waiting = [stage for stage in group if stage in wanted and not self._done(stage)]
-        together = self.config.side_by_side > 1 and len(group) > 1 and waiting == list(group)
+        together = self.config.side_by_side > 1 and len(group) > 1 and waiting == list(group) and self.world.alone
         free = len(self.sources.opened) == 1 and not self._under_way() and all(stage.steps for stage in group)
-        if self._begun_apart(waiting) or (together and free and self.world.alone):
+        measured = self.config.evaluate is not None  # each stage on what those before it have left
+        if self._begun_apart(waiting) or (together and free and not measured):
             start = {"model": self._start(group[0])}
             build_side_by_side(self.config.model_copy(update=start), waiting, self.console, stop)
             collect_models(self.config, [stage for stage in group if stage in wanted], self._steps_before)
@@ -296,6 +302,7 @@ class Run:
         trainer = Trainer(
             self.config, stage, model, processor, loader, self._prompts_for(stage, processor), self.out,
             self._steps_before(stage), self.console, self.on_step, stop, self.world,
+            self.sources.measured_on(stage, writer, processor, self.video, self.examine),
         )  # fmt: skip
         trainer.train()
         if not self.world.first:
@@ -347,7 +354,7 @@ class Run:
             _stage_model(stage, model),
             seed=self.config.seed,
             texts=list(self._texts()),
-            language_weights=stage.supervise != "words",  # of which only the tokens are used
+            language_weights=stage.builds is None or stage.supervise != "words",  # of which only the tokens are used
         )
 
     def _start(self, stage: Stage) -> ModelConfig | str:
@@ -475,12 +482,13 @@ def _stage_model(stage: Stage, model: ModelConfig) -> ModelConfig:
     return ModelConfig(language=model.language, video=model.video, **sense)
 
 
-def train(run: RunConfig, *, only: str | None = None) -> Path:
+def train(run: RunConfig, *, only: str | None = None, examine: Examiner | None = None) -> Path:
     """Train a run, or go on with it where it stopped.
 
     Args:
         run: Resolved settings.
         only: Train up to and with this stage.
+        examine: Asks for answers where the run is measured as it goes.
 
     Started by torchrun, this process becomes one of those that train together.
 
@@ -495,4 +503,4 @@ def train(run: RunConfig, *, only: str | None = None) -> Path:
     """
     world = join(run.device, run.parallel)
     with world.member():
-        return Run(run, world=world).train(only)
+        return Run(run, world=world, examine=examine).train(only)

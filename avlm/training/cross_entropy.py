@@ -34,6 +34,9 @@ def linear_cross_entropy(
     Source:
         Chunked losses as in Liger Kernel (arXiv:2410.10989, section 3.2).
     """
+    if not torch.is_grad_enabled():  # or the gradient of a head that learns would be made for nobody
+        hidden_TD, weight_VD = hidden_TD.detach(), weight_VD.detach()
+        bias_V = None if bias_V is None else bias_V.detach()
     loss: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
         hidden_TD, weight_VD, bias_V, targets_T, smoothing
     )

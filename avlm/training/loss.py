@@ -7,6 +7,7 @@ that row's share of an exact mean, however the step was cut into rows.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -33,6 +34,15 @@ class RowLosses(NamedTuple):
     they are targets (Switch Transformers, arXiv:2101.03961, equations 4 to 6)."""
     states: Tensor | None = None
     """Sum over its states, weighted, where the stage has a state head."""
+    margins: Tensor | None = None
+    """Of its pairs of answers, where the stage compares them; ``tokens`` is then the sum over the pairs."""
+
+
+def num_units(rows: Sequence[Row], stage: Stage) -> int:
+    """What the sum of some rows' losses is divided by to be a mean: their pairs, or their target tokens."""
+    if stage.loss == "dpo":
+        return sum(len(row.lengths) for row in rows) // 2
+    return sum(row.num_targets() for row in rows)
 
 
 def stage_losses(model: AvlmForConditionalGeneration, row: Row, stage: Stage) -> RowLosses:

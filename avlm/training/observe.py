@@ -46,6 +46,10 @@ class StepMetrics:
     """Tokens that were cut off samples longer than a row, where a run cuts them; in no line of another."""
     state_loss: float | None = None
     """The state head's, where the stage trains one; ``loss`` is that of the tokens alone."""
+    preferred: float | None = None
+    """Share of the pairs whose better answer has gained more than the worse, where a stage compares answers."""
+    margin: float | None = None
+    """How much more it has gained, on the average of all pairs, times beta."""
 
 
 class Journal:
@@ -63,8 +67,11 @@ class Journal:
         self.metrics = out / "metrics.jsonl"
         self.samples = out / "samples.jsonl"
         self.quarantine = out / "quarantine.jsonl"
-        self._waiting: dict[Path, list[bytes]] = {path: [] for path in (self.metrics, self.samples, self.quarantine)}
-        for path in self._waiting if writes else ():
+        self.evals = out / "evals.jsonl"
+        """Only of a run that is measured as it goes."""
+        always = (self.metrics, self.samples, self.quarantine)
+        self._waiting: dict[Path, list[bytes]] = {path: [] for path in (*always, self.evals)}
+        for path in always if writes else ():
             path.touch()
         self._listed = self._listed_bad()
 
@@ -73,6 +80,14 @@ class Journal:
 
     def answers(self, answers: Sequence[dict[str, Any]]) -> None:
         self._append(self.samples, answers)
+
+    def measurement(self, line: dict[str, Any]) -> None:
+        """What was measured on held-out rows."""
+        self._append(self.evals, [line])
+
+    def measured(self) -> list[dict[str, Any]]:
+        """Every measurement so far."""
+        return [row for row in read_lines(self.evals) if isinstance(row.get("stage"), str)]
 
     def bad(self, stage: str, step: int, bad: Sequence[Bad]) -> int:
         """List samples that were left out or cut, each once for each reason, however often the data comes round.
@@ -94,6 +109,10 @@ class Journal:
         """Lines of a part that was built by itself."""
         self._append(self.metrics, rows)
 
+    def take_evals(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Measurements of a part that was built by itself."""
+        self._append(self.evals, rows)
+
     def take_bad(self, rows: Sequence[dict[str, Any]]) -> None:
         """Samples that a part which was built by itself left out or cut."""
         for row in rows:
@@ -103,10 +122,13 @@ class Journal:
 
     def cut_back(self, step: int, stage: str, stage_step: int) -> None:
         """Forget what came after a checkpoint: it will come again."""
-        for path in self._waiting if self.writes else ():
-            again = stage if stage_step == 0 and path == self.samples else None  # its prompts are answered anew
-            rows = read_lines(path)
-            kept = [row for row in rows if _number(row.get("step")) <= step and row.get("stage") != again]
+        if not self.writes:
+            return
+        for path in filter(Path.exists, self._waiting):
+            # What a stage answers, and is measured on, before its first step and after its last comes anew.
+            anew = ("before", "after") if stage_step == 0 else ("after",)
+            rows = [row for row in read_lines(path) if _number(row.get("step")) <= step]
+            kept = [row for row in rows if row.get("stage") != stage or row.get("when") not in anew]
             aside = path.with_suffix(".writing")
             aside.write_bytes(b"".join(map(_line, kept)))
             aside.replace(path)
@@ -119,7 +141,8 @@ class Journal:
             OSError: It is full or read-only.
         """
         for path, lines in self._waiting.items() if self.writes else ():
-            _write_end(path, lines, sync=True)
+            if lines or path.exists():
+                _write_end(path, lines, sync=True)
 
     def _append(self, path: Path, rows: Sequence[dict[str, Any]]) -> None:
         if not self.writes:

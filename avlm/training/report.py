@@ -21,6 +21,7 @@ from avlm.config.run import PARTS
 from avlm.data.showing.page import document, duration, esc, note, number, percent, table
 from avlm.errors import ConfigError
 from avlm.training.charts import STYLE, Axis, Band, Shelf, bar, line_chart
+from avlm.training.measured import MEASUREMENT, held_out_section
 
 MAX_PROMPTS, MAX_QUARANTINE = 40, 50
 """Entries shown; the rest is counted."""
@@ -43,6 +44,7 @@ class RunFiles:
     metrics: list[Row] = field(default_factory=list)
     answers: list[Row] = field(default_factory=list)
     quarantine: list[Row] = field(default_factory=list)
+    evals: list[Row] = field(default_factory=list)
     notes: dict[str, str] = field(default_factory=dict)
 
     def total(self, key: str, how: Callable[[list[Any]], Any] = sum) -> Any:
@@ -102,7 +104,10 @@ def _read(out: Path) -> RunFiles:
         ("metrics.jsonl", METRIC, run.metrics),
         ("samples.jsonl", ANSWER, run.answers),
         ("quarantine.jsonl", BAD, run.quarantine),
+        ("evals.jsonl", MEASUREMENT, run.evals),
     ):
+        if name == "evals.jsonl" and not (out / name).is_file():
+            continue  # few runs are measured as they go
         wrong = _read_lines(out / name, kinds, into)
         if wrong:
             run.notes[name] = wrong
@@ -175,6 +180,7 @@ def _page(run: RunFiles) -> str:
     sections = {
         "Results": _results(run),
         "Training curves": _curves(run, stages),
+        **({"Held-out rows": _held_out(run, stages)} if run.evals else {}),
         "Stages": _stage_table(run, stages),
         "Answers": _answers(run, stages),
         "Quarantine": _quarantine(run),
@@ -202,12 +208,19 @@ def _header(run: RunFiles, stages: Sequence[StageFacts], title: str) -> str:
         "Samples": f"{run.total('samples'):,}",
     }
     going = ""
-    if done < planned:
+    if done < planned - _spared(run, stages):
         now = f"at step {done:,}, in stage {run.metrics[-1]['stage']}" if done else "before its first step"
         going = note(f"Not finished: this page was made {now}. The run is still going on, or was stopped.")
     listed = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts.items())
     head = f'<p class="quiet">avlm run</p><h1>{esc(title)}</h1>'
     return f'{head}{going}{run.note("config.yaml")}<dl class="facts">{listed}</dl>'
+
+
+def _spared(run: RunFiles, stages: Sequence[StageFacts]) -> int:
+    """Steps that the last stage did not need: it ended early."""
+    last = stages[-1] if stages else None
+    ends = [row["stage_step"] for row in run.evals if last and row["stage"] == last.name and row.get("stops")]
+    return (last.steps or 0) - ends[-1] if last and ends else 0
 
 
 def _parameters(value: object) -> str:
@@ -256,7 +269,7 @@ def _results(run: RunFiles) -> str:
 def _curves(run: RunFiles, stages: Sequence[StageFacts]) -> str:
     if not run.metrics:
         return run.note("metrics.jsonl")
-    bands = [Band(s.number, s.name, s.rows[0]["step"], s.rows[-1]["step"]) for s in stages if s.rows]
+    bands = _bands(stages)
     steps = [row["step"] for row in run.metrics]
     waited = run.total("data_seconds") / max(1e-9, run.total("seconds"))
     rates, norms, speeds = ([row[key] for row in run.metrics] for key in ("lr", "grad_norm", "tokens_per_s"))
@@ -284,6 +297,15 @@ def _curves(run: RunFiles, stages: Sequence[StageFacts]) -> str:
         f"{line_chart(steps, losses, bands, label=label, axis='auto', size='tall')}</figure>"
         f'<div class="charts">{charts}</div>'
     )
+
+
+def _bands(stages: Sequence[StageFacts]) -> list[Band]:
+    """The stages that have begun, on the step axis."""
+    return [Band(s.number, s.name, s.rows[0]["step"], s.rows[-1]["step"]) for s in stages if s.rows]
+
+
+def _held_out(run: RunFiles, stages: Sequence[StageFacts]) -> str:
+    return run.note("evals.jsonl") + held_out_section(run.evals, _bands(stages))
 
 
 # ---------------------------------------------------------------- stages

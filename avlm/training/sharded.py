@@ -73,6 +73,11 @@ class Sharded:
         parameters: Callable[[], Sequence[nn.Parameter]],
         settings: ParallelConfig,
     ) -> None:
+        if stage.loss == "dpo":
+            raise ConfigError(
+                f"stage {stage.name} has loss=dpo, which compares the model with a copy of what it was, and with "
+                "parallel.mode=fsdp no process has all of it. Set parallel.mode=data"
+            )
         self.world, self.model, self.parameters = world, model, parameters
         self.nothing = _nothing(model, stage)
         model.plain_head()  # looked for now: it reads the whole language model

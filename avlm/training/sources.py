@@ -15,6 +15,7 @@ from avlm.data.rows import RowSource
 from avlm.data.sources import open_source
 from avlm.errors import ConfigError, DataError
 from avlm.samples import MediaKind, Sample
+from avlm.training.heldout import Examiner, HeldOut
 
 
 class RunSources:
@@ -55,6 +56,49 @@ class RunSources:
         if self._held_out is None and self.config.data.eval is not None:
             self._held_out = open_source(self.config.data.eval, self.config.data, use="eval")
         return self._held_out
+
+    def check_held_out(self, asks: bool) -> None:
+        """Make sure that a run which is measured as it goes has rows for that.
+
+        Args:
+            asks: Whether somebody is there to ask for answers.
+
+        Raises:
+            ConfigError: It has none.
+        """
+        settings = self.config.evaluate
+        if settings is None:
+            return
+        if self.held_out() is None:
+            raise ConfigError(
+                "evaluate is set and data.eval is not, so there are no held-out rows to measure on. "
+                "Add data.eval=FILE.jsonl, or set evaluate=null"
+            )
+        if settings.of_answers() and not asks and any(stage.builds is None for stage in self.config.stages):
+            raise ConfigError(
+                f"evaluate.metric={settings.metric} is a score of answers, and this run was started without anybody to "
+                "ask for them. Start it with avlm train or avlm.train, or set evaluate.metric=loss"
+            )
+
+    def measured_on(
+        self,
+        stage: Stage,
+        writer: AvlmProcessor,
+        processor: AvlmProcessor,
+        video: frozenset[MediaKind],
+        examine: Examiner | None,
+    ) -> HeldOut | None:
+        """What a stage is measured on as it goes, if it is.
+
+        Args:
+            writer: The processor with the stage's own template.
+            processor: With the model's.
+        """
+        source, settings = self.held_out(), self.config.evaluate
+        if settings is None or source is None:
+            return None
+        texts = source if settings.text is None else open_source(settings.text, self.config.data, use="eval")
+        return HeldOut(self.config, stage, source, texts, writer, processor, video, examine)
 
     def _open(self, path: str) -> RowSource:
         if path not in self.opened:

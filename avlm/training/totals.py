@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass
 from itertools import accumulate
 from typing import Any
 
-from avlm.config.run import StateHead
+from avlm.config.run import Stage
 from avlm.data.loader import Bad, StepData
+from avlm.training.loss import num_units
 from avlm.training.states import state_weight
 from avlm.training.world import World
 
@@ -17,6 +18,8 @@ class Totals:
     """Of one step, over all processes; the same in each of them."""
 
     targets: int
+    units: int
+    """What losses are divided by to be a mean: pairs of answers, or targets."""
     tokens: int
     samples: int
     rows: int
@@ -28,19 +31,19 @@ class Totals:
     """The step's bad and cut samples, without its rows."""
 
 
-def totals(world: World, data: StepData, head: StateHead | None) -> Totals:
+def totals(world: World, data: StepData, stage: Stage) -> Totals:
     """Add up what the processes read in a step.
 
     Args:
         data: This process's part of it.
-        head: Of the stage, if it has one.
     """
-    states = 0.0 if head is None else state_weight(data.rows, head)
+    states = 0.0 if stage.state_head is None else state_weight(data.rows, stage.state_head)
+    targets, units = data.num_targets(), num_units(data.rows, stage)
     if world.alone:
         rows = len(data.rows)
-        return Totals(data.num_targets(), data.num_tokens(), data.num_samples, rows, rows, states, data)
+        return Totals(targets, units, data.num_tokens(), data.num_samples, rows, rows, states, data)
     own = {
-        "step": data.step, "targets": data.num_targets(), "tokens": data.num_tokens(), "samples": data.num_samples,
+        "step": data.step, "targets": targets, "units": units, "tokens": data.num_tokens(), "samples": data.num_samples,
         "rows": len(data.rows), "states": states, "bad_at": data.bad_at,
         "bad": [asdict(bad) for bad in data.bad], "cut": [asdict(bad) for bad in data.cut],
     }  # fmt: skip
@@ -50,9 +53,15 @@ def totals(world: World, data: StepData, head: StateHead | None) -> Totals:
     def total(name: str) -> Any:
         return sum(one[name] for one in seen)
 
-    most = max(one["rows"] for one in seen)
     return Totals(
-        total("targets"), total("tokens"), total("samples"), total("rows"), most, total("states"), _bad(data.step, seen)
+        targets=total("targets"),
+        units=total("units"),
+        tokens=total("tokens"),
+        samples=total("samples"),
+        rows=total("rows"),
+        most_rows=max(one["rows"] for one in seen),
+        states=total("states"),
+        bad=_bad(data.step, seen),
     )
 
 

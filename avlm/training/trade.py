@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from avlm.config.ctc import Ctc
 from avlm.config.media import AudioSpec
 from avlm.config.run import Stage
 from avlm.errors import ConfigError
@@ -36,6 +37,8 @@ PLACES = 12
 """Words of a picture that are told; what follows is left out."""
 MOMENTS_PER_S = 12.5
 """Embeddings of a sound are averaged to about so many a second before its words are told: fewer blanks between them."""
+BYTES = 256
+"""Units that a text in UTF-8 is written in."""
 NARROW = 48
 """Width that the words of all places share before the vocabulary."""
 
@@ -120,7 +123,7 @@ def moment(spec: AudioSpec) -> int:
 
 
 def make_head(model: AvlmForConditionalGeneration, stage: Stage, seed: int) -> PictureWords | SoundWords:
-    """The throwaway layer of a stage that builds an encoder by itself, the same for the same seed."""
+    """The throwaway layer of a stage that teaches an encoder by itself, the same for the same seed."""
     vocabulary = model.config.text_config.get_text_config().vocab_size
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -138,7 +141,12 @@ def make_head(model: AvlmForConditionalGeneration, stage: Stage, seed: int) -> P
         else:
             heard = model.config.media_spec().audio
             assert heard is not None
-            head = SoundWords(encoder_width(model.config.audio_config), vocabulary, moment(heard))
+            width = encoder_width(model.config.audio_config)
+            if stage.loss == "ctc":
+                how = stage.ctc or Ctc()
+                head = SoundWords(width, vocabulary if how.units == "tokens" else BYTES, how.pool * heard.rows)
+            else:
+                head = SoundWords(width, vocabulary, moment(heard))
     tower = model.model.vision_tower if stage.builds == "vision" else model.model.audio_tower
     assert tower is not None
     return head.to(next(tower.parameters()).device)  # the language model may be without memory

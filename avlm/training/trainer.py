@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
+from avlm.config.preference import Dpo
 from avlm.config.run import RunConfig, Stage
 from avlm.data.loader import Bad, StepData, StepLoader
 from avlm.data.planning.plan import PlanState, key
@@ -24,11 +25,15 @@ from avlm.training import checkpoint
 from avlm.training.budget import BadBudget
 from avlm.training.checkpoint import Position
 from avlm.training.console import tell
+from avlm.training.device import move_row
+from avlm.training.evaluation import Evaluation, When
 from avlm.training.features import kept_features
+from avlm.training.heldout import HeldOut, undisturbed
 from avlm.training.lora import merge_adapters, save_adapters
 from avlm.training.loss import RowLosses, stage_losses
 from avlm.training.observe import Journal, StepMetrics, answer_prompts, bar
 from avlm.training.parallel import DataParallel
+from avlm.training.preference import Preference, preferred, tally
 from avlm.training.sharded import Sharded, shards
 from avlm.training.stages import check_ahead, make_optimizer, part_modules, prepare, rate, set_modes
 from avlm.training.states import train_state_head
@@ -53,6 +58,7 @@ class Trainer:
         on_step: Called after each step; for tests that stop a run in the middle.
         stop: Tells whether the run has been asked to stop.
         world: The processes that train together; default: this one alone.
+        held_out: What the stage is measured on as it goes, if it is.
     """
 
     def __init__(
@@ -69,6 +75,7 @@ class Trainer:
         on_step: Callable[[StepMetrics], None] | None = None,
         stop: StopWish | None = None,
         world: World | None = None,
+        held_out: HeldOut | None = None,
     ) -> None:
         self.run, self.stage = run, stage
         self.model, self.processor = model, processor
@@ -83,6 +90,7 @@ class Trainer:
         fresh = _draw(run.seed, stage, -1)
         check_ahead(model, run.stages)
         self.trained = prepare(model, stage, seed=fresh)
+        self.preference = Preference(model, stage.dpo or Dpo()) if stage.loss == "dpo" else None
         self.fresh_head = stage.state_head is not None and model.state_head is None
         more = [] if stage.state_head is None else train_state_head(model, stage, fresh)
         self.parallel: DataParallel | Sharded
@@ -102,6 +110,11 @@ class Trainer:
             self.optimizer.add_param_group({"params": list(self.head.parameters()), "lr": peak, "peak": peak})
         self.done = 0
         self.budget = BadBudget(run.data)
+        self.evaluation = None
+        self.ended = False
+        """Whether it became no better for so long that it ends before its last step."""
+        if held_out is not None:
+            self.evaluation = Evaluation(stage, held_out, self.journal, first_step, self.steps, console)
 
     def train(self) -> None:
         """Train to the end of the stage and leave the model in eval mode, adapters merged.
@@ -117,6 +130,7 @@ class Trainer:
             self.stop.grant()
         if self.done == 0:
             self._answer("before")
+            self._measure("before")
         set_modes(self.model, self.trained)
         saved = time.monotonic()
         asked = self._times_to_ask()
@@ -124,7 +138,7 @@ class Trainer:
         with (
             kept_features(self.model, *kept),
             bar(self.stage.name, self.steps, self.done, self.console) as shown,
-            closing(self.loader.steps(self.done, self.steps)) as prepared,  # its workers end however this does
+            closing(self.loader.steps(self.done, self._last())) as prepared,  # its workers end however this does
         ):
             waited = time.perf_counter()
             for data in prepared:
@@ -133,6 +147,8 @@ class Trainer:
                 shown.step(metrics)
                 if self.done in asked:
                     self._answer("during")
+                if self.evaluation is not None and self.evaluation.due(self.done):
+                    self._measure("during")
                 stopping, due = self._stops(due=time.monotonic() - saved > self.run.save.every_s)
                 if (stopping or due) and self.done < self.steps:
                     self._save()
@@ -141,11 +157,14 @@ class Trainer:
                     self.stop.grant()
                 if self.on_step is not None:
                     self.on_step(metrics)
+                if self._last() == self.done:
+                    break
                 waited = time.perf_counter()
         self.model = self.parallel.whole(self.model)
         self.model.eval()
         self._keep_adapters()
         self._answer("after")
+        self._measure("after")
         self.journal.sync()
 
     def _step(self, data: StepData, waited: float) -> StepMetrics:
@@ -154,13 +173,14 @@ class Trainer:
         # Whatever is drawn in a step (dropout, say) follows from its number, so a resumed run draws the same.
         torch.manual_seed(_draw(self.run.seed, self.stage, data.step) + self.world.rank)
         head = self.stage.state_head
-        whole = totals(self.world, data, head)
+        whole = totals(self.world, data, self.stage)
         self._count_bad(whole.bad)
         share = rate(self.stage.schedule, data.step, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * share
-        targets, weight = max(1, whole.targets), whole.states or 1.0
+        targets, weight = max(1, whole.units), whole.states or 1.0
         loss, balance, states = 0.0, 0.0, 0.0
+        margins: list[Tensor] = []
         for row, counts in self.parallel.turns(data.rows, whole.most_rows):
             costs = self.parallel.losses(row)
             objective = costs.tokens / targets
@@ -171,10 +191,12 @@ class Trainer:
             if costs.states is not None:
                 objective = objective + costs.states / weight
                 states += float(costs.states.detach())
+            if costs.margins is not None:
+                margins.append(costs.margins)
             if objective.requires_grad:  # text alone reaches no connector, say
                 torch.autograd.backward(objective)
             loss += float(costs.tokens.detach())
-        loss, balance, states = self.parallel.finish([loss, balance, states])
+        loss, balance, states, *pairs = self.parallel.finish([loss, balance, states, *tally(margins)])
         norm = self.parallel.clip(self.stage.optimizer.clip)
         self._check_finite(loss + states, norm, data.step)
         self.optimizer.step()
@@ -198,9 +220,12 @@ class Trainer:
             balance=balance if self.stage.balance else None,
             cut_tokens=sum(bad.cut for bad in whole.bad.cut) if self.run.data.too_long == "cut" else None,
             state_loss=None if head is None else states / weight,
+            **preferred(pairs),
         )
 
     def _losses(self, row: Row) -> RowLosses:
+        if self.preference is not None:
+            return self.preference.losses(self.model, row)
         if self.head is None:
             return stage_losses(self.model, row, self.stage)
         return RowLosses(words_loss(self.model, self.head, row, self.stage.label_smoothing))
@@ -260,6 +285,9 @@ class Trainer:
             tell(self.console, f"{self.stage.name}: resumed at step {self.done}/{self.steps}")
         self.world.agree("checkpoints", self.done)
         self.journal.cut_back(self.first_step + self.done, self.stage.name, self.done)
+        if self.evaluation is not None:
+            self.evaluation.resume()
+            self._agree_on_end()
 
     def _save(self) -> None:
         if self.world.first or self.parallel.collective:
@@ -304,6 +332,33 @@ class Trainer:
                     "none. Call add_state_head(3) on that model before PEFT loads them",
                 )
         merge_adapters(self.model)
+
+    def _measure(self, when: When) -> None:
+        """Measure the stage, in the first process, and agree whether it ends."""
+        if self.evaluation is None:
+            return
+        model = self.model if when == "after" else self.parallel.whole(self.model)
+        if self.world.first:
+            self.evaluation.measure(when, self.done, model, lambda row: self._held_out_losses(model, row))
+        self.world.wait()
+        self._agree_on_end()
+
+    def _agree_on_end(self) -> None:
+        if self.evaluation is not None:
+            self.ended = self.world.most(int(self.evaluation.ended()))[0] > 0
+
+    def _held_out_losses(self, model: AvlmForConditionalGeneration, row: Row) -> RowLosses:
+        """As `_losses`, without what is added for the sake of learning."""
+        row = move_row(row, self.world.device)
+        if self.preference is not None:
+            return self.preference.losses(model, row)
+        if self.head is None:
+            return stage_losses(model, row, undisturbed(self.stage))
+        return RowLosses(words_loss(model, self.head, row))
+
+    def _last(self) -> int:
+        """The step that the stage ends with: its last one, or this one where it has learned what it can."""
+        return self.done if self.ended else self.steps
 
     def _times_to_ask(self) -> set[int]:
         times = self.run.samples.times

@@ -1,5 +1,7 @@
 """The chunked loss is torch's own cross-entropy, and so are its gradients."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -76,3 +78,22 @@ def test_half_precision_is_as_near_as_torchs_own() -> None:
     half = linear_cross_entropy(hidden.bfloat16(), weight.bfloat16(), targets)
     theirs = torch_says(hidden.bfloat16(), weight.bfloat16(), None, targets, 0.0)
     assert abs(half - exact) <= abs(theirs.float() - exact) + 1e-2
+
+
+def test_where_nothing_is_learned_no_gradient_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    hidden, weight, bias = (torch.randn(*shape, requires_grad=True) for shape in ((5, 4), (7, 4), (7,)))
+    targets = torch.tensor([0, 6, 3, 3, 1])
+    learned = []
+    plain = cross_entropy._chunk
+
+    def watched(*given: Any) -> Any:
+        learned.append(given[-1])
+        return plain(*given)
+
+    monkeypatch.setattr(cross_entropy, "_chunk", watched)
+    with torch.no_grad():
+        silent = linear_cross_entropy(hidden, weight, targets, bias_V=bias)
+    loud = linear_cross_entropy(hidden, weight, targets, bias_V=bias)
+    assert learned == [False, True]
+    assert torch.equal(silent, loud.detach())

@@ -7,6 +7,8 @@
     query            {"query": ..., "response": ...}, perhaps with `history`: ms-swift's; {"instruction": ...,
                      "output": ...}: Alpaca's
 
+A row of any of them may have a worse answer besides; see `pairs`.
+
 What is wrong with a row is a `DataError` that names the place and the row's id.
 """
 
@@ -20,6 +22,7 @@ from avlm.data.forms.fields import ABSENT, Field
 from avlm.data.forms.folders import KINDS, Folders, Whereabouts, unbroken
 from avlm.data.forms.marked import SPEAKERS as SPEAKERS
 from avlm.data.forms.marked import conversation, marked_messages, question, set_names
+from avlm.data.forms.pairs import both, is_pair, worse_of
 from avlm.data.forms.parts import cut_of as cut_of
 from avlm.data.forms.parts import kind_of, turn_of
 from avlm.errors import DataError
@@ -43,8 +46,9 @@ def recognise(row: Any) -> Form | None:
         return "messages"
     if "conversations" in row or "conversation" in row:
         return "conversations"
-    asked = ("query" in row and "response" in row) or ("instruction" in row and "output" in row)
-    return "query" if asked else None
+    pair = "chosen" in row and is_pair(row)
+    asked = ("query" in row and ("response" in row or pair)) or ("instruction" in row and ("output" in row or pair))
+    return "query" if asked else "messages" if pair else None
 
 
 def parse_row(row: Any, media: Whereabouts, where: str = "", form: Form | None = "messages", key: str = "") -> Sample:
@@ -70,7 +74,13 @@ def parse_row(row: Any, media: Whereabouts, where: str = "", form: Form | None =
                 f'has neither "messages" nor "conversations" nor "query" and "response". {_FORMS["messages"]}; '
                 "or say with data.columns which of its columns are what"
             )
-        turns = _with_system(row, _turns(row, form, media))
+        rejected = None
+        if is_pair(row):
+            better, worse = both(row, form, _said(row, form))
+            turns = _with_system(row, _turns(better, form, media))
+            rejected = worse_of(turns, _with_system(row, _turns(worse, form, media)))
+        else:
+            turns = _with_system(row, _turns(row, form, media))
         task = _word(row, "task")
         _word(row, "id")
         unbroken(sample_id, "id")
@@ -78,7 +88,7 @@ def parse_row(row: Any, media: Whereabouts, where: str = "", form: Form | None =
         shown = f" (id {json.dumps(sample_id)})" if named else ""
         writable = sample_id.encode(errors="replace").decode()
         raise DataError(error.reason, where=where + shown, sample_id=writable) from None
-    return Sample(sample_id, turns, task, where)
+    return Sample(sample_id, turns, task, where, rejected)
 
 
 def _turns(row: dict[str, Any], form: Form, media: Whereabouts) -> tuple[Turn, ...]:
@@ -88,11 +98,7 @@ def _turns(row: dict[str, Any], form: Form, media: Whereabouts) -> tuple[Turn, .
         )
     if form == "query":
         return question(row, media)
-    said = row.get(form, row.get("conversation") if form == "conversations" else None)
-    if isinstance(said, str):  # tables of some collections hold the list as a text
-        said = _from_text(said)
-    if "chosen" in row and "rejected" in row:
-        said = _preferred(row["chosen"], said)
+    said = _said(row, form)
     if not isinstance(said, list) or not said:
         raise DataError(f'has no list "{form}" with a message in it. {_FORMS[form]}')
     if form == "conversations":
@@ -102,18 +108,15 @@ def _turns(row: dict[str, Any], form: Form, media: Whereabouts) -> tuple[Turn, .
     return tuple(turn_of(message, media) for message in said)
 
 
-def _from_text(said: str) -> Any:
+def _said(row: dict[str, Any], form: Form) -> Any:
+    """The messages of a row, if its form has any."""
+    said = row.get(form, row.get("conversation") if form == "conversations" else None)
+    if not isinstance(said, str):
+        return said
     try:
-        return json.loads(said)
+        return json.loads(said)  # tables of some collections hold the list as a text
     except (ValueError, RecursionError):
         return None
-
-
-def _preferred(chosen: Any, said: Any) -> Any:
-    """What is learned of a pair of answers: the better one. The other is never learned."""
-    if isinstance(chosen, dict) and isinstance(said, list):
-        return [*said, chosen]
-    return chosen if isinstance(chosen, list) else said
 
 
 def _with_system(row: dict[str, Any], turns: tuple[Turn, ...]) -> tuple[Turn, ...]:

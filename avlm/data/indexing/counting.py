@@ -208,7 +208,10 @@ def row_key(sample: Sample, media: Sequence[Identity | None]) -> tuple[int, int]
         )
         for turn in sample.turns
     ]
-    whole = hashlib.blake2b(repr(said).encode(errors="replace"), digest_size=16).digest()
+    told = repr(said)
+    if sample.rejected is not None:
+        told += repr((sample.rejected.ended, sample.rejected.text()))
+    whole = hashlib.blake2b(told.encode(errors="replace"), digest_size=16).digest()
     return int.from_bytes(whole[:8], "little") | 1, int.from_bytes(whole[8:], "little")
 
 

@@ -371,7 +371,9 @@ def _settings(writer: StageWriter, capacity: int | None) -> str:
         "template": processor.tokens().template,
         "tokenizer": _tokenizer_digest(processor.tokenizer),
         "libraries": [version(name) for name in ("transformers", "tokenizers", "jinja2")],
-        "stage": stage.model_dump(mode="json", include={"rows", "supervise", "state_tokens", "describe", "loss"}),
+        "stage": stage.model_dump(
+            mode="json", include={"rows", "supervise", "state_tokens", "describe", "loss", "ctc"}
+        ),
         "kinds": sorted(writer.kinds),
         "capacity": capacity,
     }

@@ -58,13 +58,15 @@ class Listed:
         turns = [self._turn(turn) for turn in said] if isinstance(said, list) else said
         if isinstance(given.get("chosen"), dict) and isinstance(turns, list):
             turns.append(self._turn(given["chosen"]))
-        return made | {"conversations": turns}
+        worse = {"rejected": self._turn(given["rejected"])} if isinstance(given.get("rejected"), dict) else {}
+        return made | {"conversations": turns} | worse
 
     def _asked(self, given: Mapping[str, Any]) -> dict[str, Any]:
         asked = [given[key] for key in ("prompt", "query") if given.get(key) not in (None, "")]
         answer = given["chosen"] if given.get("chosen") is not None else given.get("response")
         words = "\n".join(asked) if all(isinstance(text, str) for text in asked) else asked
-        return {"query": words, "response": answer, "history": given.get("history")}
+        worse = {} if given.get("rejected") is None else {"rejected_response": given["rejected"]}
+        return {"query": words, "response": answer, "history": given.get("history")} | worse
 
     def _turn(self, turn: Any) -> Any:
         if not isinstance(turn, Mapping):
