@@ -110,7 +110,7 @@ def encoder_digest(model: AvlmForConditionalGeneration, part: EncoderPart) -> st
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
     for name, tensor in [*encoder.named_parameters(), *encoder.named_buffers()]:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(_bytes(tensor))
+        digest.update(_bytes(tensor.detach().clone()))  # what NumPy has seen, torch cannot give back to the ranks
     return digest.hexdigest()
 
 
