@@ -15,6 +15,7 @@ anywhere goes on from the last thing that was whole: a stage, or a checkpoint in
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import os
@@ -170,6 +171,7 @@ class Run:
                 if not self._done(stage):
                     self._train_stage(stage, stop)
                     self.world.wait()
+                    gc.collect()  # a spread model is full of cycles, and the next stage needs its memory
                     if self.world.most(stop.number or 0)[0]:
                         stop.grant()
             if self.world.first:
