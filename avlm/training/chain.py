@@ -17,6 +17,7 @@ anywhere goes on from the last thing that was whole: a stage, or a checkpoint in
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import shutil
@@ -252,6 +253,7 @@ class Run:
         for stage in waiting:
             self._train_stage(stage, stop)
             self.world.wait()
+            gc.collect()  # a spread model is full of cycles, and the next stage needs its memory
             if self.world.most(stop.number or 0)[0]:
                 stop.grant()
 

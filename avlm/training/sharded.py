@@ -85,7 +85,8 @@ class Sharded:
         self.root = _Root(model, losses)
         layers, towers = _layers(model), _towers(model)
         made = _Maker(world, settings)
-        self.towers = [made.unit(tower, keep=True) for tower in towers]
+        self.towers = [made.unit(part, keep=True, exact=True) for tower in towers for part in _exact_parts(tower)]
+        self.towers += [made.unit(tower, keep=True) for tower in towers]
         for layer in layers:
             made.unit(layer, keep=False)
         self.held = [*self.towers, made.unit(self.root, keep=True)]
@@ -190,14 +191,15 @@ class _Maker:
         self.mesh = init_device_mesh(world.device.type, (world.size,))
         self.offload = CPUOffloadPolicy() if settings.offload else OffloadPolicy()
 
-    def unit(self, module: nn.Module, *, keep: bool) -> FSDPModule:
+    def unit(self, module: nn.Module, *, keep: bool, exact: bool = False) -> FSDPModule:
         """Make a module one, but for what is in units already.
 
         Args:
             keep: It is gathered and given back once a step, by `Sharded`, rather than wherever it is used.
+            exact: It computes in float32 in any case.
         """
         reduce = getattr(torch, self.settings.reduce)
-        policy = MixedPrecisionPolicy(self._precision(module), reduce, cast_forward_inputs=not keep)
+        policy = MixedPrecisionPolicy(None if exact else self._precision(module), reduce, cast_forward_inputs=not keep)
         unit: FSDPModule = fully_shard(  # type: ignore[assignment]
             module, mesh=self.mesh, reshard_after_forward=not keep, mp_policy=policy, offload_policy=self.offload
         )
@@ -255,6 +257,12 @@ def _layers(model: AvlmForConditionalGeneration) -> list[nn.Module]:
 def _towers(model: AvlmForConditionalGeneration) -> list[nn.Module]:
     inner = model.model
     return [t for t in (inner.vision_tower, inner.audio_tower, inner.audio_beside_tower) if t is not None]
+
+
+def _exact_parts(tower: nn.Module) -> list[nn.Module]:
+    """Modules that their family keeps in float32 whatever the model is in; `models.precision` leaves them so too."""
+    names = {f".{n}" for m in tower.modules() for n in getattr(m, "_keep_in_fp32_modules_strict", None) or ()}
+    return [module for name, module in tower.named_modules() if f".{name}".endswith(tuple(names))]
 
 
 def _nothing(model: AvlmForConditionalGeneration, stage: Stage) -> Row:

@@ -70,8 +70,6 @@ def test_a_model_moves_with_its_buffers_and_leaves_parts_without_memory() -> Non
     move_model(model, torch.device("cpu"))
     assert model["a"].weight is weight
     assert model["b"].weight.is_meta
-    move_model(model["a"], torch.device("meta"))
-    assert {t.device.type for t in model["a"].state_dict().values()} == {"meta"}
 
 
 def test_memory_of_the_processor_is_no_other_where_there_is_no_gpu(
