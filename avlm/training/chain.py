@@ -20,8 +20,9 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -39,11 +40,12 @@ from avlm.data.media.reader import MediaReader
 from avlm.data.processor import AvlmProcessor
 from avlm.data.selection import left_out, stage_rows, untaken, video_senses
 from avlm.data.text.vocabulary import sample_texts
-from avlm.errors import ConfigError, DataError
+from avlm.errors import AvlmError, ConfigError, DataError
 from avlm.models.modeling import AvlmForConditionalGeneration
 from avlm.models.precision import cast_weights
 from avlm.samples import MediaKind, Sample
 from avlm.training.building import build_side_by_side, by_itself, collect
+from avlm.training.checkpoint import Owner
 from avlm.training.console import counted, make_console, tell
 from avlm.training.memory import keep_freed_memory
 from avlm.training.observe import StepMetrics
@@ -133,15 +135,18 @@ class Run:
 
         return config.model_copy(update={"stages": tuple(in_steps(stage) for stage in config.stages)})
 
-    def train(self, only: str | None = None) -> Path:
+    def train(self, only: str | None = None, *, stop: StopWish | None = None) -> Path:
         """Train all stages that are not done, or all up to and with one.
+
+        Args:
+            stop: Tells whether the run has been asked to stop. Default: signals are caught while it trains.
 
         Returns:
             The published model directory, that of the last stage that is done.
 
         Raises:
             ConfigError: There is no such stage, or another process is training in the directory.
-            Stopped: The run was asked to stop (Ctrl-C, SIGTERM). The same command goes on.
+            Stopped: The run was asked to stop (Ctrl-C, SIGTERM, SIGUSR1). The same command goes on.
         """
         names = [stage.name for stage in self.stages]
         if only is not None and only not in names:
@@ -155,7 +160,7 @@ class Run:
             if isinstance(self.config.model, ModelConfig):
                 given = "what would be built there comes with its weights"
             tell(self.console, f"left out: {', '.join(self.config.left_out())}; {given}")
-        with self._claimed(), stop_wishes() as stop:
+        with self._claimed(), stop_wishes() if stop is None else nullcontext(stop) as stop:
             self._tell_rows(stages)
             self._build_side_by_side(stages, stop)
             for stage in stages:
@@ -213,13 +218,7 @@ class Run:
                 f"{self.out} is a run of the recipe {old.recipe}, and this one is {self.config.recipe}. "
                 "Choose another directory with out=DIR"
             )
-        before, now = old.model_dump(mode="json"), self.given.model_dump(mode="json")
-        for data in (before, now):
-            for key in FREE:
-                del data[key]
-            for key in FREE_DATA:
-                del data["data"][key]
-        changed = _first_difference(before, now) or self._changed_steps(self._counted(old))
+        changed = self._difference(old) or self._changed_steps(self._counted(old))
         if changed is not None:
             key, a, b = changed
             raise ConfigError(
@@ -227,6 +226,31 @@ class Run:
                 f"settings it began with: set {key}={_shown(a)}, or choose another directory with out=DIR"
             )
         self._compare_data()
+
+    def _difference(self, old: RunConfig) -> tuple[str, object, object] | None:
+        """The first setting of another run's that this one's weights do not follow from."""
+        before, now = old.model_dump(mode="json"), self.given.model_dump(mode="json")
+        for data in (before, now):
+            for key in FREE:
+                del data[key]
+            for key in FREE_DATA:
+                del data["data"][key]
+        return _first_difference(before, now)
+
+    def _owner(self) -> Owner:
+        """Whose the run's checkpoints are."""
+        data = sorted(self._fingerprint.values())
+
+        def differs(facts: Any) -> str | None:
+            try:
+                changed, learned = self._difference(build(RunConfig, facts["settings"])), facts["data"]
+            except (AvlmError, KeyError, TypeError):
+                return "its settings are not known here"
+            if changed is not None:
+                return f"{changed[0]}={_shown(changed[1])} there, and {_shown(changed[2])} here"
+            return None if learned == data else "it learned from other data"
+
+        return Owner({"settings": self.given.model_dump(mode="json"), "data": data}, differs)
 
     def _changed_steps(self, old: RunConfig) -> tuple[str, object, object] | None:
         """A stage's rates follow from its number of steps, so that cannot change once the stage is under way."""
@@ -306,7 +330,7 @@ class Run:
             tell(self.console, f"{stage.name}: no row is of {names}, of which stages.{stage.name}.take takes a share")
         trainer = Trainer(
             self.config, stage, model, processor, loader, self._prompts_for(stage, processor), self.out,
-            self._steps_before(stage), self.console, self.on_step, stop,
+            self._steps_before(stage), self.console, self.on_step, stop, self._owner(),
         )  # fmt: skip
         trainer.train()
         try:
@@ -515,6 +539,6 @@ def train(run: RunConfig, *, only: str | None = None) -> Path:
     Raises:
         ConfigError: The settings cannot work with the data or with the run's directory, or training diverged.
         DataError: Too many samples were bad.
-        Stopped: Ctrl-C or SIGTERM; all that was done is saved, and the same call goes on.
+        Stopped: Ctrl-C, SIGTERM or SIGUSR1; all that was done is saved, and the same call goes on.
     """
     return Run(run).train(only)

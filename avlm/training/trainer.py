@@ -20,13 +20,14 @@ from avlm.data.processor import AvlmProcessor
 from avlm.errors import ConfigError
 from avlm.models.modeling import AvlmForConditionalGeneration
 from avlm.samples import Row, Sample
-from avlm.training import checkpoint
 from avlm.training.budget import BadBudget
-from avlm.training.checkpoint import Position
+from avlm.training.checkpoint import NOBODY, Owner, Position, load
 from avlm.training.console import tell
 from avlm.training.lora import merge_adapters, save_adapters
 from avlm.training.loss import RowLosses, stage_losses
 from avlm.training.observe import Journal, StepMetrics, answer_prompts, bar
+from avlm.training.saver import Saver
+from avlm.training.snapshot import gather, put_back
 from avlm.training.stages import check_ahead, make_optimizer, prepare, rate, set_modes
 from avlm.training.states import state_weight, train_state_head
 from avlm.training.stopping import StopWish
@@ -47,6 +48,7 @@ class Trainer:
         console: Where progress is shown.
         on_step: Called after each step; for tests that stop a run in the middle.
         stop: Tells whether the run has been asked to stop.
+        owner: Whose its checkpoints are.
     """
 
     def __init__(
@@ -62,15 +64,17 @@ class Trainer:
         console: Console,
         on_step: Callable[[StepMetrics], None] | None = None,
         stop: StopWish | None = None,
+        owner: Owner = NOBODY,
     ) -> None:
         self.run, self.stage = run, stage
         self.model, self.processor = model, processor
         self.loader, self.prompts = loader, prompts
-        self.folder = out / "checkpoints"
+        self.out = out
         self.first_step = first_step
         self.console, self.on_step = console, on_step
         self.stop = stop or StopWish()
         self.journal = Journal(out)
+        self.saver = Saver(out / "checkpoints", run.save, self.journal, console, owner)
         self.steps = run.stage_steps(stage)
         fresh = _draw(run.seed, stage, -1)
         check_ahead(model, run.stages)
@@ -103,9 +107,9 @@ class Trainer:
         if self.done == 0:
             self._answer("before")
         set_modes(self.model, self.trained)
-        saved = time.monotonic()
         asked = self._times_to_ask()
         with (
+            self.saver,
             bar(self.stage.name, self.steps, self.done, self.console) as shown,
             closing(self.loader.steps(self.done, self.steps)) as prepared,  # its workers end however this does
         ):
@@ -116,12 +120,7 @@ class Trainer:
                 shown.step(metrics)
                 if self.done in asked:
                     self._answer("during")
-                stopping = self.stop.number is not None
-                if (stopping or time.monotonic() - saved > self.run.save.every_s) and self.done < self.steps:
-                    self._save()
-                    saved = time.monotonic()
-                if stopping and self.done < self.steps:
-                    self.stop.grant()
+                self._save_and_stop()
                 if self.on_step is not None:
                     self.on_step(metrics)
                 waited = time.perf_counter()
@@ -214,30 +213,30 @@ class Trainer:
         self.budget.check()
 
     def _resume(self) -> None:
-        found, passed = checkpoint.newest(self.folder, self.stage.name)
-        for sentence in passed:
-            tell(self.console, sentence)
+        found = self.saver.newest(self.stage.name)
         if found is not None:
-            checkpoint.restore(found, self.learner, self.optimizer)
+            put_back(load(found), self.learner, self.optimizer, str(found.folder))
             self.done = found.position.stage_step
-            self.budget.bad, self.budget.run = found.position.bad, found.position.bad_run
+            self.budget.go_on(found.position.bad, found.position.bad_run, found.position.seen)
             if found.position.plan:
                 self.loader.plan.resume(PlanState.from_json(found.position.plan))
             tell(self.console, f"{self.stage.name}: resumed at step {self.done}/{self.steps}")
         self.journal.cut_back(self.first_step + self.done, self.stage.name, self.done)
 
-    def _save(self) -> None:
+    def _save_and_stop(self) -> None:
+        """Between two steps: save if that is due, and stop if that was asked."""
+        stopping = self.stop.number is not None
+        if self.done == self.steps:  # what the stage leaves is written next
+            return
+        if self.saver.due(self.done) or stopping:
+            self.saver.save(gather(self.learner, self.optimizer), self._position())
+        if stopping:
+            self.stop.grant(saved=self.saver.finish())
+
+    def _position(self) -> Position:
         bad, plan = self.budget, self.loader.plan.state(self.done).to_json()
-        position = Position(self.stage.name, self.done, self.first_step + self.done, bad.bad, bad.run, plan)
-        try:
-            self.journal.sync()
-            checkpoint.save(self.folder, self.learner, self.optimizer, position, keep=self.run.save.keep)
-        except OSError as error:
-            tell(
-                self.console,
-                f"the checkpoint at step {self.done} could not be written ({error.strerror or error}); training goes "
-                "on, and the one before it is untouched. Make room on the disk",
-            )
+        step = self.first_step + self.done
+        return Position(self.stage.name, self.done, step, bad.bad, bad.run, plan, bad.seen)
 
     def _keep_adapters(self) -> None:
         """Write adapters down in PEFT's format, then merge them into the weights."""
@@ -253,7 +252,7 @@ class Trainer:
         else:
             if self.stage.state_head is not None and self.model.state_head is not None:
                 whole.append(self.model.state_head)
-            save_adapters(self.model, whole, self.folder.parent / "adapters" / self.stage.name)
+            save_adapters(self.model, whole, self.out / "adapters" / self.stage.name)
             if self.fresh_head:
                 tell(
                     self.console,

@@ -216,7 +216,9 @@ _counter: Counter | None = None
 
 def _begin(job: bytes, parent: int) -> None:
     global _counter
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one ends it
+    for name in ("SIGINT", "SIGUSR1"):  # a stop is for the process to grant that started this one; it sends SIGTERM
+        if name in signal.Signals.__members__:
+            signal.signal(signal.Signals[name], signal.SIG_IGN)
     end_with(parent)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     torch.set_num_threads(1)
