@@ -146,7 +146,7 @@ def _clear(folder: Path, position: Position, keep: int, keep_best: int, passed_o
     # What is newer is of no use either, or this run would have gone on from there.
     older = [path for path in found if _number(path) <= position.step and path.name not in {*passed_over} - {just}]
     scored = {path: score for path in older if (score := _score(path, position.stage)) is not None}
-    best = sorted(scored, key=lambda path: (scored[path], path.name), reverse=True)[:keep_best]
+    best = sorted(scored, key=lambda path: (scored[path], _number(path)), reverse=True)[:keep_best]
     kept = {just, *(path.name for path in [*older[:keep], *best])}
     for path in found:
         if path.name not in kept:
@@ -205,7 +205,7 @@ def newest(folder: Path, stage: str, owner: Owner = NOBODY) -> tuple[Checkpoint 
 def best(folder: Path, stage: str, owner: Owner = NOBODY) -> Checkpoint | None:
     """The whole checkpoint of a stage with the best score, of several the newest; None where none has a score."""
     scored = {path: score for path in _folders(folder) if (score := _score(path, stage)) is not None}
-    for path in sorted(scored, key=lambda path: (scored[path], path.name), reverse=True):
+    for path in sorted(scored, key=lambda path: (scored[path], _number(path)), reverse=True):
         try:
             return examine(path, owner)
         except Damaged:

@@ -75,14 +75,15 @@ def stop_wishes(*, second: Literal["ends", "nothing"] = "ends") -> Iterator[Stop
     wish = StopWish()
 
     def wanted(number: int) -> None:
-        if wish.number is None:
+        if wish.number is None and second == "ends":
             with suppress(OSError):  # not by print: the signal may have come in the middle of one
                 os.write(2, b"stopping after this step; once more stops at once\n")
         wish.number = number
         if second == "ends":
             caught.restore()
 
-    with _Caught(wanted) as caught:
+    caught = _Caught(wanted)
+    with caught:
         yield wish
 
 
@@ -98,7 +99,8 @@ def stops_at_once() -> Iterator[None]:
         caught.restore()
         raise Stopped(number)
 
-    with _Caught(ended) as caught:
+    caught = _Caught(ended)
+    with caught:
         yield
 
 
@@ -109,14 +111,13 @@ class _Caught:
         self.handle = handle
         self.before: dict[int, Any] = {}
 
-    def __enter__(self) -> _Caught:
+    def __enter__(self) -> None:
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 handler = signal.getsignal(number)
                 if handler not in (signal.SIG_IGN, None):  # ignored on purpose (nohup), or not Python's to change
                     self.before[number] = handler
                     signal.signal(number, self._called)
-        return self
 
     def _called(self, number: int, frame: FrameType | None) -> None:
         self.handle(number)

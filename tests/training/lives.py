@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 ROOT = """
-import itertools, json, os, resource, signal, sys, time
+import itertools, json, os, resource, signal, sys, threading, time
 import torch
 import avlm.cli, avlm.eval.benchmarks, avlm.training.chain, avlm.training.report
 from avlm.training import checkpoint
@@ -24,10 +24,11 @@ from safetensors.torch import save
 torch.set_num_threads(1)
 
 
-def live(job):
-    for number, name in ((0, os.devnull), (1, job["told"]), (2, job["told"])):
-        handle = os.open(name, os.O_RDWR | os.O_CREAT | os.O_APPEND)
-        os.dup2(handle, number)
+def live(job, told):
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(told, 1)  # a pipe, which has room when files have none
+    os.dup2(told, 2)
+    os.close(told)
     own, count = os.getpid(), itertools.count(1)
 
     def touch():
@@ -67,19 +68,27 @@ def live(job):
         import traceback
 
         traceback.print_exc()
-    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    print("touched", next(count) - 1, file=sys.stderr)
     sys.stdout.flush(), sys.stderr.flush()
-    with open(job["told"], "a") as told:
-        print("touched", next(count) - 1, file=told)
     os._exit(status)
+
+
+def keep(told, name):
+    with open(told, "rb") as lines, open(name, "wb") as file:
+        file.write(lines.read())
 
 
 for line in sys.stdin:
     job = json.loads(line)
     began = time.monotonic()
+    told, tells = os.pipe()
     child = os.fork()
     if child == 0:
-        live(job)
+        os.close(told)
+        live(job, tells)
+    os.close(tells)
+    keeper = threading.Thread(target=keep, args=(told, job["told"]))
+    keeper.start()
     if "after_s" in job:
         while os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
             if time.monotonic() - began > job["after_s"]:
@@ -87,7 +96,9 @@ for line in sys.stdin:
                 break
             time.sleep(0.002)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    print(json.dumps([status, time.monotonic() - began]), flush=True)
+    seconds = time.monotonic() - began
+    keeper.join()
+    print(json.dumps([status, seconds]), flush=True)
 """
 
 
