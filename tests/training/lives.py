@@ -29,6 +29,7 @@ def live(job, told):
     os.dup2(told, 1)  # a pipe, which has room when files have none
     os.dup2(told, 2)
     os.close(told)
+    sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))
     own, count = os.getpid(), itertools.count(1)
 
     def touch():

@@ -251,7 +251,7 @@ def test_a_stop_that_could_not_save_says_so(
     small_run: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def ask(metrics: Any) -> None:
-        if metrics.step == 2:
+        if metrics.step == 1:
             monkeypatch.setattr(checkpoint, "save_file", full)
             os.kill(os.getpid(), signal.SIGTERM)
 
