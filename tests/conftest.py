@@ -156,7 +156,7 @@ def small_run(rows: Callable[..., Path], tmp_path: Path) -> Callable[..., Any]:
                     "augment": {"shift": 0.1, "pitch": 0.1, "noise": 0.5},
                 },
             ],
-            "save": {"every_s": 0.0001},
+            "save": {"every_steps": 1},
             "samples": {"prompts": 1, "max_tokens": 4},
             "threads": 1,
         }

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -17,6 +19,7 @@ from avlm.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from avlm.config.run import RunConfig
     from avlm.eval.benchmarks import Report
+    from avlm.training.stopping import Stopped
     from avlm.training.world import World
 
 
@@ -67,7 +70,7 @@ def demo(
     from avlm.training.console import make_console, world_progress
     from avlm.training.world import one_process
 
-    with writing(world), world_progress(make_console()) as progress:
+    with _stoppable(), writing(world), world_progress(make_console()) as progress:
         make_world(
             world, seed=config.seed, train_samples=samples, eval_samples_per_task=eval_samples, progress=progress
         )
@@ -106,19 +109,24 @@ def _train_and_report(config: RunConfig, stage: str | None, began: float, world:
     """
     from avlm.eval.examining import look_and_listen
     from avlm.training.chain import Run
-    from avlm.training.report import write_report
     from avlm.training.stopping import Stopped
 
     quiet()
-    out = Path(config.out)
+    with _stoppable():
+        run = Run(config, world=world, examine=look_and_listen)
     try:
-        model = Run(config, world=world, examine=look_and_listen).train(stage)
+        model = run.train(stage)
     except Stopped as stopped:
-        if world.first:
-            print("stopped; all that was done is saved, and the same command goes on from there", file=sys.stderr)
-        raise typer.Exit(128 + stopped.number) from None
-    if not world.first:
-        return
+        _leave(stopped, tells=world.first)
+    if world.first:
+        with _stoppable():
+            _report(config, model, began)
+
+
+def _report(config: RunConfig, model: Path, began: float) -> None:
+    from avlm.training.report import write_report
+
+    out = Path(config.out)
     facts: dict[str, Any] = {"recipe": config.recipe, "seed": config.seed}
     wrong: DataError | None = None
     if config.data.eval is not None and model.is_dir():
@@ -138,6 +146,24 @@ def _train_and_report(config: RunConfig, stage: str | None, began: float, world:
     print(f"model: {model}\nreport: {out / 'report.html'}")
     if wrong is not None:
         raise wrong
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Work that loses nothing when it is stopped anywhere: it is done again."""
+    from avlm.training.stopping import Stopped, stops_at_once
+
+    try:
+        with stops_at_once():
+            yield
+    except Stopped as stopped:
+        _leave(stopped)
+
+
+def _leave(stopped: Stopped, *, tells: bool = True) -> NoReturn:
+    if tells:
+        print(stopped.told(), file=sys.stderr)
+    raise typer.Exit(stopped.status()) from None
 
 
 def report_facts(report: Report) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from avlm.config.model import ModelConfig, Source
 from avlm.config.parallel import ParallelConfig
 from avlm.config.patterns import ALL_LINEAR, pattern_problem
 from avlm.config.preference import Dpo
+from avlm.config.save import SaveConfig
 
 Part = Literal["vision", "vision_connector", "audio", "audio_beside", "audio_connector", "language"]
 """Everything that can be trained or frozen, by its one name."""
@@ -275,15 +276,6 @@ class Stage(Settings):
                 "Set one of the two, the other to null"
             )
         return self
-
-
-class SaveConfig(Settings):
-    """When a run writes what it would not like to lose."""
-
-    every_s: float = Field(60.0, gt=0)
-    """Seconds between checkpoints."""
-    keep: int = Field(2, ge=1)
-    """Whole checkpoints kept."""
 
 
 class SampleConfig(Settings):

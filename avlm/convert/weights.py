@@ -55,16 +55,23 @@ class aside:  # noqa: N801 - reads as what it does, like contextlib's own
         if self.old.exists() and not self.out.exists():
             self.old.rename(self.out)
         shutil.rmtree(self.folder, ignore_errors=True)
+        self.first = not self.out.parent.exists()
         self.folder.mkdir(parents=True)
         return self.folder
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if kind is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            return
+        try:
+            if kind is None:
+                self._publish()
+        finally:
+            shutil.rmtree(self.folder, ignore_errors=True)  # there no more, if it was published
+
+    def _publish(self) -> None:
+        # A rename that outlives a power cut must not be that of files which do not: they, and the folder's list of
+        # them, are on the disk before, and the rename itself is at the end.
         for path in self.folder.rglob("*"):
-            if path.is_file():
-                _sync(path)
+            _sync(path)
+        _sync(self.folder)
         shutil.rmtree(self.old, ignore_errors=True)
         if self.out.exists():
             self.out.rename(self.old)
@@ -76,10 +83,12 @@ class aside:  # noqa: N801 - reads as what it does, like contextlib's own
             raise
         shutil.rmtree(self.old, ignore_errors=True)
         _sync(self.out.parent)
+        if self.first:  # the place it lies in is new too
+            _sync(self.out.parent.parent)
 
 
 def _sync(path: Path) -> None:
-    """Make sure that what was written is on the disk."""
+    """Make sure that what was written, a file or a folder's list of names, is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -11,11 +11,11 @@ from avlm.config.run import (
     Optimizer,
     RunConfig,
     SampleConfig,
-    SaveConfig,
     Schedule,
     Stage,
     TrainPart,
 )
+from avlm.config.save import SaveConfig
 
 TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"

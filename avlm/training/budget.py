@@ -48,11 +48,13 @@ class BadBudget:
         self.last.extend(left_out)
         self._check_share(len(left_out), len(left_out) + rows)
 
+    def go_on(self, bad: int, run: int, seen: int) -> None:
+        """Count on from where a checkpoint stands."""
+        self.bad, self.run, self.seen = bad, run, seen
+
     def count(self, data: StepData) -> None:
         """Take a step's bad samples into account."""
-        # Of the steps before the first one that is seen here, after a resume, this one's size tells the number.
-        samples = data.num_samples + len(data.bad)
-        self.seen = self.seen + samples if self.seen else (data.step + 1) * samples
+        self.seen += data.num_samples + len(data.bad)
         self.bad += len(data.bad)
         self.last.extend(data.bad)
         self.longest_run = self.run

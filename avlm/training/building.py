@@ -30,9 +30,11 @@ from avlm.config.run import RunConfig, Stage
 from avlm.data.workers.foreman import end_with
 from avlm.training.apart import lay_together
 from avlm.training.observe import Bar, Journal, StepMetrics, read_lines, steps_progress
-from avlm.training.stopping import Stopped, StopWish
+from avlm.training.stopping import SIGNALS, Stopped, StopWish, stop_wishes
 
 LOOK_S = 0.2
+STOPPED = {*(128 + number for number in SIGNALS), *(-number for number in SIGNALS)}
+"""Exit statuses of a process that was stopped and lost nothing: by its own choice, or before it could choose."""
 
 
 def by_itself(stage: Stage) -> bool:
@@ -63,7 +65,9 @@ def build_side_by_side(run: RunConfig, stages: Sequence[Stage], console: Console
             if stop.number is not None or any(worker.failed() for worker in workers):
                 break
             time.sleep(LOOK_S)
-    stop.grant()
+        for worker in workers:
+            worker.end()
+    stop.grant(saved=all(worker.saved() for worker in workers))
     for worker in sorted(
         workers, key=lambda worker: not worker.error.is_file()
     ):  # one that failed before those stopped
@@ -117,6 +121,10 @@ class _Worker:
 
     def failed(self) -> bool:
         return self.process.poll() not in (None, 0)
+
+    def saved(self) -> bool:
+        """Whether all that it did is on the disk."""
+        return self.process.returncode == 0 or self.process.returncode in STOPPED
 
     def raise_failure(self) -> None:
         """Raise here what ended the process there."""
@@ -219,9 +227,10 @@ def main(settings: str, parent: int) -> int:
     logging.disable_progress_bar()
     end_with(parent)  # whoever starts the run again starts this part again
     try:
-        Run(build(RunConfig, read_mapping(Path(settings))), console=Console(quiet=True)).train()
+        with stop_wishes(second="nothing") as stop:  # the parent ends this process, if it must
+            Run(build(RunConfig, read_mapping(Path(settings))), console=Console(quiet=True)).train(stop=stop)
     except Stopped as stopped:
-        return 128 + stopped.number
+        return 128 + stopped.number if stopped.saved else 1
     except errors.AvlmError as error:
         facts = [getattr(error, name, "") for name in ("where", "sample_id")]
         message = getattr(error, "reason", str(error))

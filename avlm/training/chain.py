@@ -127,15 +127,18 @@ class Run:
 
         return config.model_copy(update={"stages": tuple(in_steps(stage) for stage in config.stages)})
 
-    def train(self, only: str | None = None) -> Path:
+    def train(self, only: str | None = None, *, stop: StopWish | None = None) -> Path:
         """Train all stages that are not done, or all up to and with one.
+
+        Args:
+            stop: Tells whether the run has been asked to stop. Default: signals are caught while it trains.
 
         Returns:
             The published model directory, that of the last stage that is done.
 
         Raises:
             ConfigError: There is no such stage, or another process is training in the directory.
-            Stopped: The run was asked to stop (Ctrl-C, SIGTERM). The same command goes on.
+            Stopped: The run was asked to stop (Ctrl-C, SIGTERM, SIGUSR1). The same command goes on.
         """
         self.world.agree("settings", to_yaml(self.given))
         names = [stage.name for stage in self.stages]
@@ -150,7 +153,7 @@ class Run:
             if isinstance(self.config.model, ModelConfig):
                 given = "what would be built there comes with its weights"
             tell(self.console, f"left out: {', '.join(self.config.left_out())}; {given}")
-        with self._claimed(), stop_wishes() as stop:
+        with self._claimed(), stop_wishes() if stop is None else nullcontext(stop) as stop:
             self._tell_rows(stages)
             if self.world.first:
                 clear(self.config)
@@ -304,7 +307,7 @@ class Run:
         trainer = Trainer(
             self.config, stage, model, processor, loader, self._prompts_for(stage, processor), self.out,
             self._steps_before(stage), self.console, self.on_step, stop, self.world,
-            self.sources.measured_on(stage, writer, processor, self.video, self.examine),
+            self.sources.measured_on(stage, writer, processor, self.video, self.examine), self.directory.owner(),
         )  # fmt: skip
         trainer.train()
         if not self.world.first:
@@ -500,7 +503,7 @@ def train(run: RunConfig, *, only: str | None = None, examine: Examiner | None =
     Raises:
         ConfigError: The settings cannot work with the data or with the run's directory, or training diverged.
         DataError: Too many samples were bad.
-        Stopped: Ctrl-C or SIGTERM; all that was done is saved, and the same call goes on.
+        Stopped: Ctrl-C, SIGTERM or SIGUSR1; all that was done is saved, and the same call goes on.
         WorldError: Another process of the run ended.
     """
     world = join(run.device, run.parallel)

@@ -16,10 +16,12 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from avlm.config.io import build, read_mapping, to_yaml
 from avlm.config.run import RunConfig
-from avlm.errors import ConfigError
+from avlm.errors import AvlmError, ConfigError
+from avlm.training.checkpoint import Owner
 
 Difference = tuple[str, object, object]
 """A setting, as it was and as it is."""
@@ -111,21 +113,38 @@ class RunDirectory:
                     shutil.rmtree(path, ignore_errors=True)
             yield
 
-    def _compare(self, old: RunConfig) -> None:
-        if old.recipe != self.given.recipe:
-            raise ConfigError(
-                f"{self.out} is a run of the recipe {old.recipe}, and this one is {self.given.recipe}. "
-                "Choose another directory with out=DIR"
-            )
+    def owner(self) -> Owner:
+        """Whose the run's checkpoints are."""
+        data = sorted(self.fingerprint.values())
+
+        def differs(facts: Any) -> str | None:
+            try:
+                changed, learned = self.difference(build(RunConfig, facts["settings"])), facts["data"]
+            except (AvlmError, KeyError, TypeError):
+                return "its settings are not known here"
+            if changed is not None:
+                return f"{changed[0]}={_shown(changed[1])} there, and {_shown(changed[2])} here"
+            return None if learned == data else "it learned from other data"
+
+        return Owner({"settings": self.given.model_dump(mode="json"), "data": data}, differs)
+
+    def difference(self, old: RunConfig) -> Difference | None:
+        """The first setting of another run's that this one's weights do not follow from."""
         before, now = old.model_dump(mode="json"), self.given.model_dump(mode="json")
         for data in (before, now):
             for key in FREE:
                 del data[key]
             for key in FREE_DATA:
                 del data["data"][key]
-            for key in FREE_FEATURES:
-                del data["features"][key]
-        changed = _first_difference(before, now) or self.changed(old)
+        return _first_difference(before, now)
+
+    def _compare(self, old: RunConfig) -> None:
+        if old.recipe != self.given.recipe:
+            raise ConfigError(
+                f"{self.out} is a run of the recipe {old.recipe}, and this one is {self.given.recipe}. "
+                "Choose another directory with out=DIR"
+            )
+        changed = self.difference(old) or self.changed(old)
         if changed is not None:
             key, a, b = changed
             raise ConfigError(

@@ -130,7 +130,10 @@ class Journal:
             rows = [row for row in read_lines(path) if _number(row.get("step")) <= step]
             kept = [row for row in rows if row.get("stage") != stage or row.get("when") not in anew]
             aside = path.with_suffix(".writing")
-            aside.write_bytes(b"".join(map(_line, kept)))
+            with aside.open("wb") as file:
+                file.write(b"".join(map(_line, kept)))
+                file.flush()
+                os.fsync(file.fileno())
             aside.replace(path)
         self._listed = self._listed_bad()
 
@@ -143,6 +146,16 @@ class Journal:
         for path, lines in self._waiting.items() if self.writes else ():
             if lines or path.exists():
                 _write_end(path, lines, sync=True)
+
+    def flush(self) -> list[Path]:
+        """Hand every line so far to the system; returns the files, for whoever makes sure that they are on the disk.
+
+        Raises:
+            OSError: It is full or read-only.
+        """
+        for path, lines in self._waiting.items():
+            _write_end(path, lines)
+        return list(self._waiting)
 
     def _append(self, path: Path, rows: Sequence[dict[str, Any]]) -> None:
         if not self.writes:

@@ -21,9 +21,8 @@ from avlm.data.processor import AvlmProcessor
 from avlm.errors import ConfigError
 from avlm.models.modeling import AvlmForConditionalGeneration
 from avlm.samples import Row, Sample
-from avlm.training import checkpoint
 from avlm.training.budget import BadBudget
-from avlm.training.checkpoint import Position
+from avlm.training.checkpoint import NOBODY, Owner, Position, load
 from avlm.training.console import tell
 from avlm.training.device import move_row
 from avlm.training.evaluation import Evaluation, When
@@ -34,7 +33,9 @@ from avlm.training.loss import RowLosses, stage_losses
 from avlm.training.observe import Journal, StepMetrics, answer_prompts, bar
 from avlm.training.parallel import DataParallel
 from avlm.training.preference import Preference, preferred, tally
+from avlm.training.saver import Saver
 from avlm.training.sharded import Sharded, shards
+from avlm.training.snapshot import gather, put_back
 from avlm.training.stages import check_ahead, make_optimizer, part_modules, prepare, rate, set_modes
 from avlm.training.states import train_state_head
 from avlm.training.stopping import StopWish
@@ -59,6 +60,7 @@ class Trainer:
         stop: Tells whether the run has been asked to stop.
         world: The processes that train together; default: this one alone.
         held_out: What the stage is measured on as it goes, if it is.
+        owner: Whose its checkpoints are.
     """
 
     def __init__(
@@ -76,16 +78,18 @@ class Trainer:
         stop: StopWish | None = None,
         world: World | None = None,
         held_out: HeldOut | None = None,
+        owner: Owner = NOBODY,
     ) -> None:
         self.run, self.stage = run, stage
         self.model, self.processor = model, processor
         self.loader, self.prompts = loader, prompts
-        self.folder = out / "checkpoints"
+        self.out = out
         self.first_step = first_step
         self.console, self.on_step = console, on_step
         self.stop = stop or StopWish()
         self.world = world or one_process(run.device)
         self.journal = Journal(out, writes=self.world.first)
+        self.saver = Saver(out / "checkpoints", run.save, self.journal, console, owner)
         self.steps = run.stage_steps(stage)
         fresh = _draw(run.seed, stage, -1)
         check_ahead(model, run.stages)
@@ -132,11 +136,11 @@ class Trainer:
             self._answer("before")
             self._measure("before")
         set_modes(self.model, self.trained)
-        saved = time.monotonic()
         asked = self._times_to_ask()
-        kept = self.stage, self.run.features, self.loader, self.steps, self.folder.parent, self.console
+        kept = self.stage, self.run.features, self.loader, self.steps, self.out, self.console
         with (
             kept_features(self.model, *kept),
+            self.saver,
             bar(self.stage.name, self.steps, self.done, self.console) as shown,
             closing(self.loader.steps(self.done, self._last())) as prepared,  # its workers end however this does
         ):
@@ -149,12 +153,7 @@ class Trainer:
                     self._answer("during")
                 if self.evaluation is not None and self.evaluation.due(self.done):
                     self._measure("during")
-                stopping, due = self._stops(due=time.monotonic() - saved > self.run.save.every_s)
-                if (stopping or due) and self.done < self.steps:
-                    self._save()
-                    saved = time.monotonic()
-                if stopping and self.done < self.steps:
-                    self.stop.grant()
+                self._save_and_stop()
                 if self.on_step is not None:
                     self.on_step(metrics)
                 if self._last() == self.done:
@@ -273,13 +272,11 @@ class Trainer:
         self.budget.check()
 
     def _resume(self) -> None:
-        found, passed = checkpoint.newest(self.folder, self.stage.name)
-        for sentence in passed:
-            tell(self.console, sentence)
+        found = self.saver.newest(self.stage.name)
         if found is not None:
-            checkpoint.restore(found, self.learner, self.optimizer)
+            put_back(load(found), self.learner, self.optimizer, str(found.folder))
             self.done = found.position.stage_step
-            self.budget.bad, self.budget.run = found.position.bad, found.position.bad_run
+            self.budget.go_on(found.position.bad, found.position.bad_run, found.position.seen)
             if found.position.plan:
                 self.loader.plan.resume(PlanState.from_json(found.position.plan))
             tell(self.console, f"{self.stage.name}: resumed at step {self.done}/{self.steps}")
@@ -289,25 +286,27 @@ class Trainer:
             self.evaluation.resume()
             self._agree_on_end()
 
+    def _save_and_stop(self) -> None:
+        """Between two steps: save if that is due, and stop if that was asked."""
+        stopping, due = self._stops(due=self.world.first and self.saver.due(self.done))
+        if self.done == self.steps:  # what the stage leaves is written next
+            return
+        if due or stopping:
+            self._save()
+        if stopping:
+            lost = self.world.first and not self.saver.finish()
+            self.stop.grant(saved=not self.world.most(int(lost))[0])
+
     def _save(self) -> None:
         if self.world.first or self.parallel.collective:
-            self._write_checkpoint()
-        self.world.wait()
+            tensors = gather(self.learner, self.optimizer)
+            if self.world.first:
+                self.saver.save(tensors, self._position())
 
-    def _write_checkpoint(self) -> None:
+    def _position(self) -> Position:
         bad, plan = self.budget, self.loader.plan.state(self.done).to_json()
-        position = Position(self.stage.name, self.done, self.first_step + self.done, bad.bad, bad.run, plan)
-        try:
-            self.journal.sync()
-            checkpoint.save(
-                self.folder, self.learner, self.optimizer, position, keep=self.run.save.keep, writes=self.world.first
-            )
-        except OSError as error:
-            tell(
-                self.console,
-                f"the checkpoint at step {self.done} could not be written ({error.strerror or error}); training goes "
-                "on, and the one before it is untouched. Make room on the disk",
-            )
+        step = self.first_step + self.done
+        return Position(self.stage.name, self.done, step, bad.bad, bad.run, plan, bad.seen)
 
     def _keep_adapters(self) -> None:
         """Write adapters down in PEFT's format, then merge them into the weights."""
@@ -324,7 +323,7 @@ class Trainer:
         else:
             if self.stage.state_head is not None and self.model.state_head is not None:
                 whole.append(self.model.state_head)
-            save_adapters(self.model, whole, self.folder.parent / "adapters" / self.stage.name)
+            save_adapters(self.model, whole, self.out / "adapters" / self.stage.name)
             if self.fresh_head:
                 tell(
                     self.console,
@@ -340,6 +339,9 @@ class Trainer:
         model = self.model if when == "after" else self.parallel.whole(self.model)
         if self.world.first:
             self.evaluation.measure(when, self.done, model, lambda row: self._held_out_losses(model, row))
+            score = self.evaluation.score()
+            if when == "during" and score is not None and self.run.save.keep_best:
+                self.saver.score(self.done, score)
         self.world.wait()
         self._agree_on_end()
 

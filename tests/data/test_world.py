@@ -525,6 +525,12 @@ def test_killed_halfway_there_is_no_world(tmp_path: Path) -> None:
     )
     assert ended.returncode == -signal.SIGKILL
     assert not (tmp_path / "made").exists()
+    (left,) = tmp_path.iterdir()
+    other = tmp_path / ".made.partial-alive"
+    other.mkdir()
+    with build._locked(other) as alone, build._aside(tmp_path / "made") as aside:  # another maker is at work
+        assert alone and set(tmp_path.iterdir()) == {other, aside} != {left}
+    assert list(tmp_path.iterdir()) == [other]
 
 
 # --- refusals -------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from avlm.errors import AvlmError, ConfigError, DataError
 from avlm.training import building, chain
 from avlm.training.apart import apart as stages_apart
 from avlm.training.chain import Run
+from avlm.training.checkpoint import newest
 from avlm.training.observe import Bar, StepMetrics, read_lines
 
 Apart = Callable[..., RunConfig]
@@ -187,7 +189,9 @@ def wait(until: Callable[[], bool], seconds: float = 120) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="children are found in /proc")
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["killed", "stopped"])
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM], ids=["killed", "stopped", "stopped by a scheduler"]
+)
 def test_ended_while_parts_are_built_and_gone_on_with(apart: Apart, tmp_path: Path, number: signal.Signals) -> None:
     stages, out = ("language", "vision", "audio"), tmp_path / "cut"
     longer = [f"stages.{name}.steps=20" for name in stages]
@@ -204,14 +208,21 @@ def test_ended_while_parts_are_built_and_gone_on_with(apart: Apart, tmp_path: Pa
     builders = children(process.pid)
     below = [*builders, *(pid for builder in builders for pid in children(builder))]  # and those that prepare data
     assert len(below) > 1
+    if number == signal.SIGTERM:  # which tells all processes
+        for builder in builders:
+            os.kill(builder, number)
     process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
     wait(lambda: all(gone(pid) for pid in below), seconds=30)
     assert not (out / "parts").exists()
-    if number == signal.SIGINT:
-        assert process.returncode == 130 and "Traceback" not in stderr
+    if number != signal.SIGKILL:
+        assert process.returncode == (130 if number == signal.SIGINT else 0) and "Traceback" not in stderr
         assert stderr.endswith("stopped; all that was done is saved, and the same command goes on from there\n")
     left = {name: done(name) for name in stages}
+    if number != signal.SIGKILL:  # each saved its last step
+        for name in [name for name in stages if left[name] < 20]:
+            found, _ = newest(out / "building" / name / "checkpoints", name)
+            assert found is not None and found.position.step == left[name]
     # Where one after the other is asked for now, what is under way goes on as it began.
     train(apart("cut", longer if number == signal.SIGKILL else [*longer, THREE]))
     train(apart("whole", longer))

@@ -206,8 +206,8 @@ def test_workers_cache_answers_and_saving_change_no_bit(small_run: Small) -> Non
         (
             ["data.workers=0"],
             ["data.workers=3", "data.cache_mb=0"],
-            ["samples.prompts=0", "save.every_s=1000"],
-            ["samples.prompts=2", "samples.times=3", "save.keep=1"],
+            ["samples.prompts=0", "save.every_steps=null", "save.every_s=1000"],
+            ["samples.prompts=2", "samples.times=3", "save.keep=1", "save.keep_best=1"],
         )
     ):
         assert bits(train(small_run(f"b{i}", changes))) == reference, changes

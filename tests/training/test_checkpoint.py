@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import math
+import os
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,7 +23,8 @@ from torch import Tensor, nn
 from avlm.errors import WeightsError
 from avlm.training import checkpoint
 from avlm.training.chain import Run
-from avlm.training.checkpoint import Position, newest, restore, save
+from avlm.training.checkpoint import Checkpoint, Owner, Position, best, load, newer_than, newest, save
+from avlm.training.snapshot import Tensors, gather, put_back
 
 FILES = ("optimizer.safetensors", "state.json", "weights.safetensors")
 
@@ -66,11 +70,15 @@ def position(number: int, stage: str = "s") -> Position:
     return Position(stage, number, 100 + number, number)
 
 
-def write(folder: Path, *numbers: int, keep: int = 10, stage: str = "s") -> None:
+def write(folder: Path, *numbers: int, keep: int = 10, stage: str = "s", **how: Any) -> None:
     net, optimizer = pair()
     for number in numbers:
         step(net, optimizer, number)
-        save(folder, net, optimizer, position(number, stage), keep=keep)
+        save(folder, gather(net, optimizer), position(number, stage), keep=keep, **how)
+
+
+def restore(found: Checkpoint, net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    put_back(load(found), net, optimizer, str(found.folder))
 
 
 def names(folder: Path) -> list[str]:
@@ -81,7 +89,7 @@ def test_goes_on_bit_for_bit(tmp_path: Path) -> None:
     net, optimizer = pair()
     for seed in range(3):
         step(net, optimizer, seed)
-    save(tmp_path, net, optimizer, position(3), keep=2)
+    save(tmp_path, gather(net, optimizer), position(3), keep=2)
 
     other, other_optimizer = pair(seed=0)
     found, passed = newest(tmp_path, "s")
@@ -103,7 +111,7 @@ def test_moments_lie_in_memory_as_their_parameters_do(tmp_path: Path) -> None:
     optimizer = torch.optim.AdamW(net.parameters(), fused=True)
     net(torch.randn(1, 3, 5, 5)).sum().backward()
     optimizer.step()
-    save(tmp_path, net, optimizer, position(1), keep=1)
+    save(tmp_path, gather(net, optimizer), position(1), keep=1)
     found, _ = newest(tmp_path, "s")
     assert found is not None
     again = torch.optim.AdamW(net.parameters(), fused=True)
@@ -171,7 +179,7 @@ def test_a_missing_file_is_passed_over(tmp_path: Path, name: str) -> None:
     (tmp_path / "step-00000102" / name).unlink()
     found, passed = newest(tmp_path, "s")
     assert found is not None and found.position == position(1)
-    assert passed == ["checkpoint step-00000102 is not readable (FileNotFoundError) and was passed over"]
+    assert passed == [f"checkpoint step-00000102 lacks {name} and was passed over"]
 
 
 @pytest.mark.parametrize(
@@ -246,10 +254,10 @@ def test_trouble_with_the_disk_leaves_the_older_one_whole(
     with monkeypatch.context() as patch:
         patch.setattr(*broken, full)
         with pytest.raises(OSError, match="No space left"):
-            save(tmp_path, net, optimizer, position(2), keep=1)
+            save(tmp_path, gather(net, optimizer), position(2), keep=1)
     found, passed = newest(tmp_path, "s")
     assert found is not None and found.position == position(1) and not passed
-    save(tmp_path, net, optimizer, position(3), keep=1)
+    save(tmp_path, gather(net, optimizer), position(3), keep=1)
     assert names(tmp_path) == ["step-00000103"]
 
 
@@ -273,14 +281,17 @@ except OSError as error:
 def test_a_run_goes_on_when_checkpoints_cannot_be_written(
     small_run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def room(metrics: Any) -> None:
-        """None after step 2, again after step 4."""
-        monkeypatch.setattr(checkpoint, "save_file", full if 2 <= metrics.step < 4 else save_file)
+    def writes(tensors: Any, path: Path) -> None:
+        """There is no room for steps 3 and 4."""
+        if path.parent.name in (".step-00000003.writing", ".step-00000004.writing"):
+            full()
+        save_file(tensors, path)
 
     out = io.StringIO()
     settings = ["stages.language.steps=6", "samples.prompts=0"]
     Run(small_run("whole", settings), console=Console(file=io.StringIO())).train("language")
-    Run(small_run("full", settings), console=Console(file=out), on_step=room).train("language")
+    monkeypatch.setattr(checkpoint, "save_file", writes)
+    Run(small_run("full", settings), console=Console(file=out)).train("language")
     said = [line for line in out.getvalue().splitlines() if "checkpoint" in line]
     assert said == [
         f"the checkpoint at step {step} could not be written (No space left on device); training goes on, and the one "
@@ -289,3 +300,120 @@ def test_a_run_goes_on_when_checkpoints_cannot_be_written(
     ]
     a, b = (tmp_path / name / "parts" / "language" / "model.safetensors" for name in ("whole", "full"))
     assert a.read_bytes() == b.read_bytes()
+
+
+# ---------------------------------------------------------------- which are kept, and whose they are
+
+
+def test_the_best_are_kept_besides_the_last(tmp_path: Path) -> None:
+    for number, score in [(1, 0.3), (2, 0.9), (3, None), (4, 0.5), (5, math.nan), (6, 0.1)]:
+        write(tmp_path, number, keep=2, keep_best=2, score=score)
+    assert names(tmp_path) == [f"step-0000010{number}" for number in (2, 4, 5, 6)]
+    found = best(tmp_path, "s")
+    assert found is not None and (found.position.step, found.score) == (102, 0.9)
+    (tmp_path / "step-00000102" / "weights.safetensors").write_bytes(b"")
+    found = best(tmp_path, "s")
+    assert found is not None and found.position.step == 104
+    assert best(tmp_path, "other") is None
+
+
+def test_the_best_of_an_earlier_stage_is_not_kept(tmp_path: Path) -> None:
+    write(tmp_path, 1, stage="earlier", score=9.0)
+    write(tmp_path, 2, 3, keep=1, keep_best=1, score=1.0)
+    assert names(tmp_path) == ["step-00000103"]  # of two with the same score the newer one
+
+
+def test_folders_with_other_names_are_left_alone(tmp_path: Path) -> None:
+    write(tmp_path, 1)
+    for name in ("step-00000101 (copy)", "step-99999999.bak", "step-x", "mine"):
+        shutil.copytree(tmp_path / "step-00000101", tmp_path / name)
+    (tmp_path / "step-00000999").write_text("a file")
+    write(tmp_path, 2, 3, keep=1)
+    assert newest(tmp_path, "s")[0] is not None and newest(tmp_path, "s")[1] == []
+    assert set(names(tmp_path)) == {
+        "step-00000103", "step-00000101 (copy)", "step-99999999.bak", "step-x", "mine", "step-00000999"
+    }  # fmt: skip
+
+
+def test_one_under_another_name_is_passed_over(tmp_path: Path) -> None:
+    write(tmp_path, 1)
+    shutil.copytree(tmp_path / "step-00000101", tmp_path / "step-00000500")
+    found, passed = newest(tmp_path, "s")
+    assert found is not None and found.position == position(1)
+    assert passed == ["checkpoint step-00000500 is step-00000101 under another name and was passed over"]
+
+
+def test_another_owners_is_passed_over_with_what_differs(tmp_path: Path) -> None:
+    def differs(facts: Any) -> str | None:
+        return None if facts == {"seed": 3} else f"seed={facts.get('seed')} there, and 3 here"
+
+    owner = Owner({"seed": 3}, differs)
+    write(tmp_path, 1, owner=owner)
+    write(tmp_path, 2, owner=Owner({"seed": 4}, differs))
+    found, passed = newest(tmp_path, "s", owner)
+    assert found is not None and found.position == position(1)
+    assert passed == ["checkpoint step-00000102 is another run's (seed=4 there, and 3 here) and was passed over"]
+
+
+def test_what_was_passed_over_takes_no_whole_ones_place(tmp_path: Path) -> None:
+    write(tmp_path, 1, 2)
+    (tmp_path / "step-00000102" / "state.json").write_text("{")
+    found, _ = newest(tmp_path, "s")
+    write(tmp_path, 3, keep=2, passed_over=newer_than(tmp_path, found))
+    assert names(tmp_path) == ["step-00000101", "step-00000103"]
+    assert newer_than(tmp_path, None) == {"step-00000101", "step-00000103"}
+
+
+def test_a_checkpoint_is_taken_away_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill while one is removed leaves nothing that looks like a checkpoint and is none."""
+    write(tmp_path, 1)
+    seen: list[list[str]] = []
+    remove = shutil.rmtree
+
+    def watched(path: Path, **how: Any) -> None:
+        seen.append(sorted(p.name for p in tmp_path.iterdir() if not p.name.startswith(".")))
+        if Path(path).is_dir():
+            assert Path(path).name.startswith(".")
+        remove(path, **how)
+
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", watched)
+    write(tmp_path, 2, keep=1)
+    assert seen[-1] == ["step-00000102"] == names(tmp_path)
+
+
+def test_all_is_on_the_disk_before_it_is_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files, then the folder's list of them, then the rename, then the list that the rename changed."""
+    done: list[tuple[str, str]] = []
+    sync, rename = os.fsync, Path.rename
+
+    def synced(handle: int) -> None:
+        done.append(("sync", os.path.basename(os.readlink(f"/proc/self/fd/{handle}"))))
+        sync(handle)
+
+    def renamed(self: Path, target: Path) -> Path:
+        done.append(("rename", Path(target).name))
+        return rename(self, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "rename", renamed)
+    write(tmp_path / "new", 1)
+    assert set(done[:3]) == {("sync", name) for name in FILES}
+    assert done[3:] == [
+        ("sync", ".step-00000101.writing"), ("rename", "step-00000101"), ("sync", "new"), ("sync", tmp_path.name)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("what", ["shape", "type", "moment"])
+def test_weights_of_another_shape_or_type_are_refused_and_nothing_is_changed(what: str) -> None:
+    net, optimizer = pair()
+    step(net, optimizer, 0)
+    held = gather(net, optimizer)
+    weights, moments = dict(held.weights), dict(held.moments)
+    if what == "moment":
+        moments["nobody.weight|exp_avg"] = torch.zeros(1)
+    else:
+        weights["conv.weight"] = torch.zeros(4, 3, 3) if what == "shape" else weights["conv.weight"].double()
+    weights["norm.bias"] = torch.full((4,), 7.0)
+    with pytest.raises(WeightsError, match="holds other weights than the stage trains"):
+        put_back(Tensors(weights, moments), net, optimizer, "there")
+    assert not (net.norm.bias == 7).any()

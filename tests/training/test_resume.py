@@ -14,7 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
 from avlm.config.io import to_yaml
@@ -136,12 +138,6 @@ def test_three_kills_change_nothing(config: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [1, 2])
-def test_thirty_kills_change_nothing(config: Path, tmp_path: Path, seed: int) -> None:
-    assert kill_and_go_on(config, tmp_path, kills=30, seed=seed, span=(0.02, 0.12)) >= 12
-
-
-@pytest.mark.slow
 def test_a_kill_before_each_of_the_first_touches_changes_nothing(config: Path, tmp_path: Path) -> None:
     reference = tmp_path / "reference"
     whole = child(config, reference)
@@ -165,14 +161,14 @@ def quiet() -> Console:
     return Console(file=io.StringIO())
 
 
-@pytest.mark.parametrize("every_s", [0.0001, 1000], ids=["a checkpoint each step", "no checkpoint"])
+@pytest.mark.parametrize("every", ["1", "null"], ids=["a checkpoint each step", "no checkpoint"])
 @pytest.mark.parametrize("at", [2, 8, 12])
-def test_stopped_in_any_stage(small_run: Callable[..., RunConfig], tmp_path: Path, at: int, every_s: float) -> None:
+def test_stopped_in_any_stage(small_run: Callable[..., RunConfig], tmp_path: Path, at: int, every: str) -> None:
     def die(metrics: Any) -> None:
         if metrics.step == at:
             raise Dead
 
-    save = [f"save.every_s={every_s}"]
+    save = [f"save.every_steps={every}", "save.every_s=1000"]
     Run(small_run("whole", save), console=quiet()).train()
     with pytest.raises(Dead):
         Run(small_run("cut", save), console=quiet(), on_step=die).train()
@@ -185,10 +181,10 @@ def test_a_damaged_newest_checkpoint_costs_a_step_and_nothing_else(
 ) -> None:
     def die(metrics: Any) -> None:
         if metrics.step == 12:
-            raise Dead
+            raise ValueError  # an error waits for what is being written
 
     Run(small_run("whole"), console=quiet()).train()
-    with pytest.raises(Dead):
+    with pytest.raises(ValueError):  # noqa: PT011, it is the one above
         Run(small_run("cut"), console=quiet(), on_step=die).train()
     newest = max((tmp_path / "cut" / "checkpoints").glob("step-*"))
     data = bytearray((newest / "weights.safetensors").read_bytes())
@@ -202,42 +198,82 @@ def test_a_damaged_newest_checkpoint_costs_a_step_and_nothing_else(
     assert_equal(facts(tmp_path / "cut"), facts(tmp_path / "whole"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_wish_to_stop_is_granted_after_the_step_with_everything_saved(
     small_run: Callable[..., RunConfig], tmp_path: Path, number: signal.Signals
 ) -> None:
-    before = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
+    before = [signal.getsignal(s) for s in SIGNALS]
 
     def ask(metrics: Any) -> None:
         if metrics.step == 10:
             os.kill(os.getpid(), number)
 
-    save = ["save.every_s=1000"]
+    save = ["save.every_steps=null", "save.every_s=1000"]
     Run(small_run("whole", save), console=quiet()).train()
     with pytest.raises(Stopped) as stopped:
         Run(small_run("cut", save), console=quiet(), on_step=ask).train()
-    assert stopped.value.number == number
+    assert stopped.value.number == number and stopped.value.saved
     done = len(read_lines(tmp_path / "cut" / "metrics.jsonl"))
     found, passed = checkpoint.newest(tmp_path / "cut" / "checkpoints", "joint")
     assert found is not None and not passed
     assert found.position.step == done == 11  # the step under way was finished, and none is lost
     Run(small_run("cut", save), console=quiet()).train()
     assert_equal(facts(tmp_path / "cut"), facts(tmp_path / "whole"))
-    assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == before
+    assert [signal.getsignal(s) for s in SIGNALS] == before
 
 
-def test_ctrl_c_on_the_command_line(config: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGUSR1, 0)])
+def test_a_signal_on_the_command_line(config: Path, tmp_path: Path, number: signal.Signals, status: int) -> None:
+    """Also where it is sent to all processes of the run, as schedulers do."""
     out = tmp_path / "out"
     command = [sys.executable, "-m", "avlm", "train", str(config), f"out={out}"]
-    command += ["stages.language.steps=5000", "save.every_s=1000"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    command += ["stages.language.steps=5000", "save.every_steps=null", "save.every_s=1000", "data.workers=2"]
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and len(read_lines(out / "metrics.jsonl")) < 3:
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, number)
     stdout, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == status, stderr
     assert "Traceback" not in stderr and stdout == ""
     assert stderr.endswith("stopped; all that was done is saved, and the same command goes on from there\n")
     found, _ = checkpoint.newest(out / "checkpoints", "language")
     assert found is not None and found.position.step == len(read_lines(out / "metrics.jsonl"))
+    assert "crashed" not in (out / "quarantine.jsonl").read_text()
+
+
+def test_a_stop_that_could_not_save_says_so(
+    small_run: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(metrics: Any) -> None:
+        if metrics.step == 1:
+            monkeypatch.setattr(checkpoint, "save_file", full)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(Stopped) as stopped:
+        Run(small_run(overrides=["save.every_steps=null"]), console=quiet(), on_step=ask).train()
+    assert not stopped.value.saved and stopped.value.status() == 1
+    assert "could not be saved" in stopped.value.told()
+
+
+def test_nothing_that_chance_did_between_two_steps_moves_a_bit(
+    small_run: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    """So no state of a random generator belongs into a checkpoint. The run has dropout, and changes what it hears."""
+
+    def scramble(metrics: Any) -> None:
+        random.seed()
+        np.random.seed()
+        torch.seed()
+
+    Run(small_run("whole"), console=quiet()).train()
+    Run(small_run("moved"), console=quiet(), on_step=scramble).train()
+    assert_equal(facts(tmp_path / "moved"), facts(tmp_path / "whole"))

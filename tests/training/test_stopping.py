@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from avlm.training.stopping import Stopped, StopWish, stop_wishes
+from avlm.training.stopping import SIGNALS, Stopped, StopWish, stop_wishes, stops_at_once
 
 
 def test_the_first_is_a_wish_and_the_second_stops_at_once(capfd: pytest.CaptureFixture[str]) -> None:
@@ -47,3 +47,21 @@ def test_another_thread_changes_nothing() -> None:
     thread.start()
     thread.join()
     assert len(found) == 1
+
+
+def test_where_a_parent_ends_the_process_a_second_one_does_nothing() -> None:
+    before = [signal.getsignal(number) for number in SIGNALS]
+    with stop_wishes(second="nothing") as wish:
+        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+        assert wish.number == signal.SIGTERM
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_where_nothing_is_to_be_saved_the_first_one_ends_the_block(number: signal.Signals) -> None:
+    before = [signal.getsignal(number) for number in SIGNALS]
+    with pytest.raises(Stopped) as stopped, stops_at_once():
+        os.kill(os.getpid(), number)
+    assert stopped.value.status() == (130 if number == signal.SIGINT else 0)
+    assert [signal.getsignal(number) for number in SIGNALS] == before

@@ -236,7 +236,8 @@ def _limit_memory(megabytes: int) -> None:
 def lead(posts: Posts, parent: int, work: Callable[[Any], Any], memory_mb: int | None) -> None:
     """Be a foreman until the crew is closed or the process that has it is gone."""
     signal.set_wakeup_fd(-1)
-    for wish in (signal.SIGINT, signal.SIGTERM):  # a stop is for the process to grant that has the crew
+    # A stop is for the process to grant that has the crew.
+    for wish in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(wish, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     gc.freeze()  # so that workers do not copy all of it just to find out that none of it is garbage

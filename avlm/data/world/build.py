@@ -9,6 +9,7 @@
 The same settings give the same bytes on the same machine and libraries.
 """
 
+import glob
 import hashlib
 import itertools
 import json
@@ -17,6 +18,7 @@ import shutil
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -116,17 +118,53 @@ def make_world(
     if _is_made(out, settings):
         return
     speech.require_speech()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    # Beside its final place, because a rename is atomic only within one file system.
-    aside = out.with_name(f".{out.name}.partial-{uuid.uuid4().hex[:8]}")
-    try:
+    with _aside(out) as aside:
         _make(aside, settings, progress or _tell_nobody)
         if not _is_made(out, settings):  # another process may have been quicker
             if out.exists():
                 out.rmdir()  # empty, and not every system renames onto a folder
             os.replace(aside, out)
+
+
+@contextmanager
+def _aside(out: Path) -> Iterator[Path]:
+    """An empty folder beside a world's final place, because a rename is atomic only within one file system.
+
+    It is locked as long as its maker lives. Those that killed makers left behind are not, and go away.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for left in out.parent.glob(f".{glob.escape(out.name)}.partial-*"):
+        with _locked(left) as alone:
+            if alone:
+                shutil.rmtree(left, ignore_errors=True)
+    aside = out.with_name(f".{out.name}.partial-{uuid.uuid4().hex[:8]}")
+    aside.mkdir()
+    try:
+        with _locked(aside):
+            yield aside
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Whether a folder could be locked while the block runs; false where the system has no such locks."""
+    try:
+        import fcntl
+
+        handle = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):
+        yield False
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        alone = True
+    except OSError:
+        alone = False
+    try:
+        yield alone
+    finally:
+        os.close(handle)
 
 
 def plan_rows(split: Split, *, seed: int, train_samples: int, eval_samples_per_task: int) -> list[Draft]:
