@@ -77,6 +77,7 @@ class _Worker:
         self.folder.parent.mkdir(exist_ok=True)
         config = run.model_copy(
             update={"stages": (stage,), "out": str(self.folder), "threads": threads, "side_by_side": 1}
+            | {"log": (), "profile": None}  # which are the whole run's, and go by its steps
         )
         settings = self.folder.parent / f"{stage.name}.yaml"
         settings.write_text(to_yaml(config), encoding="utf-8")
@@ -108,7 +109,7 @@ class _Worker:
             return []
         self.offset += len(data)
         *lines, self.part = (self.part + data).split(b"\n")
-        return [StepMetrics(**json.loads(line)) for line in lines]
+        return [StepMetrics.read(json.loads(line)) for line in lines]
 
     def failed(self) -> bool:
         return self.process.poll() not in (None, 0)
@@ -148,7 +149,8 @@ def collect(run: RunConfig, stages: Sequence[Stage], steps_before: Callable[[Sta
         assert stage.builds is not None
         journal, before = Journal(out), steps_before(stage)
         journal.cut_back(before, stage.name, 0)
-        for rows, path in ((journal.take_metrics, "metrics.jsonl"), (journal.take_bad, "quarantine.jsonl")):
+        taken = ((journal.take_metrics, "metrics.jsonl"), (journal.take_bad, "quarantine.jsonl"))
+        for rows, path in (*taken, (journal.trouble, "watch.jsonl")):
             rows([{**row, "step": row["step"] + before} for row in read_lines(folder / path)])
         journal.sync()
         (out / "parts").mkdir(exist_ok=True)

@@ -45,6 +45,7 @@ from avlm.models.precision import cast_weights
 from avlm.samples import MediaKind, Sample
 from avlm.training.building import build_side_by_side, by_itself, collect
 from avlm.training.console import counted, make_console, tell
+from avlm.training.counting.trackers import Trackers, open_trackers
 from avlm.training.memory import keep_freed_memory
 from avlm.training.observe import StepMetrics
 from avlm.training.sources import RunSources
@@ -52,7 +53,7 @@ from avlm.training.stages import check_parts, part_modules
 from avlm.training.stopping import StopWish, stop_wishes
 from avlm.training.trainer import Trainer
 
-FREE = ("save", "samples", "threads", "max_steps", "out", "side_by_side")
+FREE = ("save", "samples", "threads", "max_steps", "out", "side_by_side", "watch", "count", "log", "profile")
 """Settings that may differ when a run goes on: they change no weights of the steps that were done."""
 FREE_DATA = (
     "cache_mb",
@@ -113,6 +114,7 @@ class Run:
         self._fingerprint = self.sources.fingerprints()
         self._check_directory()
         self.prompts = self.sources.prompts()
+        self.trackers = Trackers()
 
     def _counted(self, config: RunConfig) -> RunConfig:
         """The same settings with lengths in steps, after a look for every stage's rows."""
@@ -155,7 +157,7 @@ class Run:
             if isinstance(self.config.model, ModelConfig):
                 given = "what would be built there comes with its weights"
             tell(self.console, f"left out: {', '.join(self.config.left_out())}; {given}")
-        with self._claimed(), stop_wishes() as stop:
+        with self._claimed(), stop_wishes() as stop, open_trackers(self.config, self.out) as self.trackers:
             self._tell_rows(stages)
             self._build_side_by_side(stages, stop)
             for stage in stages:
@@ -306,7 +308,7 @@ class Run:
             tell(self.console, f"{stage.name}: no row is of {names}, of which stages.{stage.name}.take takes a share")
         trainer = Trainer(
             self.config, stage, model, processor, loader, self._prompts_for(stage, processor), self.out,
-            self._steps_before(stage), self.console, self.on_step, stop,
+            self._steps_before(stage), self.console, self.on_step, stop, self.trackers,
         )  # fmt: skip
         trainer.train()
         try:

@@ -46,6 +46,28 @@ class StepMetrics:
     """Tokens that were cut off samples longer than a row, where a run cuts them; in no line of another."""
     state_loss: float | None = None
     """The state head's, where the stage trains one; ``loss`` is that of the tokens alone."""
+    skipped: bool | None = None
+    """Whether the update was left out because the loss or the gradient was no number; in no line of another step."""
+    samples_per_s: float | None = None
+    target_tokens_per_s: float | None = None
+    tflops_per_s: float | None = None
+    """Floating-point operations of the model, in 10^12 a second."""
+    mfu: float | None = None
+    """The same as a share of what the device's matrix products can do."""
+    padding: float | None = None
+    """Share of the places in the language model's rows that hold no token; 0 where rows are packed."""
+    memory_mb: dict[str, float] | None = None
+    """By what it holds, and the most that the process has taken; in some lines only, as the next two."""
+    grad_norms: dict[str, float] | None = None
+    """Of each part, before clipping."""
+    update_ratios: dict[str, float] | None = None
+    """Norm of each part's update over that of its weights."""
+
+    @classmethod
+    def read(cls, row: dict[str, Any]) -> StepMetrics:
+        """A line as it was written."""
+        whole: dict[str, Any] = {name: math.nan if value is None else value for name, value in row.items()}
+        return cls(**whole)
 
 
 class Journal:
@@ -58,13 +80,23 @@ class Journal:
         self.metrics = out / "metrics.jsonl"
         self.samples = out / "samples.jsonl"
         self.quarantine = out / "quarantine.jsonl"
-        self._waiting: dict[Path, list[bytes]] = {path: [] for path in (self.metrics, self.samples, self.quarantine)}
-        for path in self._waiting:
+        self.troubles = out / "watch.jsonl"
+        """What the watch found; a run without trouble has none."""
+        always = (self.metrics, self.samples, self.quarantine)
+        self._waiting: dict[Path, list[bytes]] = {path: [] for path in (*always, self.troubles)}
+        for path in always:
             path.touch()
         self._listed = self._listed_bad()
 
     def step(self, metrics: StepMetrics) -> None:
-        self._append(self.metrics, [{name: value for name, value in asdict(metrics).items() if value is not None}])
+        row = {name: value for name, value in asdict(metrics).items() if value is not None}
+        # JSON has no word for what is no number.
+        self._append(
+            self.metrics, [{k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}]
+        )
+
+    def trouble(self, rows: Sequence[dict[str, Any]]) -> None:
+        self._append(self.troubles, rows)
 
     def answers(self, answers: Sequence[dict[str, Any]]) -> None:
         self._append(self.samples, answers)
@@ -98,7 +130,7 @@ class Journal:
 
     def cut_back(self, step: int, stage: str, stage_step: int) -> None:
         """Forget what came after a checkpoint: it will come again."""
-        for path in self._waiting:
+        for path in filter(Path.exists, self._waiting):
             again = stage if stage_step == 0 and path == self.samples else None  # its prompts are answered anew
             rows = read_lines(path)
             kept = [row for row in rows if _number(row.get("step")) <= step and row.get("stage") != again]
@@ -114,7 +146,8 @@ class Journal:
             OSError: It is full or read-only.
         """
         for path, lines in self._waiting.items():
-            _write_end(path, lines, sync=True)
+            if lines or path.exists():
+                _write_end(path, lines, sync=True)
 
     def _append(self, path: Path, rows: Sequence[dict[str, Any]]) -> None:
         lines = self._waiting[path]
@@ -197,6 +230,10 @@ class Bar:
 
     def step(self, metrics: StepMetrics) -> None:
         facts = f"loss {metrics.loss:.3f}  {metrics.tokens_per_s:,.0f} tokens/s"
+        if metrics.samples_per_s is not None and metrics.target_tokens_per_s is not None:
+            facts += f"  {metrics.target_tokens_per_s:,.0f} targets/s  {metrics.samples_per_s:,.1f} samples/s"
+        if metrics.mfu is not None:
+            facts += f"  MFU {100 * metrics.mfu:.0f} %"
         self.progress.update(self.task, completed=metrics.stage_step, facts=facts)
         every = max(1, self.total // 5)
         if not self.console.is_terminal and (metrics.stage_step % every == 0 or metrics.stage_step == self.total):

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -17,13 +17,14 @@ from avlm.config.run import RunConfig, Stage
 from avlm.data.loader import Bad, StepData, StepLoader
 from avlm.data.planning.plan import PlanState, key
 from avlm.data.processor import AvlmProcessor
-from avlm.errors import ConfigError
 from avlm.models.modeling import AvlmForConditionalGeneration
 from avlm.samples import Row, Sample
 from avlm.training import checkpoint
 from avlm.training.budget import BadBudget
 from avlm.training.checkpoint import Position
 from avlm.training.console import tell
+from avlm.training.counting.gauges import Gauges
+from avlm.training.counting.trackers import Trackers
 from avlm.training.lora import merge_adapters, save_adapters
 from avlm.training.loss import RowLosses, stage_losses
 from avlm.training.observe import Journal, StepMetrics, answer_prompts, bar
@@ -31,6 +32,15 @@ from avlm.training.stages import check_ahead, make_optimizer, prepare, rate, set
 from avlm.training.states import state_weight, train_state_head
 from avlm.training.stopping import StopWish
 from avlm.training.trade import make_head, words_loss
+from avlm.training.watching.watch import Watch
+
+
+class StepSums(NamedTuple):
+    """What the rows of a step cost, added up."""
+
+    tokens: float
+    balance: float
+    states: float
 
 
 class Trainer:
@@ -47,6 +57,7 @@ class Trainer:
         console: Where progress is shown.
         on_step: Called after each step; for tests that stop a run in the middle.
         stop: Tells whether the run has been asked to stop.
+        trackers: Who else is told of each step.
     """
 
     def __init__(
@@ -62,6 +73,7 @@ class Trainer:
         console: Console,
         on_step: Callable[[StepMetrics], None] | None = None,
         stop: StopWish | None = None,
+        trackers: Trackers | None = None,
     ) -> None:
         self.run, self.stage = run, stage
         self.model, self.processor = model, processor
@@ -88,13 +100,19 @@ class Trainer:
             self.optimizer.add_param_group({"params": list(self.head.parameters()), "lr": peak, "peak": peak})
         self.done = 0
         self.budget = BadBudget(run.data)
+        roots: dict[str, nn.Module] = {"": model} if self.head is None else {"": model, "head": self.head}
+        self.watch = Watch(
+            run.watch, stage, roots, self.optimizer, loader, lambda row: self._losses(row).tokens,
+            self.journal, console, out, first_step,
+        )  # fmt: skip
+        self.gauges = Gauges(run, model, self.head, self.optimizer, out, trackers)
 
     def train(self) -> None:
         """Train to the end of the stage and leave the model in eval mode, adapters merged.
 
         Raises:
             DataError: Too many samples of the stage were bad.
-            ConfigError: The loss is no longer a number.
+            ConfigError: The loss is no longer a number, and the run is to stop then.
             Stopped: The run was asked to stop; what was done is saved.
         """
         self._resume()
@@ -108,12 +126,15 @@ class Trainer:
         with (
             bar(self.stage.name, self.steps, self.done, self.console) as shown,
             closing(self.loader.steps(self.done, self.steps)) as prepared,  # its workers end however this does
+            self.watch.running(self.done),
+            self.gauges.running(self.first_step + self.done + 1),
         ):
             waited = time.perf_counter()
-            for data in prepared:
+            for data in self.watch.steps(prepared, self.done):
                 metrics = self._step(data, waited)
                 self.journal.step(metrics)
                 shown.step(metrics)
+                self.gauges.told(metrics)
                 if self.done in asked:
                     self._answer("during")
                 stopping = self.stop.number is not None
@@ -133,18 +154,50 @@ class Trainer:
     def _step(self, data: StepData, waited: float) -> StepMetrics:
         """One optimizer step: every row's share of the mean over all target tokens, then one update."""
         began = time.perf_counter()
-        # Whatever is drawn in a step (dropout, say) follows from its number, so a resumed run draws the same.
-        torch.manual_seed(_draw(self.run.seed, self.stage, data.step))
         self._count_bad(data)
         share = rate(self.stage.schedule, data.step, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * share
         targets = max(1, data.num_targets())
-        head = self.stage.state_head
-        weight = 1.0 if head is None else state_weight(data.rows, head) or 1.0
+        sums = self._gradients(data)
+        norm = self._clip()
+        sound = self.watch.sound(data, (sums.tokens / targets, sums.states), norm, lambda: self._gradients(data))
+        if sound:
+            with self.gauges.update(data.step, norm):
+                self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.done = data.step + 1
+        now = time.perf_counter()
+        return StepMetrics(
+            step=self.first_step + self.done,
+            stage=self.stage.name,
+            stage_step=self.done,
+            loss=sums.tokens / targets,
+            lr=max(group["lr"] for group in self.optimizer.param_groups),
+            grad_norm=norm,
+            tokens=data.num_tokens(),
+            target_tokens=data.num_targets(),
+            samples=data.num_samples,
+            rows=len(data.rows),
+            seconds=now - waited,
+            data_seconds=began - waited,
+            tokens_per_s=data.num_tokens() / max(1e-9, now - waited),
+            balance=sums.balance if self.stage.balance else None,
+            cut_tokens=sum(bad.cut for bad in data.cut) if self.run.data.too_long == "cut" else None,
+            state_loss=None if self.stage.state_head is None else sums.states / self._state_weight(data),
+            skipped=None if sound else True,
+            **self.gauges.facts(data, now - waited),
+        )
+
+    def _gradients(self, data: StepData) -> StepSums:
+        """Every row's share of the step's gradient; computed again from the same weights it is the same."""
+        # Whatever is drawn in a step (dropout, say) follows from its number, so a resumed run draws the same.
+        torch.manual_seed(_draw(self.run.seed, self.stage, data.step))
+        targets, weight = max(1, data.num_targets()), self._state_weight(data)
         loss, balance, states = 0.0, 0.0, 0.0
-        for row in data.rows:
-            costs = self._losses(row)
+        for row in self.watch.rows(data):
+            with self.gauges.row(row):
+                costs = self._losses(row)
             objective = costs.tokens / targets
             if costs.balance is not None:
                 uneven = costs.balance * (sum(row.lengths) / data.num_tokens())
@@ -155,30 +208,11 @@ class Trainer:
                 states += float(costs.states.detach())
             torch.autograd.backward(objective)
             loss += float(costs.tokens.detach())
-        norm = self._clip()
-        self._check_finite(loss + states, norm, data.step)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.done = data.step + 1
-        now = time.perf_counter()
-        return StepMetrics(
-            step=self.first_step + self.done,
-            stage=self.stage.name,
-            stage_step=self.done,
-            loss=loss / targets,
-            lr=max(group["lr"] for group in self.optimizer.param_groups),
-            grad_norm=norm,
-            tokens=data.num_tokens(),
-            target_tokens=data.num_targets(),
-            samples=data.num_samples,
-            rows=len(data.rows),
-            seconds=now - waited,
-            data_seconds=began - waited,
-            tokens_per_s=data.num_tokens() / max(1e-9, now - waited),
-            balance=balance if self.stage.balance else None,
-            cut_tokens=sum(bad.cut for bad in data.cut) if self.run.data.too_long == "cut" else None,
-            state_loss=None if head is None else states / weight,
-        )
+        return StepSums(loss, balance, states)
+
+    def _state_weight(self, data: StepData) -> float:
+        head = self.stage.state_head
+        return 1.0 if head is None else state_weight(data.rows, head) or 1.0
 
     def _losses(self, row: Row) -> RowLosses:
         if self.head is None:
@@ -189,15 +223,6 @@ class Trainer:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         limit = self.stage.optimizer.clip
         return float(torch.nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit))
-
-    def _check_finite(self, loss: float, norm: float, step: int) -> None:
-        """Stop before an update that would leave no number in the weights."""
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise ConfigError(
-                f"stage {self.stage.name}, step {step + 1}: the loss is {loss:g} and the gradient's norm {norm:g}, "
-                "which no update survives; training has diverged. "
-                f"Lower the rates, stages.{self.stage.name}.train.*.lr, in a new directory (out=DIR)"
-            )
 
     def _list_unreadable(self) -> None:
         """Rows that are no rows at all are listed when the first stage that reads their file begins."""
