@@ -66,7 +66,8 @@ class StepFlops:
         weight = getattr(self._output, "weight", None)
         if self._answers and weight is not None:
             targets = row.num_targets() - sum(map(len, row.words))
-            passes = 2 + int(weight.requires_grad) + (row.teacher is not None)
+            passes = 2 + int(weight.requires_grad) if torch.is_grad_enabled() else 1
+            passes += row.teacher is not None
             self.total += 2 * weight.numel() * targets * passes
 
     def _listen(self, name: str, module: nn.Module) -> None:

@@ -180,7 +180,9 @@ def test_the_sample_is_the_one_whose_tokens_are_spoiled(whole: tuple[Any, Row]) 
         assert found is not None and found.samples == (name,) and found.what == "infinity"
 
 
-def test_looking_changes_no_bit_of_the_loss_and_nothing_but_the_order_of_sums_in_gradients(small_model: Composed, make_sample: Callable[..., Any]) -> None:
+def test_looking_changes_no_bit_of_the_loss_and_nothing_but_the_order_of_sums_in_gradients(
+    small_model: Composed, make_sample: Callable[..., Any]
+) -> None:
     model, processor = small_model
     row = pack([processor.encode(make_sample("image", "audio", seed=i)) for i in range(2)])
     model.train()  # with dropout
