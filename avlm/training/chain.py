@@ -32,6 +32,7 @@ from avlm.config.media import VideoSpec
 from avlm.config.model import LanguagePart, ModelConfig, Source
 from avlm.config.run import RunConfig, Stage
 from avlm.convert.compose import Composed, compose
+from avlm.convert.verifying import check_sums
 from avlm.convert.weights import load_model, publish_copy, save_model, save_part
 from avlm.data.decoding.files import limits_of
 from avlm.data.loader import StepLoader
@@ -335,6 +336,7 @@ class Run:
             return load_model(self._result(earlier[-1]))
         config = self.config.model
         if isinstance(config, str):
+            check_sums(Path(config))
             return load_model(config)
         model = config if by_itself(stage) else self._with_built_parts(config)
         return compose(
