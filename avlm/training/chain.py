@@ -48,7 +48,7 @@ from avlm.training.building import build_side_by_side, by_itself, collect
 from avlm.training.console import counted, make_console, tell
 from avlm.training.counting.trackers import Trackers, open_trackers
 from avlm.training.memory import keep_freed_memory
-from avlm.training.observe import StepMetrics
+from avlm.training.observe import StepMetrics, read_lines
 from avlm.training.sources import RunSources
 from avlm.training.stages import check_parts, part_modules
 from avlm.training.stopping import StopWish, stop_wishes
@@ -286,6 +286,10 @@ class Run:
             for first in range(0, len(waiting), at_once):
                 build_side_by_side(self.config, waiting[first : first + at_once], self.console, stop)
             collect(self.config, waiting, self._steps_before)
+            names = {stage.name for stage in waiting}
+            for row in read_lines(self.out / "metrics.jsonl") if self.config.log else ():
+                if row.get("stage") in names:
+                    self.trackers.step(row)
 
     # ------------------------------------------------------------ one stage
 

@@ -65,9 +65,14 @@ class StepMetrics:
 
     @classmethod
     def read(cls, row: dict[str, Any]) -> StepMetrics:
-        """A line as it was written."""
-        whole: dict[str, Any] = {name: math.nan if value is None else value for name, value in row.items()}
-        return cls(**whole)
+        """A line as it was written; JSON has no word for a loss that is no number."""
+        lost: dict[str, Any] = {name: math.nan for name in ("loss", "grad_norm") if row[name] is None}
+        return cls(**{**row, **lost})
+
+
+TIMES = ("seconds", "data_seconds", "tokens_per_s", "samples_per_s", "target_tokens_per_s", "tflops_per_s", "mfu")
+MEASURED = frozenset((*TIMES, "memory_mb"))
+"""Entries of a line that differ between two runs of the same bits."""
 
 
 class Journal:
@@ -90,10 +95,9 @@ class Journal:
 
     def step(self, metrics: StepMetrics) -> None:
         row = {name: value for name, value in asdict(metrics).items() if value is not None}
-        # JSON has no word for what is no number.
-        self._append(
-            self.metrics, [{k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}]
-        )
+        for name in ("loss", "grad_norm"):
+            row[name] = row[name] if math.isfinite(row[name]) else None
+        self._append(self.metrics, [row])
 
     def trouble(self, rows: Sequence[dict[str, Any]]) -> None:
         self._append(self.troubles, rows)

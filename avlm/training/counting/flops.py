@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
 
 from avlm.models.modeling import AvlmForConditionalGeneration
@@ -42,18 +43,24 @@ class StepFlops:
         """Operations since the last `take`."""
         self.model = model
         self._row: Row | None = None
+        self._hooks: list[RemovableHandle] = []
         self._output = model.get_output_embeddings()
         self._answers = head is None
         roots: dict[str, nn.Module] = {"model": model} if head is None else {"model": model, "head": head}
         for prefix, root in roots.items():
             for name, module in root.named_modules():
                 self._listen(f"{prefix}.{name}", module)
-        model.language_model.get_decoder().register_forward_hook(self._attend)
+        self._hook(model.language_model.get_decoder(), self._attend)
 
     def take(self) -> int:
         """What was counted, which begins anew."""
         total, self.total = self.total, 0
         return total
+
+    def close(self) -> None:
+        """Leave the model as it was."""
+        for hook in self._hooks:
+            hook.remove()
 
     @contextmanager
     def row(self, row: Row) -> Iterator[None]:
@@ -74,12 +81,15 @@ class StepFlops:
         if module is self._output:
             return  # its product is taken at targets only, module or not
         if isinstance(module, (nn.Linear, Conv1D, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-            module.register_forward_hook(self._product)
+            self._hook(module, self._product)
             attends = self._attention_of(name)
             if attends is not None:
-                module.register_forward_hook(attends)
+                self._hook(module, attends)
         elif any(p.ndim == 3 for p in module.parameters(recurse=False)) and hasattr(module, "num_experts"):
-            module.register_forward_hook(self._experts)
+            self._hook(module, self._experts)
+
+    def _hook(self, module: nn.Module, call: Callable[..., None]) -> None:
+        self._hooks.append(module.register_forward_hook(call))
 
     def _attention_of(self, name: str) -> Callable[..., None] | None:
         """What counts the attention behind an encoder's layer of this name."""

@@ -63,6 +63,8 @@ class Gauges:
             yield
         finally:
             self.profile.end(self._at - 1)
+            if self.flops is not None:
+                self.flops.close()
 
     def row(self, row: Row) -> AbstractContextManager[None]:
         """Count the operations of a row while the block computes its losses."""

@@ -49,5 +49,7 @@ class StepProfile:
             return
         recording, self._recording = self._recording, None
         recording.stop()
+        if step < self._first:
+            return  # the stage ended before it: the next one begins anew
         self.folder.mkdir(exist_ok=True)
         recording.export_chrome_trace(str(self.folder / f"steps-{self._first}-{step}.json"))
