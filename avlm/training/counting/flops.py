@@ -4,7 +4,7 @@ A product of matrices is two operations for each number of the weight and each p
 once more where its input gets a gradient, and once more where its weight does. Attention is two such products of
 queries and keys, twice as many backward. What is computed a second time (activation checkpointing) is not counted
 twice, and what is not computed (a text that has no picture, features that are kept on disk) is not counted at all.
-Norms, activations, embeddings and the attention inside connectors are left out.
+Norms, activations, embeddings, the choice of experts and the attention inside connectors are left out.
 
 Source:
     PaLM, arXiv:2204.02311, appendix B, which counts causal attention as if it were whole.
