@@ -69,7 +69,8 @@ def trouble_table(rows: Sequence[Row]) -> str:
     """What the watch found: losses that jumped, and steps that lost their numbers."""
     cells = []
     for row in rows[:MAX_TROUBLE]:
-        samples = [_sample(sample) for sample in row.get("samples") or () if isinstance(sample, dict)]
+        given = row.get("samples")
+        samples = [_sample(s) for s in given if isinstance(s, dict)] if isinstance(given, list) else []
         more = f" and {len(samples) - MAX_SAMPLES} more" if len(samples) > MAX_SAMPLES else ""
         shown = f'<span class="text long">{esc("; ".join(samples[:MAX_SAMPLES]) + more)}</span>'
         cells.append([esc(row["step"]), esc(row["stage"]), f'<span class="text">{esc(_what(row))}</span>', shown])
@@ -87,7 +88,8 @@ def _what(row: Row) -> str:
 
 
 def _sample(sample: Row) -> str:
-    files = [str(file) for file in sample.get("files") or ()]
+    given = sample.get("files")
+    files = [str(file) for file in given] if isinstance(given, list) else []
     return f'"{sample.get("id")}" ({", ".join([str(sample.get("where")), *files])})'
 
 
