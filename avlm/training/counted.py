@@ -33,7 +33,7 @@ def count_charts(rows: Sequence[Row]) -> list[Chart]:
             ("Padding", f"share of places without a token; median {percent(median(padding))}", padding, "share")
         )
     memory = [_inner(row, "memory_mb") for row in rows]
-    peaks = _held([number(m.get("peak")) for m in memory])
+    peaks = _held(rows, [number(m.get("peak")) for m in memory])
     if peaks:
         last = next(m for m in reversed(memory) if m)
         parts = ", ".join(
@@ -48,7 +48,7 @@ def part_charts(rows: Sequence[Row]) -> list[Chart]:
     found: list[Chart] = []
     for key, name in (("grad_norms", "Gradient norm"), ("update_ratios", "Update over weights")):
         for part in dict.fromkeys(part for row in rows for part in _inner(row, key)):
-            values = _held([number(_inner(row, key).get(part)) for row in rows])
+            values = _held(rows, [number(_inner(row, key).get(part)) for row in rows])
             if values:
                 told = f"of {part.replace('_', ' ')}; median {median(values):.3g}"
                 found.append((name, told, values, "auto"))
@@ -104,12 +104,14 @@ def _column(rows: Sequence[Row], key: str) -> list[float]:
     return [math.nan if v is None else v for v in values] if any(v is not None for v in values) else []
 
 
-def _held(values: Sequence[float | None]) -> list[float]:
-    """The same of what is measured now and then: each value stands until the next."""
+def _held(rows: Sequence[Row], values: Sequence[float | None]) -> list[float]:
+    """The same of what is measured now and then: each value stands until the next, or the end of its stage."""
     if all(value is None for value in values):
         return []
-    found, last = [], math.nan
-    for value in values:
+    found, last, stage = [], math.nan, None
+    for row, value in zip(rows, values, strict=True):
+        if row["stage"] != stage:
+            last, stage = math.nan, row["stage"]
         last = last if value is None else value
         found.append(last)
     return found

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 from test_report import Page, lines, step
 
+from avlm.training.counted import part_charts
 from avlm.training.report import write_report
 
 
@@ -47,6 +49,14 @@ def test_a_curve_for_everything_that_was_counted(out: Path) -> None:
     assert "The loss of 1 steps is not a finite number; the line has gaps there." in page.text
     assert "metrics.jsonl:" not in page.text  # no line is taken for a broken one
     assert "What the watch found" not in page.tables
+
+
+def test_what_is_measured_now_and_then_stands_until_the_next_or_the_end_of_its_stage() -> None:
+    rows = [{"stage": "a", "grad_norms": {"language": 2.0}}, {"stage": "a"}]
+    rows += [{"stage": "b", "grad_norms": {"vision": 1.0}}, {"stage": "b"}]
+    (_, _, language, _), (_, _, vision, _) = part_charts(rows)
+    assert language[:2] == [2.0, 2.0] and all(map(math.isnan, language[2:]))
+    assert vision[2:] == [1.0, 1.0] and all(map(math.isnan, vision[:2]))
 
 
 def test_padding_is_drawn_where_there_is_some(out: Path) -> None:
