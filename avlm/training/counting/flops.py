@@ -146,9 +146,12 @@ def language_attention(config: Any, lengths: list[int]) -> int:
     Args:
         config: Of a language model, as transformers names its fields.
     """
+    heads = getattr(config, "num_attention_heads", None)
+    if not isinstance(heads, int) or not heads:
+        return 0  # a model of states alone, or one whose layers have different numbers of heads
     kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    width, window = config.num_attention_heads * head, getattr(config, "sliding_window", None)
+    head = getattr(config, "head_dim", None) or config.hidden_size // heads
+    width, window = heads * head, getattr(config, "sliding_window", None)
     total = 0
     for kind in kinds:
         reach = window if kind == "sliding_attention" and window else max(lengths)

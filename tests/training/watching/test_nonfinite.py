@@ -192,7 +192,7 @@ def test_looking_changes_no_bit_of_the_loss_and_nothing_but_the_order_of_sums_in
         torch.manual_seed(3)
         loss = row_loss(model, row)
         loss.backward()
-        losses.append(float(loss))
+        losses.append(loss.item())
         return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
     losses: list[float] = []
