@@ -51,7 +51,7 @@ def check(model: ModelDir) -> None:
     from avlm.eval.check import Checks
 
     quiet()
-    checks = Checks(*load_model(model))
+    checks = Checks(*load_model(model, lost="keep"), folder=Path(model))
     width = max(map(len, checks.all()))
     failed = 0
     for result in checks.run():

@@ -18,6 +18,7 @@ from avlm.config.parallel import ParallelConfig
 from avlm.config.patterns import ALL_LINEAR, pattern_problem
 from avlm.config.preference import Dpo
 from avlm.config.save import SaveConfig
+from avlm.config.watch import CountConfig, ProfileSteps, Tracker, WatchConfig
 
 Part = Literal["vision", "vision_connector", "audio", "audio_beside", "audio_connector", "language"]
 """Everything that can be trained or frozen, by its one name."""
@@ -306,6 +307,12 @@ class RunConfig(Settings):
     features: FeatureCache = FeatureCache()
     evaluate: Evaluate | None = None
     """Measure on held-out rows as training goes; needs `data.eval`."""
+    watch: WatchConfig = WatchConfig()
+    count: CountConfig = CountConfig()
+    log: tuple[Tracker, ...] = ()
+    """Who is told of every step beside `metrics.jsonl`."""
+    profile: ProfileSteps | None = None
+    """Steps that are recorded for chrome://tracing, in the run's directory."""
     precision: Literal["float32", "bfloat16"] | None = None
     """Numbers that the model is kept in and computes with; default: those of its weights as they are loaded. Whatever
     learns in bfloat16 has a float32 copy that learns for it."""

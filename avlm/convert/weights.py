@@ -8,11 +8,14 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from avlm.convert.compose import Composed
+from avlm.convert.verifying import suspects, write_sums
 from avlm.data.processor import AvlmProcessor
 from avlm.data.text.templates import PLACEHOLDERS, placeholder_ids, placeholders
 from avlm.errors import AvlmError, ConfigError, WeightsError
@@ -20,14 +23,17 @@ from avlm.models import attention
 from avlm.models.configuration import AvlmConfig
 from avlm.models.modeling import AvlmForConditionalGeneration
 
+logger = logging.get_logger(__name__)
+
 
 def save_model(model: AvlmForConditionalGeneration, processor: AvlmProcessor, out: Path) -> None:
-    """Write a model directory: safetensors, config.json, processor, tokenizer, chat_template.jinja.
+    """Write a model directory: safetensors and their checksums, config.json, processor, tokenizer, chat_template.jinja.
 
     It appears under its name only when it is complete.
     """
     with aside(out) as folder:
         model.save_pretrained(folder)
+        write_sums(folder)
         processor.save_pretrained(folder)
 
 
@@ -114,19 +120,22 @@ def publish_copy(source: Path, out: Path, extra: dict[str, str]) -> None:
                 shutil.copy2(path, folder / path.name)
 
 
-def load_model(path: Path | str, *, device: str | torch.device = "cpu") -> Composed:
+def load_model(
+    path: Path | str, *, device: str | torch.device = "cpu", lost: Literal["refuse", "keep"] = "refuse"
+) -> Composed:
     """Read a model directory.
 
     Args:
         path: The directory.
         device: Where the weights go.
+        lost: What to do with weights that are a NaN or an infinity.
 
     Returns:
         The model in eval mode with packed attention, and its processor.
 
     Raises:
         ConfigError: It is not a model directory of avlm, or its model and its processor disagree.
-        WeightsError: Weights are missing, or too many.
+        WeightsError: Weights are missing, too many, or no numbers.
     """
     folder = Path(path)
     check_kind(folder)
@@ -155,8 +164,22 @@ def load_model(path: Path | str, *, device: str | torch.device = "cpu") -> Compo
                 f"{path}: config.json has {kind}_token_id={ours}, and the tokenizer's {tokens.get(kind, token)} is "
                 f"{theirs}, so media would have no place in the text. Copy the directory again"
             )
+    if lost == "refuse":
+        _check_numbers(model, folder)
     attention.use(model.language_model)
     return Composed(model.to(device).eval(), processor)
+
+
+def _check_numbers(model: AvlmForConditionalGeneration, folder: Path) -> None:
+    """Refuse weights that are no numbers, and tell of those that look as if they had never been written."""
+    found = suspects(model)
+    if found.lost:
+        raise WeightsError(
+            f"{folder}: {len(found.lost)} tensors hold a NaN or an infinity, {found.lost[0]} among them, which spreads "
+            "to every answer. Copy the directory again, or publish an earlier state of the model"
+        )
+    if found.zero:
+        logger.warning(f"{folder}: {len(found.zero)} matrices are all zero, {found.zero[0]} among them.")
 
 
 def load_processor(path: Path | str) -> AvlmProcessor:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from avlm.config.media import VideoSpec
 from avlm.config.run import Stage
+from avlm.convert.verifying import check_sums, suspects
 from avlm.convert.weights import load_model, save_model
 from avlm.data.encode import pack
 from avlm.data.processor import AvlmProcessor
@@ -57,9 +58,18 @@ class Checks:
     Args:
         model, processor: As `load_model` gives them. The weights are as before when a check is done.
         seed: Of the media.
+        folder: Where the model was read from, for its checksums.
     """
 
-    def __init__(self, model: AvlmForConditionalGeneration, processor: AvlmProcessor, seed: int = 0) -> None:
+    def __init__(
+        self,
+        model: AvlmForConditionalGeneration,
+        processor: AvlmProcessor,
+        seed: int = 0,
+        *,
+        folder: Path | None = None,
+    ) -> None:
+        self.folder = folder
         self.model, self.processor = model.eval(), processor
         spec = processor.media_spec()
         self.kinds = [
@@ -86,6 +96,7 @@ class Checks:
     def all(self) -> dict[str, Callable[[], Found]]:
         """Every check by its name."""
         return {
+            **({} if self.folder is None else {"files are as written": self.files}),
             "weights are numbers": self.weights,
             "counts equal embeddings": self.counts,
             "batch equals single": self.batch,
@@ -97,14 +108,18 @@ class Checks:
             "saved equals loaded": self.saved,
         }
 
+    def files(self) -> Found:
+        """The files of weights have the checksums that were written with them; a difference raises."""
+        assert self.folder is not None
+        compared = check_sums(self.folder)
+        return True, f"{compared} compared" if compared else "no checksums were written with them"
+
     def weights(self) -> Found:
         """No weight is a NaN or an infinity, no buffer a NaN (limits may be infinite); all-zero tensors are told."""
-        bad = [n for n, p in self.model.named_parameters() if not bool(p.isfinite().all())]
-        bad += [n for n, b in self.model.named_buffers() if b.is_floating_point() and bool(b.isnan().any())]
-        zero = [n for n, p in self.model.named_parameters() if p.ndim > 1 and not bool(p.any())]
-        if bad:
-            return False, f"{len(bad)} tensors hold values that are no numbers: {bad[0]}"
-        zeros = f"; {len(zero)} tensors are all zero: {zero[0]}" if zero else ""
+        found = suspects(self.model)
+        if found.lost:
+            return False, f"{len(found.lost)} tensors hold values that are no numbers: {found.lost[0]}"
+        zeros = f"; {len(found.zero)} tensors are all zero: {found.zero[0]}" if found.zero else ""
         return True, f"{sum(p.numel() for p in self.model.parameters()):,} parameters{zeros}"
 
     def counts(self) -> Found:

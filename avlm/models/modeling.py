@@ -137,6 +137,13 @@ class AvlmModel(AvlmPreTrainedModel):
         self._packs: bool | None = None  # whether rows go through packed; None until it has been seen
         self.post_init()
 
+    @property
+    def packs_rows(self) -> bool:
+        """Whether packed rows go through as they are; else they are laid out as padded batches."""
+        name = self.language_model.config.get_text_config()._attn_implementation
+        can = attention.can_pack(self.language_model) if self._packs is None else self._packs
+        return name == attention.NAME and can
+
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """As transformers loads; a directory of the whole model gives its inner one."""
@@ -392,15 +399,14 @@ class AvlmModel(AvlmPreTrainedModel):
         if position_ids is None:
             position_ids = torch.cat([torch.arange(length, device=embeds.device) for length in lengths])[None]
         kwargs |= {"position_ids": position_ids, "use_cache": False}
-        name = self.language_model.config.get_text_config()._attn_implementation
-        can = attention.can_pack(self.language_model) if self._packs is None else self._packs
-        if name == attention.NAME and can:
+        if self.packs_rows:
             calls: list[str] | None = [] if self._packs is None else None
             output = read_once(reader, embeds, logits_to_keep, {**kwargs, **borders(embeds, lengths, calls)})
             if calls is None or attention.proven(calls, self.language_model):
                 self._packs = True
                 return output
             self._packs = False
+        name = self.language_model.config.get_text_config()._attn_implementation
         logger.warning_once(
             f"{type(self.language_model).__name__} with {name} attention cannot keep the samples of a packed row "
             "apart, so every row is laid out as a padded batch: the same losses, more computing."

@@ -86,6 +86,7 @@ class _Worker:
         self.folder.parent.mkdir(exist_ok=True)
         config = run.model_copy(
             update={"stages": (stage,), "out": str(self.folder), "threads": threads, "side_by_side": 1}
+            | {"log": (), "profile": None}  # which are the whole run's, and go by its steps
         )
         settings = self.folder.parent / f"{stage.name}.yaml"
         settings.write_text(to_yaml(config), encoding="utf-8")
@@ -117,7 +118,7 @@ class _Worker:
             return []
         self.offset += len(data)
         *lines, self.part = (self.part + data).split(b"\n")
-        return [StepMetrics(**json.loads(line)) for line in lines]
+        return [StepMetrics.read(json.loads(line)) for line in lines]
 
     def failed(self) -> bool:
         return self.process.poll() not in (None, 0)
@@ -197,6 +198,7 @@ def _take_journal(run: RunConfig, stage: Stage, before: int) -> Path:
         (journal.answers, "samples.jsonl"),
         (journal.take_bad, "quarantine.jsonl"),
         (journal.take_evals, "evals.jsonl"),
+        (journal.trouble, "watch.jsonl"),
     ):
         if path != "samples.jsonl" or stage.builds is None:  # a part by itself answers nothing worth reading
             rows([{**row, "step": row["step"] + before} for row in read_lines(folder / path)])

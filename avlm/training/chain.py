@@ -34,6 +34,7 @@ from avlm.config.media import VideoSpec
 from avlm.config.model import LanguagePart, ModelConfig, Source
 from avlm.config.run import RunConfig, Stage
 from avlm.convert.compose import Composed, compose
+from avlm.convert.verifying import check_sums
 from avlm.convert.weights import load_model, publish_copy, save_model, save_part
 from avlm.data.decoding.files import limits_of
 from avlm.data.loader import StepLoader
@@ -49,12 +50,13 @@ from avlm.samples import MediaKind, Sample
 from avlm.training.apart import apart
 from avlm.training.building import build_side_by_side, by_itself, clear, collect, collect_models, under_way
 from avlm.training.console import counted, make_console, tell
+from avlm.training.counting.trackers import Trackers, open_trackers
 from avlm.training.device import move_model
 from avlm.training.directory import STEPS, Difference, RunDirectory, note_steps, noted_steps
 from avlm.training.features import drop_features
 from avlm.training.heldout import Examiner
 from avlm.training.memory import keep_freed_memory
-from avlm.training.observe import StepMetrics
+from avlm.training.observe import StepMetrics, read_lines
 from avlm.training.sharded import shards
 from avlm.training.sources import RunSources, uncounted
 from avlm.training.stages import check_parts, part_modules
@@ -107,6 +109,7 @@ class Run:
         self.directory.check()
         self.prompts = self.sources.prompts()
         self.sources.check_held_out(self.examine is not None)
+        self.trackers = Trackers()
 
     def _counted(self, config: RunConfig) -> RunConfig:
         """The same settings with lengths in steps, after a look for every stage's rows.
@@ -153,7 +156,8 @@ class Run:
             if isinstance(self.config.model, ModelConfig):
                 given = "what would be built there comes with its weights"
             tell(self.console, f"left out: {', '.join(self.config.left_out())}; {given}")
-        with self._claimed(), stop_wishes() if stop is None else nullcontext(stop) as stop:
+        wishes = stop_wishes() if stop is None else nullcontext(stop)
+        with self._claimed(), wishes as stop, open_trackers(self.config, self.out, self.world.first) as self.trackers:
             self._tell_rows(stages)
             if self.world.first:
                 clear(self.config)
@@ -241,6 +245,10 @@ class Run:
             for first in range(0, len(waiting), at_once):
                 build_side_by_side(self.config, waiting[first : first + at_once], self.console, stop)
             collect(self.config, waiting, self._steps_before)
+            names = {stage.name for stage in waiting}
+            for row in read_lines(self.out / "metrics.jsonl") if self.config.log else ():
+                if row.get("stage") in names:
+                    self.trackers.step(row)
 
     def _train_group(self, group: Sequence[Stage], wanted: Sequence[Stage], stop: StopWish) -> None:
         """Train those stages of a group that are wanted: one by one, or side by side where that is wanted too."""
@@ -308,6 +316,7 @@ class Run:
             self.config, stage, model, processor, loader, self._prompts_for(stage, processor), self.out,
             self._steps_before(stage), self.console, self.on_step, stop, self.world,
             self.sources.measured_on(stage, writer, processor, self.video, self.examine), self.directory.owner(),
+            self.trackers,
         )  # fmt: skip
         trainer.train()
         if not self.world.first:
@@ -354,6 +363,8 @@ class Run:
         """What a stage starts from: the stage before it, the given model, or the run's parts."""
         model = self._start(stage)
         if isinstance(model, str):
+            if model == self.config.model:
+                check_sums(Path(model))
             return load_model(model)
         return compose(
             _stage_model(stage, model),

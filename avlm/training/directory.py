@@ -26,7 +26,21 @@ from avlm.training.checkpoint import Owner
 Difference = tuple[str, object, object]
 """A setting, as it was and as it is."""
 
-FREE = ("evaluate", "save", "samples", "threads", "max_steps", "out", "side_by_side", "device", "parallel")
+FREE = (
+    "save",
+    "samples",
+    "threads",
+    "max_steps",
+    "out",
+    "side_by_side",
+    "device",
+    "parallel",
+    "evaluate",
+    "watch",
+    "count",
+    "log",
+    "profile",
+)
 """Settings that may differ when a run goes on: they change no weights of the steps that were done."""
 FREE_DATA = (
     "cache_mb",

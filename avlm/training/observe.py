@@ -50,6 +50,33 @@ class StepMetrics:
     """Share of the pairs whose better answer has gained more than the worse, where a stage compares answers."""
     margin: float | None = None
     """How much more it has gained, on the average of all pairs, times beta."""
+    skipped: bool | None = None
+    """Whether the update was left out because the loss or the gradient was no number; in no line of another step."""
+    samples_per_s: float | None = None
+    target_tokens_per_s: float | None = None
+    tflops_per_s: float | None = None
+    """Floating-point operations of the model, in 10^12 a second."""
+    mfu: float | None = None
+    """The same as a share of what the device's matrix products can do."""
+    padding: float | None = None
+    """Share of the places in the language model's rows that hold no token; 0 where rows are packed."""
+    memory_mb: dict[str, float] | None = None
+    """By what it holds, and the most that the process has taken; in some lines only, as the next two."""
+    grad_norms: dict[str, float] | None = None
+    """Of each part, before clipping."""
+    update_ratios: dict[str, float] | None = None
+    """Norm of each part's update over that of its weights."""
+
+    @classmethod
+    def read(cls, row: dict[str, Any]) -> StepMetrics:
+        """A line as it was written; JSON has no word for a loss that is no number."""
+        lost: dict[str, Any] = {name: math.nan for name in ("loss", "grad_norm") if row[name] is None}
+        return cls(**{**row, **lost})
+
+
+TIMES = ("seconds", "data_seconds", "tokens_per_s", "samples_per_s", "target_tokens_per_s", "tflops_per_s", "mfu")
+MEASURED = frozenset((*TIMES, "memory_mb"))
+"""Entries of a line that differ between two runs of the same bits."""
 
 
 class Journal:
@@ -69,14 +96,22 @@ class Journal:
         self.quarantine = out / "quarantine.jsonl"
         self.evals = out / "evals.jsonl"
         """Only of a run that is measured as it goes."""
+        self.troubles = out / "watch.jsonl"
+        """What the watch found; a run without trouble has none."""
         always = (self.metrics, self.samples, self.quarantine)
-        self._waiting: dict[Path, list[bytes]] = {path: [] for path in (*always, self.evals)}
+        self._waiting: dict[Path, list[bytes]] = {path: [] for path in (*always, self.evals, self.troubles)}
         for path in always if writes else ():
             path.touch()
         self._listed = self._listed_bad()
 
     def step(self, metrics: StepMetrics) -> None:
-        self._append(self.metrics, [{name: value for name, value in asdict(metrics).items() if value is not None}])
+        row = {name: value for name, value in asdict(metrics).items() if value is not None}
+        for name in ("loss", "grad_norm"):
+            row[name] = row[name] if math.isfinite(row[name]) else None
+        self._append(self.metrics, [row])
+
+    def trouble(self, rows: Sequence[dict[str, Any]]) -> None:
+        self._append(self.troubles, rows)
 
     def answers(self, answers: Sequence[dict[str, Any]]) -> None:
         self._append(self.samples, answers)
@@ -154,8 +189,9 @@ class Journal:
             OSError: It is full or read-only.
         """
         for path, lines in self._waiting.items():
-            _write_end(path, lines)
-        return list(self._waiting)
+            if lines or path.exists():
+                _write_end(path, lines)
+        return [path for path in self._waiting if path.exists()]
 
     def _append(self, path: Path, rows: Sequence[dict[str, Any]]) -> None:
         if not self.writes:
@@ -240,6 +276,10 @@ class Bar:
 
     def step(self, metrics: StepMetrics) -> None:
         facts = f"loss {metrics.loss:.3f}  {metrics.tokens_per_s:,.0f} tokens/s"
+        if metrics.samples_per_s is not None and metrics.target_tokens_per_s is not None:
+            facts += f"  {metrics.target_tokens_per_s:,.0f} targets/s  {metrics.samples_per_s:,.1f} samples/s"
+        if metrics.mfu is not None:
+            facts += f"  MFU {100 * metrics.mfu:.0f} %"
         self.progress.update(self.task, completed=metrics.stage_step, facts=facts)
         every = max(1, self.total // 5)
         if not self.console.is_terminal and (metrics.stage_step % every == 0 or metrics.stage_step == self.total):

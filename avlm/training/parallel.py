@@ -7,7 +7,7 @@ is added up is agreed first, so each of them takes part in the same collectives,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 import torch.distributed as dist
@@ -39,7 +39,7 @@ class DataParallel:
     ) -> None:
         self.world, self.losses, self.parameters = world, losses, parameters
 
-    def turns(self, rows: Sequence[Row], most: int) -> Iterator[tuple[Row, float]]:
+    def turns(self, rows: Iterable[Row], most: int) -> Iterator[tuple[Row, float]]:
         """The rows that go through the model here, with their weights in the loss.
 
         Args:

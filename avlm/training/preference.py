@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +53,7 @@ def tally(margins: Sequence[Tensor]) -> list[float]:
     return [float(len(found)), float((found > 0).sum()), float(found.sum())]
 
 
-def preferred(tallied: Sequence[float]) -> dict[str, float]:
+def preferred(tallied: Sequence[float]) -> dict[str, Any]:
     """What a tally comes to, as a step or a measurement tells it; nothing where there was no pair."""
     pairs, above, total = tallied
     return {"preferred": above / pairs, "margin": total / pairs} if pairs else {}

@@ -14,22 +14,26 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from avlm.config.io import read_mapping
 from avlm.config.run import PARTS
 from avlm.data.showing.page import document, duration, esc, note, number, percent, table
 from avlm.errors import ConfigError
-from avlm.training.charts import STYLE, Axis, Band, Shelf, bar, line_chart
+from avlm.training.charts import STYLE, Band, Shelf, bar, line_chart
+from avlm.training.counted import Chart, count_charts, drawn, median, part_charts, trouble_table
 from avlm.training.measured import MEASUREMENT, held_out_section
 
 MAX_PROMPTS, MAX_QUARANTINE = 40, 50
 """Entries shown; the rest is counted."""
 
 NUMBER = (int, float)
-METRIC: dict[str, Any] = dict.fromkeys(("loss", "lr", "grad_norm", "seconds", "data_seconds", "tokens_per_s"), NUMBER)
+METRIC: dict[str, Any] = dict.fromkeys(("lr", "seconds", "data_seconds", "tokens_per_s"), NUMBER)
+METRIC |= dict.fromkeys(("loss", "grad_norm"), (*NUMBER, NoneType))
 METRIC |= {"step": int, "stage": str, "stage_step": int, "tokens": int, "samples": int}
 ANSWER = {"step": int, "stage": str, "when": str, "id": str, "answer": str}
+TROUBLE = {"step": int, "stage": str, "kind": str}
 BAD = {"step": int, "stage": str, "reason": str}
 
 Row = dict[str, Any]
@@ -45,6 +49,7 @@ class RunFiles:
     answers: list[Row] = field(default_factory=list)
     quarantine: list[Row] = field(default_factory=list)
     evals: list[Row] = field(default_factory=list)
+    trouble: list[Row] = field(default_factory=list)
     notes: dict[str, str] = field(default_factory=dict)
 
     def total(self, key: str, how: Callable[[list[Any]], Any] = sum) -> Any:
@@ -111,6 +116,9 @@ def _read(out: Path) -> RunFiles:
         wrong = _read_lines(out / name, kinds, into)
         if wrong:
             run.notes[name] = wrong
+    for row in run.metrics:  # what is no number has no word in JSON
+        row |= {name: math.nan for name in ("loss", "grad_norm") if row[name] is None}
+    _read_lines(out / "watch.jsonl", TROUBLE, run.trouble)  # a run without trouble has none
     for name in ("config.yaml", "report.json"):
         if not (out / name).is_file():
             run.notes[name] = f"{name} is missing."
@@ -181,6 +189,7 @@ def _page(run: RunFiles) -> str:
         "Results": _results(run),
         "Training curves": _curves(run, stages),
         **({"Held-out rows": _held_out(run, stages)} if run.evals else {}),
+        **({"Watch": trouble_table(run.trouble)} if run.trouble else {}),
         "Stages": _stage_table(run, stages),
         "Answers": _answers(run, stages),
         "Quarantine": _quarantine(run),
@@ -274,17 +283,13 @@ def _curves(run: RunFiles, stages: Sequence[StageFacts]) -> str:
     waited = run.total("data_seconds") / max(1e-9, run.total("seconds"))
     rates, norms, speeds = ([row[key] for row in run.metrics] for key in ("lr", "grad_norm", "tokens_per_s"))
     waits = [row["data_seconds"] / max(1e-9, row["seconds"]) for row in run.metrics]
-    small: list[tuple[str, str, list[float], Axis]] = [
+    small: list[Chart] = [
         ("Learning rate", f"of the fastest part; highest {max(rates):g}", rates, "zero"),
-        ("Gradient norm", f"before clipping; median {statistics.median(norms):.3g}", norms, "auto"),
+        ("Gradient norm", f"before clipping; median {median(norms):.3g}", norms, "auto"),
         ("Tokens per second", f"median {statistics.median(speeds):,.0f}", speeds, "zero"),
         ("Waiting for data", f"share of each step; {percent(waited)} of all time", waits, "share"),
     ]
-    charts = "".join(
-        f"<figure><figcaption><b>{name}</b> {facts}</figcaption>"
-        f"{line_chart(steps, values, bands, label=f'{name} over all steps, {facts}', axis=axis)}</figure>"
-        for name, facts, values, axis in small
-    )
+    charts = drawn([*small, *count_charts(run.metrics)], steps, bands) + drawn(part_charts(run.metrics), steps, bands)
     losses = [row["loss"] for row in run.metrics]
     broken = sum(not math.isfinite(x) for x in losses)
     gaps = note(f"The loss of {broken} steps is not a finite number; the line has gaps there.") if broken else ""
@@ -295,7 +300,7 @@ def _curves(run: RunFiles, stages: Sequence[StageFacts]) -> str:
         f"<figcaption>Loss per target token at each step (thin) and its mean over neighbouring steps (thick). "
         f"Stages: {legend}.</figcaption>"
         f"{line_chart(steps, losses, bands, label=label, axis='auto', size='tall')}</figure>"
-        f'<div class="charts">{charts}</div>'
+        f"{charts}"
     )
 
 

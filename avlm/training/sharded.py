@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -97,12 +97,13 @@ class Sharded:
         found: RowLosses = self.root(row)
         return found
 
-    def turns(self, rows: Sequence[Row], most: int) -> Iterator[tuple[Row, float]]:
+    def turns(self, rows: Iterable[Row], most: int) -> Iterator[tuple[Row, float]]:
         """The rows that go through the model here, and rows of nothing up to as many as any process has."""
         self._gather()
-        for turn in range(most):
-            row = rows[turn] if turn < len(rows) else self.nothing
-            yield move_row(row, self.world.device), float(turn < len(rows))
+        own = iter(rows)
+        for _ in range(most):
+            row = next(own, None)
+            yield move_row(row or self.nothing, self.world.device), float(row is not None)
 
     def finish(self, sums: list[float]) -> list[float]:
         """Add up over all processes the gradients, and what each row's loss was added to; the sums are returned."""

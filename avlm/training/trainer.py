@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -18,12 +17,13 @@ from avlm.config.run import RunConfig, Stage
 from avlm.data.loader import Bad, StepData, StepLoader
 from avlm.data.planning.plan import PlanState, key
 from avlm.data.processor import AvlmProcessor
-from avlm.errors import ConfigError
 from avlm.models.modeling import AvlmForConditionalGeneration
 from avlm.samples import Row, Sample
 from avlm.training.budget import BadBudget
 from avlm.training.checkpoint import NOBODY, Owner, Position, load
 from avlm.training.console import tell
+from avlm.training.counting.gauges import Gauges
+from avlm.training.counting.trackers import Trackers
 from avlm.training.device import move_row
 from avlm.training.evaluation import Evaluation, When
 from avlm.training.features import kept_features
@@ -39,9 +39,21 @@ from avlm.training.snapshot import gather, put_back
 from avlm.training.stages import check_ahead, make_optimizer, part_modules, prepare, rate, set_modes
 from avlm.training.states import train_state_head
 from avlm.training.stopping import StopWish
-from avlm.training.totals import totals
+from avlm.training.totals import Totals, totals
 from avlm.training.trade import make_head, words_loss
+from avlm.training.watching.watch import Watch
 from avlm.training.world import World, one_process
+
+
+class StepSums(NamedTuple):
+    """What the rows of a step cost, added up."""
+
+    tokens: float
+    balance: float
+    states: float
+    pairs: float
+    above: float
+    margin: float
 
 
 class Trainer:
@@ -61,6 +73,7 @@ class Trainer:
         world: The processes that train together; default: this one alone.
         held_out: What the stage is measured on as it goes, if it is.
         owner: Whose its checkpoints are.
+        trackers: Who else is told of each step.
     """
 
     def __init__(
@@ -79,6 +92,7 @@ class Trainer:
         world: World | None = None,
         held_out: HeldOut | None = None,
         owner: Owner = NOBODY,
+        trackers: Trackers | None = None,
     ) -> None:
         self.run, self.stage = run, stage
         self.model, self.processor = model, processor
@@ -119,13 +133,19 @@ class Trainer:
         """Whether it became no better for so long that it ends before its last step."""
         if held_out is not None:
             self.evaluation = Evaluation(stage, held_out, self.journal, first_step, self.steps, console)
+        roots: dict[str, nn.Module] = {"": model} if self.head is None else {"": model, "head": self.head}
+        self.watch = Watch(
+            run.watch, stage, roots, self.optimizer, loader, lambda row: self._losses(row).tokens,
+            self.journal, console, out, first_step,
+        )  # fmt: skip
+        self.gauges = Gauges(run, model, self.head, self.optimizer, out, trackers)
 
     def train(self) -> None:
         """Train to the end of the stage and leave the model in eval mode, adapters merged.
 
         Raises:
             DataError: Too many samples of the stage were bad.
-            ConfigError: The loss is no longer a number.
+            ConfigError: The loss is no longer a number, and the run is to stop then.
             Stopped: The run was asked to stop; what was done is saved.
         """
         self._resume()
@@ -143,12 +163,15 @@ class Trainer:
             self.saver,
             bar(self.stage.name, self.steps, self.done, self.console) as shown,
             closing(self.loader.steps(self.done, self._last())) as prepared,  # its workers end however this does
+            self.watch.running(self.done),
+            self.gauges.running(self.first_step + self.done + 1),
         ):
             waited = time.perf_counter()
-            for data in prepared:
+            for data in self.watch.steps(prepared, self.done):
                 metrics = self._step(data, waited)
                 self.journal.step(metrics)
                 shown.step(metrics)
+                self.gauges.told(metrics)
                 if self.done in asked:
                     self._answer("during")
                 if self.evaluation is not None and self.evaluation.due(self.done):
@@ -169,19 +192,53 @@ class Trainer:
     def _step(self, data: StepData, waited: float) -> StepMetrics:
         """One optimizer step: every row's share of the mean over all target tokens, then one update."""
         began = time.perf_counter()
-        # Whatever is drawn in a step (dropout, say) follows from its number, so a resumed run draws the same.
-        torch.manual_seed(_draw(self.run.seed, self.stage, data.step) + self.world.rank)
-        head = self.stage.state_head
         whole = totals(self.world, data, self.stage)
         self._count_bad(whole.bad)
         share = rate(self.stage.schedule, data.step, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * share
+        sums = StepSums(*self.parallel.finish(list(self._gradients(data, whole))))
+        norm = self.parallel.clip(self.stage.optimizer.clip)
+        loss = sums.tokens / max(1, whole.units)
+        sound = self.watch.sound(data, (loss, sums.states), norm, lambda: self._gradients(data, whole))
+        if sound:
+            with self.gauges.update(data.step, norm):
+                self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.done = data.step + 1
+        now = time.perf_counter()
+        return StepMetrics(
+            step=self.first_step + self.done,
+            stage=self.stage.name,
+            stage_step=self.done,
+            loss=loss,
+            lr=max(group["lr"] for group in self.optimizer.param_groups),
+            grad_norm=norm,
+            tokens=whole.tokens,
+            target_tokens=whole.targets,
+            samples=whole.samples,
+            rows=whole.rows,
+            seconds=now - waited,
+            data_seconds=began - waited,
+            tokens_per_s=whole.tokens / max(1e-9, now - waited),
+            balance=sums.balance if self.stage.balance else None,
+            cut_tokens=sum(bad.cut for bad in whole.bad.cut) if self.run.data.too_long == "cut" else None,
+            state_loss=None if self.stage.state_head is None else sums.states / (whole.states or 1.0),
+            skipped=None if sound else True,
+            **preferred((sums.pairs, sums.above, sums.margin)),
+            **self.gauges.facts(data, whole, now - waited),
+        )
+
+    def _gradients(self, data: StepData, whole: Totals) -> StepSums:
+        """This process's share of the step's gradient; computed again from the same weights it is the same."""
+        # Whatever is drawn in a step (dropout, say) follows from its number, so a resumed run draws the same.
+        torch.manual_seed(_draw(self.run.seed, self.stage, data.step) + self.world.rank)
         targets, weight = max(1, whole.units), whole.states or 1.0
         loss, balance, states = 0.0, 0.0, 0.0
         margins: list[Tensor] = []
-        for row, counts in self.parallel.turns(data.rows, whole.most_rows):
-            costs = self.parallel.losses(row)
+        for row, counts in self.parallel.turns(self.watch.rows(data), whole.most_rows):
+            with self.gauges.row(row):
+                costs = self.parallel.losses(row)
             objective = costs.tokens / targets
             if costs.balance is not None:
                 uneven = costs.balance * (counts * sum(row.lengths) / max(1, whole.tokens))
@@ -195,32 +252,7 @@ class Trainer:
             if objective.requires_grad:  # text alone reaches no connector, say
                 torch.autograd.backward(objective)
             loss += float(costs.tokens.detach())
-        loss, balance, states, *pairs = self.parallel.finish([loss, balance, states, *tally(margins)])
-        norm = self.parallel.clip(self.stage.optimizer.clip)
-        self._check_finite(loss + states, norm, data.step)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.done = data.step + 1
-        now = time.perf_counter()
-        return StepMetrics(
-            step=self.first_step + self.done,
-            stage=self.stage.name,
-            stage_step=self.done,
-            loss=loss / targets,
-            lr=max(group["lr"] for group in self.optimizer.param_groups),
-            grad_norm=norm,
-            tokens=whole.tokens,
-            target_tokens=whole.targets,
-            samples=whole.samples,
-            rows=whole.rows,
-            seconds=now - waited,
-            data_seconds=began - waited,
-            tokens_per_s=whole.tokens / max(1e-9, now - waited),
-            balance=balance if self.stage.balance else None,
-            cut_tokens=sum(bad.cut for bad in whole.bad.cut) if self.run.data.too_long == "cut" else None,
-            state_loss=None if head is None else states / weight,
-            **preferred(pairs),
-        )
+        return StepSums(loss, balance, states, *tally(margins))
 
     def _losses(self, row: Row) -> RowLosses:
         if self.preference is not None:
@@ -239,15 +271,6 @@ class Trainer:
         if number:
             self.stop.number = number
         return number > 0, late > 0
-
-    def _check_finite(self, loss: float, norm: float, step: int) -> None:
-        """Stop before an update that would leave no number in the weights."""
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise ConfigError(
-                f"stage {self.stage.name}, step {step + 1}: the loss is {loss:g} and the gradient's norm {norm:g}, "
-                "which no update survives; training has diverged. "
-                f"Lower the rates, stages.{self.stage.name}.train.*.lr, in a new directory (out=DIR)"
-            )
 
     def _list_unreadable(self) -> None:
         """Rows that are no rows at all are listed when the first stage that reads their file begins.

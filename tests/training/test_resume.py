@@ -23,7 +23,7 @@ from avlm.config.io import to_yaml
 from avlm.config.run import RunConfig
 from avlm.training import checkpoint
 from avlm.training.chain import Run
-from avlm.training.observe import read_lines
+from avlm.training.observe import MEASURED, read_lines
 from avlm.training.stopping import Stopped
 
 CHILD = """
@@ -50,7 +50,6 @@ try:
 finally:
     print("touched", done, file=sys.stderr)
 """
-TIMES = ("seconds", "data_seconds", "tokens_per_s")
 
 
 def child(config: Path, out: Path, die_at: int = 0) -> subprocess.CompletedProcess[str]:
@@ -71,7 +70,7 @@ def facts(out: Path) -> dict[str, Any]:
         for path in sorted((out / folder).rglob("*.safetensors"))
     }
     lines = {
-        name: [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in text.splitlines()]
+        name: [{k: v for k, v in json.loads(line).items() if k not in MEASURED} for line in text.splitlines()]
         for name in ("metrics.jsonl", "samples.jsonl", "quarantine.jsonl")
         for text in [(out / name).read_text()]
     }

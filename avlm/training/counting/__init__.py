@@ -1,0 +1,1 @@
+"""What is counted of a run beside its loss, and who else is told."""
