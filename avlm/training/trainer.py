@@ -172,7 +172,8 @@ class Trainer:
                 states += float(costs.states.detach())
             if costs.margins is not None:
                 margins.append(costs.margins)
-            torch.autograd.backward(objective)
+            if objective.requires_grad:  # not of a row that nothing trained has to do with: text, where eyes learn
+                torch.autograd.backward(objective)
             loss += float(costs.tokens.detach())
         norm = self._clip()
         self._check_finite(loss + states, norm, data.step)
