@@ -60,7 +60,8 @@ def as_it_is(model: AvlmForConditionalGeneration) -> AvlmForConditionalGeneratio
     kept: AvlmForConditionalGeneration = copy.deepcopy(model, dict(frozen))  # type: ignore[arg-type]
     for parameter in kept.parameters():
         parameter.requires_grad_(False)
-    return kept.eval()
+    kept.eval()
+    return kept
 
 
 def dpo(logps_S: Tensor, before_S: Tensor, settings: Dpo) -> tuple[Tensor, Tensor]:
