@@ -184,9 +184,9 @@ class Trainer:
                 waited = time.perf_counter()
         self.model = self.parallel.whole(self.model)
         self.model.eval()
+        self._measure("after")  # before adapters go into weights that a preference's reference shares
         self._keep_adapters()
         self._answer("after")
-        self._measure("after")
         self.journal.sync()
 
     def _step(self, data: StepData, waited: float) -> StepMetrics:
