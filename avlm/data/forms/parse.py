@@ -39,12 +39,15 @@ def recognise(row: Any) -> Form | None:
     """The form that a row is in, by what it holds."""
     if not isinstance(row, dict):
         return None
-    if "messages" in row:
-        return "messages"
-    if "conversations" in row or "conversation" in row:
-        return "conversations"
-    asked = ("query" in row and "response" in row) or ("instruction" in row and "output" in row)
-    return "query" if asked else None
+    return next((form for form in _FORMS if _is_in(row, form)), None)
+
+
+def _is_in(row: dict[str, Any], form: Form) -> bool:
+    if form == "messages":
+        return "messages" in row
+    if form == "conversations":
+        return "conversations" in row or "conversation" in row
+    return ("query" in row and "response" in row) or ("instruction" in row and "output" in row)
 
 
 def parse_row(row: Any, media: Whereabouts, where: str = "", form: Form | None = "messages", key: str = "") -> Sample:
@@ -69,6 +72,12 @@ def parse_row(row: Any, media: Whereabouts, where: str = "", form: Form | None =
             raise DataError(
                 f'has neither "messages" nor "conversations" nor "query" and "response". {_FORMS["messages"]}; '
                 "or say with data.columns which of its columns are what"
+            )
+        other = recognise(row)
+        if other is not None and not _is_in(row, form):
+            raise DataError(
+                f'is a row of "{other}", and the first row of the file is one of "{form}". '
+                "Give rows of each form a file of their own; data.train takes several"
             )
         turns = _with_system(row, _turns(row, form, media))
         task = _word(row, "task")
