@@ -7,10 +7,11 @@
       LayoutError        text and media disagree about how many places there are
       WeightsError       a checkpoint does not fit the model
       MissingExtraError  an optional library is not installed
+      WorldError         another process of the run has ended
 
 A training job survives DataError (it skips the sample and counts it) and stops
 on every other one. The command line turns each of them into one message and
-exit status 2.
+exit status 2; a WorldError, which is no fault of this process, into 1.
 """
 
 from __future__ import annotations
@@ -66,3 +67,7 @@ class MissingExtraError(AvlmError):
 
     def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str, str]]:
         return type(self), self.about  # an exception is rebuilt from its arguments, here in another process
+
+
+class WorldError(AvlmError):
+    """Another process of the run has ended, or hangs, so that this one cannot go on."""

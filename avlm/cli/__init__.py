@@ -13,7 +13,7 @@ from typing import Any
 import typer
 
 from avlm.cli import data, models, moving, scoring, settings, talking, training
-from avlm.errors import AvlmError
+from avlm.errors import AvlmError, WorldError
 
 
 def _group(help: str, **settings: Any) -> typer.Typer:
@@ -56,7 +56,7 @@ def main() -> None:
         app()
     except AvlmError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(1 if isinstance(error, WorldError) else 2)
     except OSError as error:  # a full disk, say: what was asked for is right, and nothing here is to be debugged
         print(f"{type(error).__name__}: {error}. Look after the disk or the device, and try again", file=sys.stderr)
         sys.exit(1)

@@ -17,6 +17,7 @@ from avlm.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from avlm.config.run import RunConfig
     from avlm.eval.benchmarks import Report
+    from avlm.training.world import World
 
 
 def train(
@@ -28,9 +29,16 @@ def train(
 
     Without data.train the run learns from made-up rows, which shows that the recipe works.
     """
+    began = time.monotonic()
     config = resolve(recipe, overrides)
     check_files(config)
-    _train_and_report(_with_data(config), stage, began=time.monotonic())
+    from avlm.training.world import join
+
+    world = join(config.device, config.parallel)
+    with world.member():
+        with world.first_alone():
+            config = _with_data(config, world)
+        _train_and_report(config, stage, began, world)
 
 
 def demo(
@@ -57,17 +65,18 @@ def demo(
 
     from avlm.data.world.build import make_world
     from avlm.training.console import make_console, world_progress
+    from avlm.training.world import one_process
 
     with writing(world), world_progress(make_console()) as progress:
         make_world(
             world, seed=config.seed, train_samples=samples, eval_samples_per_task=eval_samples, progress=progress
         )
-    _train_and_report(config, None, began)
+    _train_and_report(config, None, began, one_process(config.device))
     print(f'\ntalk to it:  avlm chat {config.out}/model --image PICTURE.png "What do you see?"')
     print(f"look at it:  {config.out}/report.html")
 
 
-def _with_data(config: RunConfig) -> RunConfig:
+def _with_data(config: RunConfig, world: World) -> RunConfig:
     """The run with made-up rows, and a notice, where it was given none for a stage."""
     if config.data.train is not None or all(stage.data is not None for stage in config.stages):
         return config
@@ -81,16 +90,20 @@ def _with_data(config: RunConfig) -> RunConfig:
     tasks = tuple(dict.fromkeys(task for stage in config.stages for task in (*stage.tasks, *stage.take)))
     with writing(out):
         rows = make_mock(out / MOCK, sees="vision" in parts, hears="audio" in parts, tasks=tasks, seed=config.seed)
-    print(
-        f"mock data: data.train is not set, so this run learns from {ROWS} made-up rows ({rows}). "
-        "They show that it runs and teach nothing; for your own add data.train=FILE.jsonl",
-        file=sys.stderr,
-    )
+    if world.first:
+        print(
+            f"mock data: data.train is not set, so this run learns from {ROWS} made-up rows ({rows}). "
+            "They show that it runs and teach nothing; for your own add data.train=FILE.jsonl",
+            file=sys.stderr,
+        )
     return config.model_copy(update={"data": config.data.model_copy(update={"train": str(rows)})})
 
 
-def _train_and_report(config: RunConfig, stage: str | None, began: float) -> None:
-    """Train, measure on the held-out rows, and write the report: also of a run whose held-out rows are all unusable."""
+def _train_and_report(config: RunConfig, stage: str | None, began: float, world: World) -> None:
+    """Train, measure on the held-out rows, and write the report: also of a run whose held-out rows are all unusable.
+
+    Of several processes the first one measures and reports.
+    """
     from avlm.training.chain import Run
     from avlm.training.report import write_report
     from avlm.training.stopping import Stopped
@@ -98,10 +111,13 @@ def _train_and_report(config: RunConfig, stage: str | None, began: float) -> Non
     quiet()
     out = Path(config.out)
     try:
-        model = Run(config).train(stage)
+        model = Run(config, world=world).train(stage)
     except Stopped as stopped:
-        print("stopped; all that was done is saved, and the same command goes on from there", file=sys.stderr)
+        if world.first:
+            print("stopped; all that was done is saved, and the same command goes on from there", file=sys.stderr)
         raise typer.Exit(128 + stopped.number) from None
+    if not world.first:
+        return
     facts: dict[str, Any] = {"recipe": config.recipe, "seed": config.seed}
     wrong: DataError | None = None
     if config.data.eval is not None and model.is_dir():

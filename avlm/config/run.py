@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from avlm.config.base import Settings
 from avlm.config.data import DataConfig, TrainData, whole_blend
 from avlm.config.model import ModelConfig, Source
+from avlm.config.parallel import ParallelConfig
 from avlm.config.patterns import ALL_LINEAR, pattern_problem
 
 Part = Literal["vision", "vision_connector", "audio", "audio_beside", "audio_connector", "language"]
@@ -309,6 +310,9 @@ class RunConfig(Settings):
     """Parts that are built at the same time, each in a process of its own."""
     threads: int | None = Field(None, ge=1)
     """Processor threads for the model; default: torch's own choice."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the model computes: `auto` is a GPU where there is one. Of several processes each has its own."""
+    parallel: ParallelConfig = ParallelConfig()
 
     @model_validator(mode="after")
     def _stages_fit_the_model(self) -> RunConfig:

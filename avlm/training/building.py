@@ -1,7 +1,8 @@
-"""Parts that learn their trade need nothing of each other, so they are built side by side.
+"""Stages that need nothing of each other are trained side by side: parts that learn their trade, and senses that are
+aligned.
 
 Each is a run of its own in ``building/STAGE``, in a process of its own, and resumes by
-itself; when all are done their parts and journals become the whole run's. Small parts on
+itself; when all are done their results and journals become the whole run's. Small parts on
 a processor gain nothing from more threads, so two at a time are done in half the time.
 
     python -m avlm.training.building CONFIG PARENT    one of those processes
@@ -27,6 +28,7 @@ from avlm import errors
 from avlm.config.io import build, read_mapping, to_yaml
 from avlm.config.run import RunConfig, Stage
 from avlm.data.workers.foreman import end_with
+from avlm.training.apart import lay_together
 from avlm.training.observe import Bar, Journal, StepMetrics, read_lines, steps_progress
 from avlm.training.stopping import Stopped, StopWish
 
@@ -39,7 +41,10 @@ def by_itself(stage: Stage) -> bool:
 
 
 def build_side_by_side(run: RunConfig, stages: Sequence[Stage], console: Console, stop: StopWish) -> None:
-    """Build the parts of these stages, and leave them where the run's own stages would.
+    """Train these stages, each by itself, and leave what they make in the directory of each.
+
+    Args:
+        run: With the model that each of them begins with.
 
     Raises:
         AvlmError: What ended one of them; the others are stopped, with everything saved.
@@ -66,7 +71,7 @@ def build_side_by_side(run: RunConfig, stages: Sequence[Stage], console: Console
 
 
 class _Worker:
-    """The process that builds one part, and its bar."""
+    """The process that trains one stage, and its bar."""
 
     def __init__(self, run: RunConfig, stage: Stage, threads: int, bar: Bar) -> None:
         self.stage = stage
@@ -144,22 +149,57 @@ def collect(run: RunConfig, stages: Sequence[Stage], steps_before: Callable[[Sta
     Killed anywhere, it is done again from the first stage whose part is not there yet.
     """
     for stage in stages:
-        folder, out = _folder(run, stage), Path(run.out)
         assert stage.builds is not None
-        journal, before = Journal(out), steps_before(stage)
-        journal.cut_back(before, stage.name, 0)
-        for rows, path in ((journal.take_metrics, "metrics.jsonl"), (journal.take_bad, "quarantine.jsonl")):
-            rows([{**row, "step": row["step"] + before} for row in read_lines(folder / path)])
-        journal.sync()
-        (out / "parts").mkdir(exist_ok=True)
-        (folder / "parts" / stage.builds).replace(out / "parts" / stage.builds)
+        folder = _take_journal(run, stage, steps_before(stage))
+        parts = Path(run.out) / "parts"
+        parts.mkdir(exist_ok=True)
+        (folder / "parts" / stage.builds).replace(parts / stage.builds)
     _clear(run)
 
 
+def collect_models(run: RunConfig, group: Sequence[Stage], steps_before: Callable[[Stage], int]) -> None:
+    """Take over the models of stages that were trained side by side, as if one had begun with the one before it.
+
+    Killed anywhere, it is done again from the first stage whose model is not there yet.
+    """
+    models = Path(run.out) / "stages"
+    for number, stage in enumerate(group):
+        if (models / stage.name).is_dir():
+            continue
+        own = _take_journal(run, stage, steps_before(stage)) / "stages" / stage.name
+        models.mkdir(exist_ok=True)
+        if number == 0:
+            own.replace(models / stage.name)
+        else:
+            lay_together(models / group[number - 1].name, group[:number], own, models / stage.name)
+    _clear(run)
+
+
+def under_way(run: RunConfig, stages: Sequence[Stage]) -> bool:
+    """Whether any of these stages has been begun by itself and is not taken over yet."""
+    return any(_folder(run, stage).is_dir() for stage in stages)
+
+
+def _take_journal(run: RunConfig, stage: Stage, before: int) -> Path:
+    """Put the lines of a stage that was trained by itself behind the run's own; its directory is returned."""
+    folder, journal = _folder(run, stage), Journal(Path(run.out))
+    journal.cut_back(before, stage.name, 0)
+    for rows, path in (
+        (journal.take_metrics, "metrics.jsonl"),
+        (journal.answers, "samples.jsonl"),
+        (journal.take_bad, "quarantine.jsonl"),
+    ):
+        if path != "samples.jsonl" or stage.builds is None:  # a part by itself answers nothing worth reading
+            rows([{**row, "step": row["step"] + before} for row in read_lines(folder / path)])
+    journal.sync()
+    return folder
+
+
 def _clear(run: RunConfig) -> None:
-    """Remove what was left of parts that have been taken over; others may be under way beside them."""
-    building, parts = Path(run.out) / "building", Path(run.out) / "parts"
-    taken = {stage.name for stage in run.stages if stage.builds and (parts / stage.builds).is_dir()}
+    """Remove what was left of stages that have been taken over; others may be under way beside them."""
+    out = Path(run.out)
+    building = out / "building"
+    taken = {s.name for s in run.stages if (out / "parts" / s.builds if s.builds else out / "stages" / s.name).is_dir()}
     for path in building.iterdir():
         if path.name in taken:
             shutil.rmtree(path, ignore_errors=True)

@@ -19,14 +19,15 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from safetensors import SafetensorError
 
-from avlm.config.io import build, read_mapping
+from avlm.config.io import build, read_mapping, to_yaml
 from avlm.config.media import VideoSpec
 from avlm.config.model import LanguagePart, ModelConfig, Source
 from avlm.config.run import RunConfig, Stage
@@ -37,21 +38,25 @@ from avlm.data.loader import StepLoader
 from avlm.data.media.reader import MediaReader
 from avlm.data.planning.plan import Plan
 from avlm.data.processor import AvlmProcessor
-from avlm.data.selection import left_out, stage_rows, untaken, video_senses
+from avlm.data.selection import left_out, own_kinds, stage_rows, untaken, video_senses
 from avlm.data.text.vocabulary import sample_texts
 from avlm.errors import ConfigError, DataError
 from avlm.models.modeling import AvlmForConditionalGeneration
 from avlm.models.precision import cast_weights
 from avlm.samples import MediaKind, Sample
-from avlm.training.building import build_side_by_side, by_itself, collect
+from avlm.training.apart import apart
+from avlm.training.building import build_side_by_side, by_itself, collect, collect_models, under_way
 from avlm.training.console import counted, make_console, tell
+from avlm.training.device import move_model
 from avlm.training.directory import STEPS, Difference, RunDirectory, note_steps, noted_steps
 from avlm.training.memory import keep_freed_memory
 from avlm.training.observe import StepMetrics
+from avlm.training.sharded import shards
 from avlm.training.sources import RunSources, uncounted
 from avlm.training.stages import check_parts, part_modules
 from avlm.training.stopping import StopWish, stop_wishes
 from avlm.training.trainer import Trainer
+from avlm.training.world import World, join, one_process
 
 
 class Run:
@@ -61,6 +66,7 @@ class Run:
         config: Resolved settings.
         console: Where progress is shown; default: standard error.
         on_step: Called after each step.
+        world: The processes that train together; default: this one alone.
 
     Raises:
         ConfigError: There is no training data, a stage cannot work with it or with the model, or the directory belongs
@@ -74,9 +80,11 @@ class Run:
         *,
         console: Console | None = None,
         on_step: Callable[[StepMetrics], None] | None = None,
+        world: World | None = None,
     ) -> None:
         self.config = config
-        self.console = console or make_console()
+        self.world = world or one_process(config.device)
+        self.console = (console or make_console()) if self.world.first else Console(quiet=True)
         self.on_step = on_step
         self.out = Path(config.out)
         self.stages = _stages(config)
@@ -121,6 +129,7 @@ class Run:
             ConfigError: There is no such stage, or another process is training in the directory.
             Stopped: The run was asked to stop (Ctrl-C, SIGTERM). The same command goes on.
         """
+        self.world.agree("settings", to_yaml(self.given))
         names = [stage.name for stage in self.stages]
         if only is not None and only not in names:
             raise ConfigError(f"--stage {only}: the run has no such stage. Its stages are {', '.join(names)}")
@@ -133,15 +142,22 @@ class Run:
             if isinstance(self.config.model, ModelConfig):
                 given = "what would be built there comes with its weights"
             tell(self.console, f"left out: {', '.join(self.config.left_out())}; {given}")
-        with self.directory.claimed(), stop_wishes() as stop:
+        with self._claimed(), stop_wishes() as stop:
             self._tell_rows(stages)
             self._build_side_by_side(stages, stop)
-            for stage in stages:
-                if not self._done(stage):
-                    self._train_stage(stage, stop)
-                    stop.grant()
-            self._publish()
+            self.world.agree("finished stages", [stage.name for stage in stages if self._done(stage)])
+            for group in apart(self.stages, self.video):
+                self._train_group(group, stages, stop)
+            if self.world.first:
+                self._publish()
         return self.out / "model"
+
+    @contextmanager
+    def _claimed(self) -> Iterator[None]:
+        """The run's directory claimed by the first process, for which the others wait."""
+        with self.directory.claimed() if self.world.first else nullcontext():
+            self.world.wait()
+            yield
 
     def _tell_rows(self, stages: Sequence[Stage]) -> None:
         """Which of the stages to come read a part of their rows only."""
@@ -204,18 +220,52 @@ class Run:
             return  # their vocabulary is that of all files, and each of them would know its own
         to_do = (stage for stage in stages if not self._done(stage))
         waiting = list(itertools.takewhile(lambda stage: by_itself(stage) and stage.steps is not None, to_do))
-        under_way = (self.out / "building").is_dir()
-        if under_way or (self.config.side_by_side > 1 and len(waiting) > 1):
+        begun = self._begun_apart(waiting)
+        if begun or (self.config.side_by_side > 1 and len(waiting) > 1 and self.world.alone):
             at_once = max(2, self.config.side_by_side)
             for first in range(0, len(waiting), at_once):
                 build_side_by_side(self.config, waiting[first : first + at_once], self.console, stop)
             collect(self.config, waiting, self._steps_before)
+
+    def _train_group(self, group: Sequence[Stage], wanted: Sequence[Stage], stop: StopWish) -> None:
+        """Train those stages of a group that are wanted: one by one, or side by side where that is wanted too."""
+        waiting = [stage for stage in group if stage in wanted and not self._done(stage)]
+        together = self.config.side_by_side > 1 and len(group) > 1 and waiting == list(group)
+        free = len(self.sources.opened) == 1 and not self._under_way() and all(stage.steps for stage in group)
+        if self._begun_apart(waiting) or (together and free and self.world.alone):
+            start = {"model": self._start(group[0])}
+            build_side_by_side(self.config.model_copy(update=start), waiting, self.console, stop)
+            collect_models(self.config, [stage for stage in group if stage in wanted], self._steps_before)
+            return
+        for stage in waiting:
+            self._train_stage(stage, stop)
+            self.world.wait()
+            if self.world.most(stop.number or 0)[0]:
+                stop.grant()
+
+    def _begun_apart(self, waiting: Sequence[Stage]) -> bool:
+        """Whether one of these stages is under way in a process of its own, which several cannot go on with."""
+        begun = under_way(self.config, waiting)
+        if begun and not self.world.alone:
+            raise ConfigError(
+                f"{self.out / 'building'} holds stages that one process was training side by side, and several "
+                "processes train one stage after the other. Finish them with one process, or remove that directory"
+            )
+        return begun
 
     # ------------------------------------------------------------ one stage
 
     def _train_stage(self, stage: Stage, stop: StopWish) -> None:
         self.console.rule(stage.name)
         model, processor = self._begin(stage)
+        if not shards(self.config, stage, self.world):  # which moves each process's share only
+            move_model(model, self.world.device)
+            if self.config.parallel.mode == "fsdp" and not self.world.alone:
+                tell(
+                    self.console,
+                    f"{stage.name}: every process has the whole encoder, parallel.mode=fsdp notwithstanding, because "
+                    "no language model stands behind it whose layers could be spread",
+                )
         if self.config.precision is not None:
             cast_weights(model, getattr(torch, self.config.precision))
         limits = limits_of(self.config.data.limits, self.sources.doors())
@@ -223,7 +273,7 @@ class Run:
         if self.config.data.system is not None:
             processor.use_system(self.config.data.system)
         writer = processor if stage.template is None else processor.with_template(stage.template)
-        with counted(f"index of {stage.name}", self.console) as progress:
+        with self.world.first_alone(), counted(f"index of {stage.name}", self.console) as progress:
             index = self.sources.index(
                 stage, writer, self.video, self.out / "index", progress, goes_on=self._under_way()
             )
@@ -231,6 +281,7 @@ class Run:
         loader = StepLoader(
             self.sources.of(stage), given, writer, self.config.data, self.config.seed, self.video,
             measures=None if index is None else index.measures(), uncounted=None if index is None else uncounted(index),
+            rank=self.world.rank, ranks=self.world.size,
         )  # fmt: skip
         stage = self._in_steps(stage, given, loader.plan)
         if untaken(self.sources.of(stage).facts, stage):
@@ -238,11 +289,13 @@ class Run:
             tell(self.console, f"{stage.name}: no row is of {names}, of which stages.{stage.name}.take takes a share")
         trainer = Trainer(
             self.config, stage, model, processor, loader, self._prompts_for(stage, processor), self.out,
-            self._steps_before(stage), self.console, self.on_step, stop,
+            self._steps_before(stage), self.console, self.on_step, stop, self.world,
         )  # fmt: skip
         trainer.train()
+        if not self.world.first:
+            return
         try:
-            self._save_result(stage, model, processor)
+            self._save_result(stage, trainer.model, processor)
         except SafetensorError as error:
             raise OSError(str(error)) from error
         checkpoints = self.out / "checkpoints"
@@ -262,7 +315,8 @@ class Run:
         counted = _of_steps(stage, plan.steps(given.epochs))
         assert counted.steps is not None
         self._packed_steps[stage.name] = counted.steps
-        note_steps(self.out, stage.name, counted.steps)
+        if self.world.first:
+            note_steps(self.out, stage.name, counted.steps)
         tell(self.console, f"{stage.name}: {given.epochs:g} epochs are {counted.steps:,} steps of its packed rows")
         self.stages = tuple(counted if one.name == stage.name else one for one in self.stages)
         every = tuple(counted if one.name == stage.name else one for one in self.config.stages)
@@ -280,19 +334,23 @@ class Run:
 
     def _begin(self, stage: Stage) -> Composed:
         """What a stage starts from: the stage before it, the given model, or the run's parts."""
-        earlier = [s for s in self._earlier(stage) if s.builds is None]
-        if earlier and stage.builds is None:
-            return load_model(self._result(earlier[-1]))
-        config = self.config.model
-        if isinstance(config, str):
-            return load_model(config)
-        model = config if by_itself(stage) else self._with_built_parts(config)
+        model = self._start(stage)
+        if isinstance(model, str):
+            return load_model(model)
         return compose(
             _stage_model(stage, model),
             seed=self.config.seed,
             texts=list(self._texts()),
             language_weights=stage.supervise != "words",  # of which only the tokens are used
         )
+
+    def _start(self, stage: Stage) -> ModelConfig | str:
+        """The model directory that a stage starts from, or what is to be composed for it."""
+        earlier = [s for s in self.stages[: self.stages.index(stage)] if s.builds is None]
+        if earlier and stage.builds is None:
+            return str(self._result(earlier[-1]))
+        config = self.config.model
+        return config if isinstance(config, str) or by_itself(stage) else self._with_built_parts(config)
 
     def _with_built_parts(self, model: ModelConfig) -> ModelConfig:
         """The same model with parts that were built in this run in place of fresh ones."""
@@ -333,8 +391,11 @@ class Run:
         media = processor.media_spec()
         can = {"image": media.vision is not None, "audio": media.audio is not None}
         can["video"] = can["audio" if media.video.order == "audio" else "image"]
+        own = own_kinds(stage, self.video)
         found = []
         for sample in self.prompts:
+            if own and not sample.kinds() <= own:
+                continue  # the stage learns nothing for it
             if not all(can[kind] for kind in sample.kinds()) or (stage.builds is not None and not sample.kinds()):
                 continue
             try:
@@ -415,6 +476,8 @@ def train(run: RunConfig, *, only: str | None = None) -> Path:
         run: Resolved settings.
         only: Train up to and with this stage.
 
+    Started by torchrun, this process becomes one of those that train together.
+
     Returns:
         The published model directory.
 
@@ -422,5 +485,8 @@ def train(run: RunConfig, *, only: str | None = None) -> Path:
         ConfigError: The settings cannot work with the data or with the run's directory, or training diverged.
         DataError: Too many samples were bad.
         Stopped: Ctrl-C or SIGTERM; all that was done is saved, and the same call goes on.
+        WorldError: Another process of the run ended.
     """
-    return Run(run).train(only)
+    world = join(run.device, run.parallel)
+    with world.member():
+        return Run(run, world=world).train(only)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from avlm.convert.weights import aside
 from avlm.errors import WeightsError
 from avlm.training.masters import MasterAdamW
+from avlm.training.sharded import put_whole, whole_tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +55,30 @@ MASTER = "master"
 FILES = ("optimizer.safetensors", "weights.safetensors")
 
 
-def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, position: Position, *, keep: int) -> None:
+def save(
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    position: Position,
+    *,
+    keep: int,
+    writes: bool = True,
+) -> None:
     """Write a checkpoint; of those that are there, keep the last ``keep``.
+
+    Args:
+        writes: Whether this process is the one that writes. Where weights are spread over several, all take part.
 
     Raises:
         OSError: The disk is full or read-only; what was there before is untouched.
     """
+    weights, moments = _weights(model), _moments(model, optimizer)
+    if not writes:
+        return
     out = folder / f"step-{position.step:08d}"
     with aside(out) as writing:
-        save_tensors(_weights(model), writing / "weights.safetensors")
-        save_tensors(_moments(model, optimizer), writing / "optimizer.safetensors")
+        save_tensors(weights, writing / "weights.safetensors")
+        save_tensors(moments, writing / "optimizer.safetensors")
         state = {"position": asdict(position), "sha256": {name: file_sha256(writing / name) for name in FILES}}
         (writing / "state.json").write_text(json.dumps({**state, "self": _digest(state)}, indent=1))
     # What is newer than the checkpoint just written was found damaged, or this run would have gone on from there.
@@ -136,18 +151,21 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Opt
     targets = {**dict(model.named_buffers()), **trained}
     with torch.no_grad():
         for name, value in weights.items():
-            targets[name].copy_(value)
+            put_whole(targets[name], value)
+            if name in trained and _kept(optimizer, trained[name]) is not trained[name]:
+                _kept(optimizer, trained[name]).copy_(value)  # its own copy follows, unless it was spread in float32
         for name, value in moments.items():
             owner, _, key = name.rpartition("|")
             parameter = _kept(optimizer, trained[owner])
             if key == MASTER:
-                parameter.copy_(value)
+                put_whole(parameter, value)
                 continue
             like = (
                 parameter if value.shape == parameter.shape else value
             )  # moments lie in memory as their parameter does
             kept = torch.empty_like(like, dtype=value.dtype, device=parameter.device)
-            optimizer.state[parameter][key] = kept.copy_(value)
+            put_whole(kept, value)
+            optimizer.state[parameter][key] = kept
 
 
 def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -158,7 +176,7 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
     """What a stage changes: trained weights, and buffers that are saved."""
     saved = model.state_dict().keys()
     buffers = {name: b for name, b in model.named_buffers() if name in saved and not b.is_meta}
-    return {name: t.detach().contiguous() for name, t in {**_trained(model), **buffers}.items()}
+    return {name: whole_tensor(t.detach()).contiguous() for name, t in {**_trained(model), **buffers}.items()}
 
 
 def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -168,7 +186,11 @@ def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Te
         state: dict[str, Any] = optimizer.state.get(kept, {})
         if kept is not parameter:
             found[f"{name}|{MASTER}"] = kept.detach()
-        found |= {f"{name}|{key}": value.contiguous() for key, value in state.items() if isinstance(value, Tensor)}
+        found |= {
+            f"{name}|{key}": whole_tensor(value).contiguous()
+            for key, value in state.items()
+            if isinstance(value, Tensor)
+        }
     return found
 
 

@@ -24,7 +24,7 @@ from avlm.errors import ConfigError
 Difference = tuple[str, object, object]
 """A setting, as it was and as it is."""
 
-FREE = ("save", "samples", "threads", "max_steps", "out", "side_by_side")
+FREE = ("save", "samples", "threads", "max_steps", "out", "side_by_side", "device", "parallel")
 """Settings that may differ when a run goes on: they change no weights of the steps that were done."""
 FREE_DATA = (
     "cache_mb",

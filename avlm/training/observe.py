@@ -52,14 +52,19 @@ class Journal:
     """The files of a run that grow line by line, cut back to a checkpoint when a run resumes from it.
 
     A line that cannot be written (a full disk, say) waits for the next time, so a run outlives the trouble.
+
+    Args:
+        out: The run's directory.
+        writes: Whether this process is the one that writes; of several, one is.
     """
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, *, writes: bool = True) -> None:
+        self.writes = writes
         self.metrics = out / "metrics.jsonl"
         self.samples = out / "samples.jsonl"
         self.quarantine = out / "quarantine.jsonl"
         self._waiting: dict[Path, list[bytes]] = {path: [] for path in (self.metrics, self.samples, self.quarantine)}
-        for path in self._waiting:
+        for path in self._waiting if writes else ():
             path.touch()
         self._listed = self._listed_bad()
 
@@ -98,7 +103,7 @@ class Journal:
 
     def cut_back(self, step: int, stage: str, stage_step: int) -> None:
         """Forget what came after a checkpoint: it will come again."""
-        for path in self._waiting:
+        for path in self._waiting if self.writes else ():
             again = stage if stage_step == 0 and path == self.samples else None  # its prompts are answered anew
             rows = read_lines(path)
             kept = [row for row in rows if _number(row.get("step")) <= step and row.get("stage") != again]
@@ -113,10 +118,12 @@ class Journal:
         Raises:
             OSError: It is full or read-only.
         """
-        for path, lines in self._waiting.items():
+        for path, lines in self._waiting.items() if self.writes else ():
             _write_end(path, lines, sync=True)
 
     def _append(self, path: Path, rows: Sequence[dict[str, Any]]) -> None:
+        if not self.writes:
+            return
         lines = self._waiting[path]
         lines += map(_line, rows)
         with suppress(OSError):
@@ -223,6 +230,7 @@ def answer_prompts(
         batch = prompts[start : start + 32]
         inputs = processor.collate([processor.encode(s, prompt_only=True) for s in batch])
         inputs.pop("labels")
+        inputs = {k: v.to(model.device) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
         ids = model.generate(**inputs, max_new_tokens=max_tokens, do_sample=False, pad_token_id=_pad_id(processor))
         texts = processor.tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         found += [_answer(s, text.strip()) for s, text in zip(batch, texts, strict=True)]

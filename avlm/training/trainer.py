@@ -27,10 +27,14 @@ from avlm.training.console import tell
 from avlm.training.lora import merge_adapters, save_adapters
 from avlm.training.loss import RowLosses, stage_losses
 from avlm.training.observe import Journal, StepMetrics, answer_prompts, bar
-from avlm.training.stages import check_ahead, make_optimizer, prepare, rate, set_modes
-from avlm.training.states import state_weight, train_state_head
+from avlm.training.parallel import DataParallel
+from avlm.training.sharded import Sharded, shards
+from avlm.training.stages import check_ahead, make_optimizer, part_modules, prepare, rate, set_modes
+from avlm.training.states import train_state_head
 from avlm.training.stopping import StopWish
+from avlm.training.totals import totals
 from avlm.training.trade import make_head, words_loss
+from avlm.training.world import World, one_process
 
 
 class Trainer:
@@ -47,6 +51,7 @@ class Trainer:
         console: Where progress is shown.
         on_step: Called after each step; for tests that stop a run in the middle.
         stop: Tells whether the run has been asked to stop.
+        world: The processes that train together; default: this one alone.
     """
 
     def __init__(
@@ -62,6 +67,7 @@ class Trainer:
         console: Console,
         on_step: Callable[[StepMetrics], None] | None = None,
         stop: StopWish | None = None,
+        world: World | None = None,
     ) -> None:
         self.run, self.stage = run, stage
         self.model, self.processor = model, processor
@@ -70,13 +76,20 @@ class Trainer:
         self.first_step = first_step
         self.console, self.on_step = console, on_step
         self.stop = stop or StopWish()
-        self.journal = Journal(out)
+        self.world = world or one_process(run.device)
+        self.journal = Journal(out, writes=self.world.first)
         self.steps = run.stage_steps(stage)
         fresh = _draw(run.seed, stage, -1)
         check_ahead(model, run.stages)
         self.trained = prepare(model, stage, seed=fresh)
         self.fresh_head = stage.state_head is not None and model.state_head is None
         more = [] if stage.state_head is None else train_state_head(model, stage, fresh)
+        self.parallel: DataParallel | Sharded
+        if shards(run, stage, self.world):
+            self.parallel = Sharded(self.world, model, stage, self._losses, self._learning, run.parallel)
+            more = [] if stage.state_head is None else train_state_head(model, stage, fresh)
+        else:
+            self.parallel = DataParallel(self.world, self._losses, self._learning)
         self.optimizer = make_optimizer(self.trained, stage, more)
         self.learner: nn.Module = model
         """Everything that is trained, for checkpoints."""
@@ -99,7 +112,8 @@ class Trainer:
         """
         self._resume()
         self._list_unreadable()
-        self.stop.grant()
+        if self._stops()[0]:
+            self.stop.grant()
         if self.done == 0:
             self._answer("before")
         set_modes(self.model, self.trained)
@@ -116,8 +130,8 @@ class Trainer:
                 shown.step(metrics)
                 if self.done in asked:
                     self._answer("during")
-                stopping = self.stop.number is not None
-                if (stopping or time.monotonic() - saved > self.run.save.every_s) and self.done < self.steps:
+                stopping, due = self._stops(due=time.monotonic() - saved > self.run.save.every_s)
+                if (stopping or due) and self.done < self.steps:
                     self._save()
                     saved = time.monotonic()
                 if stopping and self.done < self.steps:
@@ -125,6 +139,7 @@ class Trainer:
                 if self.on_step is not None:
                     self.on_step(metrics)
                 waited = time.perf_counter()
+        self.model = self.parallel.whole(self.model)
         self.model.eval()
         self._keep_adapters()
         self._answer("after")
@@ -134,28 +149,30 @@ class Trainer:
         """One optimizer step: every row's share of the mean over all target tokens, then one update."""
         began = time.perf_counter()
         # Whatever is drawn in a step (dropout, say) follows from its number, so a resumed run draws the same.
-        torch.manual_seed(_draw(self.run.seed, self.stage, data.step))
-        self._count_bad(data)
+        torch.manual_seed(_draw(self.run.seed, self.stage, data.step) + self.world.rank)
+        head = self.stage.state_head
+        whole = totals(self.world, data, head)
+        self._count_bad(whole.bad)
         share = rate(self.stage.schedule, data.step, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * share
-        targets = max(1, data.num_targets())
-        head = self.stage.state_head
-        weight = 1.0 if head is None else state_weight(data.rows, head) or 1.0
+        targets, weight = max(1, whole.targets), whole.states or 1.0
         loss, balance, states = 0.0, 0.0, 0.0
-        for row in data.rows:
-            costs = self._losses(row)
+        for row, counts in self.parallel.turns(data.rows, whole.most_rows):
+            costs = self.parallel.losses(row)
             objective = costs.tokens / targets
             if costs.balance is not None:
-                uneven = costs.balance * (sum(row.lengths) / data.num_tokens())
+                uneven = costs.balance * (counts * sum(row.lengths) / max(1, whole.tokens))
                 objective = objective + self.stage.balance * uneven
                 balance += float(uneven.detach())
             if costs.states is not None:
                 objective = objective + costs.states / weight
                 states += float(costs.states.detach())
-            torch.autograd.backward(objective)
+            if objective.requires_grad:  # text alone reaches no connector, say
+                torch.autograd.backward(objective)
             loss += float(costs.tokens.detach())
-        norm = self._clip()
+        loss, balance, states = self.parallel.finish([loss, balance, states])
+        norm = self.parallel.clip(self.stage.optimizer.clip)
         self._check_finite(loss + states, norm, data.step)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -168,15 +185,15 @@ class Trainer:
             loss=loss / targets,
             lr=max(group["lr"] for group in self.optimizer.param_groups),
             grad_norm=norm,
-            tokens=data.num_tokens(),
-            target_tokens=data.num_targets(),
-            samples=data.num_samples,
-            rows=len(data.rows),
+            tokens=whole.tokens,
+            target_tokens=whole.targets,
+            samples=whole.samples,
+            rows=whole.rows,
             seconds=now - waited,
             data_seconds=began - waited,
-            tokens_per_s=data.num_tokens() / max(1e-9, now - waited),
+            tokens_per_s=whole.tokens / max(1e-9, now - waited),
             balance=balance if self.stage.balance else None,
-            cut_tokens=sum(bad.cut for bad in data.cut) if self.run.data.too_long == "cut" else None,
+            cut_tokens=sum(bad.cut for bad in whole.bad.cut) if self.run.data.too_long == "cut" else None,
             state_loss=None if head is None else states / weight,
         )
 
@@ -185,10 +202,16 @@ class Trainer:
             return stage_losses(self.model, row, self.stage)
         return RowLosses(words_loss(self.model, self.head, row, self.stage.label_smoothing))
 
-    def _clip(self) -> float:
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        limit = self.stage.optimizer.clip
-        return float(torch.nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit))
+    def _learning(self) -> list[nn.Parameter]:
+        """What the optimizer holds."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def _stops(self, due: bool = False) -> tuple[bool, bool]:
+        """Whether any of the processes was asked to stop, and whether one finds that it is time to save."""
+        number, late = self.world.most(self.stop.number or 0, int(due))
+        if number:
+            self.stop.number = number
+        return number > 0, late > 0
 
     def _check_finite(self, loss: float, norm: float, step: int) -> None:
         """Stop before an update that would leave no number in the weights."""
@@ -232,14 +255,22 @@ class Trainer:
             if found.position.plan:
                 self.loader.plan.resume(PlanState.from_json(found.position.plan))
             tell(self.console, f"{self.stage.name}: resumed at step {self.done}/{self.steps}")
+        self.world.agree("checkpoints", self.done)
         self.journal.cut_back(self.first_step + self.done, self.stage.name, self.done)
 
     def _save(self) -> None:
+        if self.world.first or self.parallel.collective:
+            self._write_checkpoint()
+        self.world.wait()
+
+    def _write_checkpoint(self) -> None:
         bad, plan = self.budget, self.loader.plan.state(self.done).to_json()
         position = Position(self.stage.name, self.done, self.first_step + self.done, bad.bad, bad.run, plan)
         try:
             self.journal.sync()
-            checkpoint.save(self.folder, self.learner, self.optimizer, position, keep=self.run.save.keep)
+            checkpoint.save(
+                self.folder, self.learner, self.optimizer, position, keep=self.run.save.keep, writes=self.world.first
+            )
         except OSError as error:
             tell(
                 self.console,
@@ -249,8 +280,9 @@ class Trainer:
 
     def _keep_adapters(self) -> None:
         """Write adapters down in PEFT's format, then merge them into the weights."""
-        whole = [module for part, module in self.trained.items() if self.stage.train[part].lora is None]
-        if len(whole) == len(self.trained):
+        modules = part_modules(self.model)
+        whole = [modules[part] for part in self.trained if self.stage.train[part].lora is None]
+        if len(whole) == len(self.trained) or not self.world.first:
             return
         if self.model.language_model in whole:
             tell(
@@ -275,10 +307,14 @@ class Trainer:
         return {self.steps * (i + 1) // (times + 1) for i in range(times)} - {0, self.steps}
 
     def _answer(self, when: str) -> None:
-        if self.prompts:
-            answers = answer_prompts(self.model, self.processor, self.prompts, self.run.samples.max_tokens)
+        if not self.prompts:
+            return
+        model = self.model if when == "after" else self.parallel.whole(self.model)
+        if self.world.first:
+            answers = answer_prompts(model, self.processor, self.prompts, self.run.samples.max_tokens)
             facts: dict[str, Any] = {"step": self.first_step + self.done, "stage": self.stage.name, "when": when}
             self.journal.answers([{**facts, **answer} for answer in answers])
+        self.world.wait()
 
 
 def _draw(seed: int, stage: Stage, step: int) -> int:

@@ -11,15 +11,18 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 from test_resume import assert_equal, facts
 
-from avlm.config.io import to_yaml
+from avlm.config.io import override, to_yaml
 from avlm.config.run import RunConfig
+from avlm.data.selection import video_senses
 from avlm.errors import AvlmError, ConfigError, DataError
 from avlm.training import building, chain
+from avlm.training.apart import apart as stages_apart
 from avlm.training.chain import Run
 from avlm.training.observe import Bar, StepMetrics, read_lines
 
@@ -83,6 +86,79 @@ def test_stages_with_data_of_their_own_share_one_vocabulary(apart: Apart, tmp_pa
     train(apart("one", [f"stages.audio.data={own}"]))
     train(apart("three", [f"stages.audio.data={own}", THREE]))
     assert_equal(facts(tmp_path / "three"), facts(tmp_path / "one"))
+
+
+# ---------------------------------------------------------------- senses aligned side by side
+
+
+@pytest.fixture
+def aligned(apart: Apart) -> Apart:
+    """Settings of a run that aligns eyes and ears in two stages, and then trains both connectors."""
+
+    def make(name: str = "run", overrides: list[str] | None = None) -> RunConfig:
+        config = apart(name)
+        language, *_, joint = config.stages
+        both = [
+            joint.model_copy(
+                update={"name": f"{sense}-alignment", "rows": sense, "train": {f"{sense}_connector": how}, "steps": 5}
+            )
+            for sense, how in zip(("vision", "audio"), joint.train.values(), strict=True)
+        ]
+        return override(config.model_copy(update={"stages": (language, *both, joint)}), overrides or [])
+
+    return make
+
+
+def test_senses_aligned_side_by_side_come_to_the_bits_of_one_after_the_other(aligned: Apart, tmp_path: Path) -> None:
+    spoiled = aligned("one")
+    spoil(tmp_path / "rows.jsonl")
+    alone, together = train(spoiled), train(aligned("two", ["side_by_side=2"]))
+    expected = facts(tmp_path / "one")
+    assert {f"stages/{stage.name}/model.safetensors" for stage in spoiled.stages[1:]} <= expected.keys()
+    assert_equal(facts(tmp_path / "two"), expected)
+    assert "vision-alignment, audio-alignment" in together and "vision-alignment, audio-alignment" not in alone
+    assert not (tmp_path / "two" / "building").exists()
+
+
+@pytest.mark.parametrize("where", ["vision-alignment", "audio-alignment"])
+def test_killed_while_aligned_senses_are_laid_together(
+    aligned: Apart, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """And gone on with by a run that would do them one after the other: what was done is taken over all the same."""
+
+    class Dead(BaseException):
+        pass
+
+    def dying(take: Callable[..., Path]) -> Callable[..., Path]:
+        def died(run: RunConfig, stage: Any, before: int) -> Path:
+            if stage.name == where:
+                raise Dead
+            return take(run, stage, before)
+
+        return died
+
+    train(aligned("whole"))
+    with monkeypatch.context() as patch:
+        patch.setattr(building, "_take_journal", dying(building._take_journal))
+        with pytest.raises(Dead):
+            train(aligned("cut", ["side_by_side=2"]))
+    train(aligned("cut"))
+    assert_equal(facts(tmp_path / "cut"), facts(tmp_path / "whole"))
+    assert not (tmp_path / "cut" / "building").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "groups"),
+    [
+        ([], [1, 2, 1]),
+        (["stages.vision-alignment.train.language.lr=1e-3"], [1, 1, 1, 1]),
+        (["stages.audio-alignment.rows=any"], [1, 1, 1, 1]),
+        (["stages.audio-alignment.rows=vision", "stages.audio-alignment.train={vision: {lr: 1e-3}}"], [1, 1, 1, 1]),
+    ],
+)
+def test_which_stages_have_nothing_to_do_with_each_other(aligned: Apart, change: list[str], groups: list[int]) -> None:
+    config = aligned("run", change)
+    assert [len(group) for group in stages_apart(config.stages, video_senses(True, "interleaved"))] == groups
 
 
 # ---------------------------------------------------------------- killed and stopped
