@@ -74,11 +74,11 @@ def test_epochs_of_packed_rows_read_every_sample_so_often(small_run: Small, tmp_
     assert f"joint: 2 epochs are {len(steps)} steps of its packed rows" in told
 
 
-@pytest.mark.parametrize("at", [1, 2, 3])
-def test_a_run_that_goes_on_takes_as_many_steps(small_run: Small, tmp_path: Path, at: int) -> None:
+def test_a_run_that_goes_on_takes_as_many_steps(small_run: Small, tmp_path: Path) -> None:
     train(packed(small_run("whole")))
-    with pytest.raises(Dead):
-        train(packed(small_run("cut")), die_at=at)
+    for at in (2, 3):
+        with pytest.raises(Dead):
+            train(packed(small_run("cut")), die_at=at)
     told = train(packed(small_run("cut")))
     assert "resumed at step" in told and "epochs are" not in told
     assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
@@ -174,9 +174,9 @@ def test_a_run_goes_on_with_what_it_planned_with(small_run: Small, tmp_path: Pat
     kept = (tmp_path / "p0.png").read_bytes()
     broken(tmp_path)
     train(packed(small_run("whole")))
-    for name in ("cut", "lost"):
-        with pytest.raises(Dead):
-            train(packed(small_run(name)), die_at=2)
+    with pytest.raises(Dead):
+        train(packed(small_run("cut")), die_at=2)
+    shutil.copytree(tmp_path / "cut", tmp_path / "lost")
     (tmp_path / "p0.png").write_bytes(kept)
     train(packed(small_run("cut")))
     assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
