@@ -176,6 +176,7 @@ def index(
     from avlm.data.decoding.doors import doors_of
     from avlm.data.decoding.files import limits_of
     from avlm.data.indexing.index import build_index
+    from avlm.data.loader import stall_s
     from avlm.data.media.reader import MediaReader
 
     config = _run_of(recipe, model, overrides or [], data)
@@ -202,6 +203,8 @@ def index(
                 stage=stage,
                 too_long=settings.too_long,
                 workers=_workers(workers),
+                limit_s=stall_s(settings, limits),
+                memory_mb=settings.worker_mb,
                 progress=partial(progress, name),
             )
         print(

@@ -587,7 +587,7 @@ def test_folders_are_opened_by_what_is_in_them(tmp_path: Path) -> None:
 
 BAD_CONVERSATION: list[tuple[Any, str]] = [
     ({"id": "7"}, 'has no list "conversations" with a message in it. A row is {"conversations": [{"from": "human", "value": ...}, ...]}, as others of the file are'),
-    ({"id": "7", "messages": GOOD["messages"]}, 'has no list "conversations" with a message in it. A row is {"conversations": [{"from": "human", "value": ...}, ...]}, as others of the file are'),
+    ({"id": "7", "messages": GOOD["messages"]}, 'is a row of "messages", and the first row of the file is one of "conversations". Give rows of each form a file of their own; data.train takes several'),
     ({"id": "7", "conversations": ["a"]}, 'a turn is a text and not an object. Write {"from": "human", "value": ...}'),
     ({"id": "7", "conversations": [{"from": "robot", "value": "a"}]}, 'a turn is from "robot", and turns are from system, human, user, gpt, assistant, bot. Correct it'),
     ({"id": "7", "conversations": [{"from": ["human"], "value": "a"}]}, 'a turn is from ["human"], and turns are from system, human, user, gpt, assistant, bot. Correct it'),
@@ -721,3 +721,22 @@ def test_what_may_not_be_read_is_the_users_to_change(
         open_source(path)
     assert str(error.value).startswith(f"{path}: not readable (Permission denied")
     assert str(error.value).endswith("Give rows that you may read")
+
+
+@pytest.mark.parametrize("first", [0, 1, 2])
+def test_a_row_of_another_form_is_told_as_that(first: int, tmp_path: Path) -> None:
+    forms: list[tuple[str, Any]] = [
+        ("messages", GOOD),
+        ("conversations", {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}),
+        ("query", {"instruction": "a", "output": "b"}),
+    ]
+    order = forms[first:] + forms[:first]
+    source = file_of(tmp_path / "rows.jsonl", *[row for _, row in order])
+    assert len(source) == 1
+    assert [error.reason for error in source.errors] == [
+        f'is a row of "{name}", and the first row of the file is one of "{order[0][0]}". '
+        "Give rows of each form a file of their own; data.train takes several"
+        for name, _ in order[1:]
+    ]
+    for i, (_, row) in enumerate(order):  # the advice holds
+        assert len(file_of(tmp_path / f"{i}.jsonl", row)) == 1

@@ -14,6 +14,7 @@ from avlm.data.checking.check import StageFit
 from avlm.data.checking.histogram import histogram
 from avlm.data.checking.problems import Findings, Severity
 from avlm.data.indexing.index import build_index
+from avlm.data.loader import stall_s
 from avlm.data.processor import AvlmProcessor
 from avlm.data.rows import RowSource
 from avlm.data.selection import left_out, stage_rows, video_senses
@@ -95,6 +96,8 @@ class _Fit:
                 stage=stage,
                 video=self.video,
                 workers=self.workers,
+                limit_s=stall_s(self.data, self.processor.reader().limits),
+                memory_mb=self.data.worker_mb,
                 progress=None if self.progress is None else self._counted(name),
             )
         except ConfigError as error:

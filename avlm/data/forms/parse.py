@@ -42,13 +42,16 @@ def recognise(row: Any) -> Form | None:
     """The form that a row is in, by what it holds."""
     if not isinstance(row, dict):
         return None
-    if "messages" in row:
-        return "messages"
-    if "conversations" in row or "conversation" in row:
-        return "conversations"
+    return next((form for form in _FORMS if _is_in(row, form)), None)
+
+
+def _is_in(row: dict[str, Any], form: Form) -> bool:
     pair = "chosen" in row and is_pair(row)
     asked = ("query" in row and ("response" in row or pair)) or ("instruction" in row and ("output" in row or pair))
-    return "query" if asked else "messages" if pair else None
+    told = "conversations" in row or "conversation" in row
+    if form == "messages":
+        return "messages" in row or (pair and not asked and not told)
+    return told if form == "conversations" else asked
 
 
 def parse_row(row: Any, media: Whereabouts, where: str = "", form: Form | None = "messages", key: str = "") -> Sample:
@@ -73,6 +76,12 @@ def parse_row(row: Any, media: Whereabouts, where: str = "", form: Form | None =
             raise DataError(
                 f'has neither "messages" nor "conversations" nor "query" and "response". {_FORMS["messages"]}; '
                 "or say with data.columns which of its columns are what"
+            )
+        other = recognise(row)
+        if other is not None and not _is_in(row, form):
+            raise DataError(
+                f'is a row of "{other}", and the first row of the file is one of "{form}". '
+                "Give rows of each form a file of their own; data.train takes several"
             )
         rejected = None
         if is_pair(row):

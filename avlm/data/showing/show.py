@@ -288,8 +288,8 @@ class _Page:
         body = f'<div class="body{"" if figures else " plain"}">{media}<div>{turns}{problem}{tokens}</div></div>'
         return (
             f'<article class="card {hue}" tabindex="-1" id="row-{row}" data-task="{esc(sample.task)}" '
-            f'data-kinds="{esc(kinds)}"><header><h3 dir="auto">{esc(sample.id)}</h3>'
-            f"<small>{esc(self.source.where(row))}</small>{chips}</header>{body}</article>"
+            f'data-kinds="{esc(kinds)}"><header>{_named(sample.id, self.source.where(row))}{chips}</header>{body}'
+            "</article>"
         )
 
     def _hue(self, name: str) -> str:
@@ -339,11 +339,17 @@ def _turn(turn: Turn, numbers: dict[str, int]) -> str:
     return f'<div class="turn {turn.role}"><dt>{turn.role}{state}</dt><dd>{words}</dd></div>'
 
 
+def _named(name: str, where: str) -> str:
+    """What a row is called and where it lies; once where it is called by that."""
+    place = "" if name == where else f"<small>{esc(where)}</small>"
+    return f'<h3 dir="auto">{esc(name)}</h3>{place}'
+
+
 def _unread(error: DataError) -> str:
     return (
         '<article class="card" tabindex="-1" data-task="" data-kinds="">'
-        f'<header><h3 dir="auto">{esc(error.sample_id or "a row that cannot be read")}</h3>'
-        f'<small>{esc(error.where)}</small></header><p class="wrong">{esc(error.reason)}</p></article>'
+        f"<header>{_named(error.sample_id or 'a row that cannot be read', error.where)}</header>"
+        f'<p class="wrong">{esc(error.reason)}</p></article>'
     )
 
 

@@ -16,13 +16,15 @@ body { padding-top: 1.25rem; }
 .tools input[type=search] { flex: 1 1 12rem; min-width: 0; }
 input[type=search], select { font: inherit; color: inherit; background: var(--soft); border: 1px solid var(--rule);
   border-radius: 0.375rem; padding: 0.3125rem 0.5rem; max-width: 100%; }
-.tools label { white-space: nowrap; } kbd { font: 0.75rem ui-monospace, monospace; border: 1px solid var(--rule);
+.tools label { white-space: nowrap; } .tools [role=group] label { margin-right: 0.5rem; }
+kbd { font: 0.75rem ui-monospace, monospace; border: 1px solid var(--rule);
   border-radius: 0.25rem; padding: 0 0.25rem; }
 .card { padding: 1.25rem 0 1.5rem; border-bottom: 1px solid var(--rule); scroll-margin-top: 4.5rem; outline: none; }
 .card:focus-visible { box-shadow: -0.75rem 0 0 -0.5rem var(--line); }
 .card[hidden] { display: none; }
 .card header { display: flex; flex-wrap: wrap; gap: 0.25rem 0.75rem; align-items: baseline; }
-.card h3 { font-size: 1rem; } .chip { background: var(--soft); border-radius: 1rem; padding: 0.0625rem 0.5625rem;
+.card h3 { font-size: 1rem; max-height: 4.5rem; overflow: hidden; }
+.chip { background: var(--soft); border-radius: 1rem; padding: 0.0625rem 0.5625rem;
   font-size: 0.8125rem; white-space: nowrap; font-variant-numeric: tabular-nums; }
 .chip.image-chip { background: var(--image); } .chip.audio-chip { background: var(--audio); }
 .chip.video-chip { background: var(--video); } .chip.learned-chip { background: var(--learned); }

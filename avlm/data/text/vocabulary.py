@@ -15,9 +15,14 @@ PAD, END = "<|pad|>", "<|end|>"
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
 
 
+LONGEST = 10_000
+"""Characters of one text from which a vocabulary is learned. A word of a hundred thousand letters (somebody's file as a
+text, say) would keep the learner for ten seconds, and one of a million for many minutes."""
+
+
 def sample_texts(samples: Iterable[Sample]) -> Iterable[str]:
-    """Every text of every turn, with the words that stand for media."""
-    return (turn.text() for sample in samples for turn in without_media(sample).turns)
+    """Every text of every turn, with the words that stand for media; of very long ones the beginning."""
+    return (turn.text()[:LONGEST] for sample in samples for turn in without_media(sample).turns)
 
 
 def make_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerBase:

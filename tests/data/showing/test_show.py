@@ -150,3 +150,11 @@ def test_numbers_as_people_write_them() -> None:
     for text in ("0", "3-1", "x", "", "1,,2", "-4"):
         with pytest.raises(ConfigError, match="is no number of a row"):
             numbers_of(text)
+
+
+def test_a_row_without_a_name_is_called_by_its_place_once(tmp_path: Path) -> None:
+    rows = tmp_path / "r.jsonl"
+    said = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    rows.write_text(json.dumps(said) + "\n" + json.dumps({"id": "named", **said}) + "\n" + "{\n")
+    shown = show(tmp_path, rows, Wanted()).text
+    assert (shown.count("r.jsonl line 1"), shown.count("named"), shown.count("r.jsonl line 2")) == (1, 1, 1)
