@@ -12,6 +12,7 @@ from avlm.config.base import Settings
 from avlm.config.data import DataConfig, TrainData, whole_blend
 from avlm.config.model import ModelConfig, Source
 from avlm.config.patterns import ALL_LINEAR, pattern_problem
+from avlm.config.speed import Speed
 
 Part = Literal["vision", "vision_connector", "audio", "audio_beside", "audio_connector", "language"]
 """Everything that can be trained or frozen, by its one name."""
@@ -309,6 +310,7 @@ class RunConfig(Settings):
     """Parts that are built at the same time, each in a process of its own."""
     threads: int | None = Field(None, ge=1)
     """Processor threads for the model; default: torch's own choice."""
+    speed: Speed = Speed()
 
     @model_validator(mode="after")
     def _stages_fit_the_model(self) -> RunConfig:

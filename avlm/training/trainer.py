@@ -27,6 +27,7 @@ from avlm.training.console import tell
 from avlm.training.lora import merge_adapters, save_adapters
 from avlm.training.loss import RowLosses, stage_losses
 from avlm.training.observe import Journal, StepMetrics, answer_prompts, bar
+from avlm.training.quicken import quicken
 from avlm.training.stages import check_ahead, make_optimizer, prepare, rate, set_modes
 from avlm.training.states import state_weight, train_state_head
 from avlm.training.stopping import StopWish
@@ -103,6 +104,7 @@ class Trainer:
         if self.done == 0:
             self._answer("before")
         set_modes(self.model, self.trained)
+        quicken(self.model, self.run.speed, self.trained)
         saved = time.monotonic()
         asked = self._times_to_ask()
         with (
