@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
-BENCHES = ("images", "sounds", "video", "loaders", "plan", "training")
+BENCHES = ("images", "sounds", "video", "loaders", "plan")
 
 
 def one(name: str, folder: Path) -> None:

@@ -110,7 +110,7 @@ def race(case: Case, asked: argparse.Namespace, folder: Path) -> tuple[list[Line
         build_models(name, folder)
     ours, theirs = folder / f"{name}-avlm", folder / f"{name}-llava"
     spec = {"train": case.train, "samples": case.samples or asked.samples, "equal": case.equal}
-    spec |= {"threads": asked.threads}
+    spec |= {"threads": asked.threads, "shape": name}
     sides = {"": ("avlm", {**spec, "model": str(ours), **case.ours})}
     for peer in asked.peers or case.peers:
         sides[peer] = (peer, {**spec, "model": str(ours if peer == "avlm" else theirs), **case.peer})
@@ -141,10 +141,22 @@ def told(case: Case, found: dict[str, list[dict[str, float]]]) -> tuple[list[Lin
         lines.append(Line(case.what, best, name, theirs, best / theirs, ratios, case.bar))
         apart = max(abs(a["loss"] - b["loss"]) / abs(b["loss"]) for a, b in zip(found[""], steps, strict=True))
         ours, peak = found[""][-1]["peak_mb"], steps[-1]["peak_mb"]
+        least = min(step["least_seconds"] for step in found[""][WARM_UP:])
+        most = min(step["seconds"] for step in steps[WARM_UP:]) / least
         verdict = "" if not case.exact else "reached" if apart <= LOSSES else "missed"
         held = "" if not case.exact else "reached" if peak / ours >= MEMORY else "missed"
         more.append(
-            [case.what, name, f"{ours:.0f}", f"{peak:.0f}", f"{peak / ours:.2f}", held, f"{apart:.1e}", verdict]
+            [
+                case.what,
+                name,
+                f"{ours:.0f}",
+                f"{peak:.0f}",
+                f"{peak / ours:.2f}",
+                held,
+                f"{apart:.1e}",
+                verdict,
+                f"{most:.2f}",
+            ]
         )
     return lines, more
 
@@ -160,7 +172,7 @@ def main() -> None:
     speed = Table("train", "Optimizer steps", "tokens/s", notes)
     memory = Figures("train_memory", "Peak memory of the whole process, and the losses of the first steps",
                      ["what", "peer", "avlm, MB", "peer, MB", "ratio", f"bar {MEMORY:g}", "losses apart",
-                      f"bar {LOSSES:g}"])  # fmt: skip
+                      f"bar {LOSSES:g}", "highest ratio possible"])  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         for case in CASES:
             if case.name in asked.cases:

@@ -141,3 +141,30 @@ def encoded(talk: Talk, number: int, pictures: list[torch.Tensor]) -> Encoded:
         sample.spans = [(1, 1 + CELLS)]
         sample.images, sample.tiles = [pictures[talk.picture]], [1]
     return sample
+
+
+def operations(given: list[Talk], name: str, train: str, rank: int) -> float:
+    """Floating-point operations that a step cannot do without, in its matrix products and attention.
+
+    Forward: the tower up to the layer that is read, the connector, the language model over tokens that are no padding,
+    and its head at the targets. Backward: through the language model and the connector, and for the weights that learn.
+    Nothing is computed twice.
+    """
+    language, tower = MODELS[name]["language"], MODELS[name]["tower"]
+    width, layers = language["hidden_size"], language["num_hidden_layers"]
+    tokens, targets = sum(len(t.ids) for t in given), sum(len(t.ids) - t.answer for t in given)
+    pictures = sum(t.picture is not None for t in given)
+    # Products by one matrix: forward, for what is before it, and for itself.
+    language_passes, adapter = (3 if train == "full" else 2), (3 if train == "lora" else 0)
+    inner = language["intermediate_size"]
+    done = 2 * layers * (4 * width * width + 3 * width * inner) * tokens * language_passes
+    done += 2 * layers * rank * (8 * width + 3 * (width + inner)) * tokens * adapter
+    done += 2 * width * WORDS * targets * language_passes
+    seen = sum(n * (n + 1) // 2 for n in (len(t.ids) for t in given))
+    done += 2 * 2 * layers * width * seen * 3
+    wide, deep = tower["hidden_size"], tower["num_hidden_layers"] - 1
+    places = CELLS + 1
+    looked = 2 * deep * (4 * wide * wide + 2 * wide * tower["intermediate_size"]) * places
+    looked += 2 * 2 * deep * wide * places * places + 2 * 3 * 14 * 14 * wide * CELLS
+    joined = 2 * CELLS * (2 * wide * width + 3 * width * width)
+    return float(done + (looked + joined) * pictures)

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
-from train_material import PICTURES, Talk, encoded, labels, picture, talks
+from train_material import PICTURES, Talk, encoded, labels, operations, picture, talks
 
 LORA = {"rank": 16, "alpha": 32.0}
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -33,6 +33,8 @@ class Spec:
 
     model: str
     """Directory in its own format."""
+    shape: str
+    """The model's name among `MODELS`."""
     train: str
     """full, lora or connector; the connector is always trained."""
     samples: int
@@ -72,14 +74,32 @@ class Turns:
         self.began = time.perf_counter()
         return wanted
 
-    def done(self, tokens: int, loss: float) -> None:
-        """A step is over."""
+    def done(self, tokens: int, loss: float, operations: float | None = None) -> None:
+        """A step is over.
+
+        Args:
+            operations: Those that it could not do without, if that is to be told with what the machine can do.
+        """
         seconds = time.perf_counter() - self.began
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        self._say(json.dumps({"seconds": seconds, "tokens": tokens, "loss": loss, "peak_mb": peak}))
+        told = {"seconds": seconds, "tokens": tokens, "loss": loss, "peak_mb": peak}
+        if operations is not None:
+            told |= {"least_seconds": operations / matrix_peak()}
+        self._say(json.dumps(told))
 
     def _say(self, line: str) -> None:
         print(line, file=self.out, flush=True)
+
+
+def matrix_peak() -> float:
+    """Operations a second of a float32 product, as large as this machine likes them."""
+    side, best = 1536, 0.0
+    a, b = torch.randn(side, side), torch.randn(side, side)
+    for _ in range(4):
+        began = time.perf_counter()
+        torch.mm(a, b)
+        best = max(best, 2 * side**3 / (time.perf_counter() - began))
+    return best
 
 
 def same_adapters(model: nn.Module) -> None:
@@ -126,6 +146,7 @@ def of_avlm(spec: Spec, turns: Turns) -> None:
         | {"samples": {"prompts": 0}, "threads": spec.threads, **(spec.run or {})},
     )
     given = talks(spec.samples, equal=spec.equal, image_id=int(model.config.image_token_id))
+    needed = operations(given, spec.shape, spec.train, int(LORA["rank"]))
     trainer = Trainer(
         run,
         run.stages[0],
@@ -136,7 +157,7 @@ def of_avlm(spec: Spec, turns: Turns) -> None:
         Path(spec.folder),
         0,
         Console(quiet=True),
-        on_step=lambda metrics: turns.done(metrics.tokens, metrics.loss),
+        on_step=lambda metrics: turns.done(metrics.tokens, metrics.loss, needed),
     )
     same_adapters(model)
     trainer.train()

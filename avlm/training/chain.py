@@ -52,7 +52,7 @@ from avlm.training.stages import check_parts, part_modules
 from avlm.training.stopping import StopWish, stop_wishes
 from avlm.training.trainer import Trainer
 
-FREE = ("save", "samples", "threads", "max_steps", "out", "side_by_side")
+FREE = ("save", "samples", "threads", "max_steps", "out", "side_by_side", "speed")
 """Settings that may differ when a run goes on: they change no weights of the steps that were done."""
 FREE_DATA = (
     "cache_mb",

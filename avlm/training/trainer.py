@@ -155,7 +155,8 @@ class Trainer:
             if costs.states is not None:
                 objective = objective + costs.states / weight
                 states += float(costs.states.detach())
-            torch.autograd.backward(objective)
+            if objective.requires_grad:  # a row without media has nothing to tell a connector
+                torch.autograd.backward(objective)
             loss += float(costs.tokens.detach())
         norm = self._clip()
         self._check_finite(loss + states, norm, data.step)

@@ -38,7 +38,7 @@ def small(**language: Any) -> AvlmForConditionalGeneration:
 
 def row(model: AvlmForConditionalGeneration) -> Any:
     places = [int(model.config.image_token_id)] * 4
-    ids = [5, *places, *range(10, 40)]
+    ids = [200, *places, *range(10, 40)]
     seen = Encoded("seen", ids, [-100] * 10 + ids[10:], images=[torch.randn(3, 28, 28)], tiles=[1])
     seen.places = [Place("seen", 0, (Segment("image", 4),))]
     return pack([seen, Encoded("read", list(range(9, 30)), list(range(9, 30)))])
