@@ -13,7 +13,7 @@ Shapes in this file:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from inspect import signature
@@ -142,17 +142,21 @@ def packed_attention(
         return _varlen(query, key, value, borders, max(lengths), how)[None], None
     groups, order = _groups(tuple(lengths), query.device)
     if order is None:
-        pieces = (t.split(lengths, 2) for t in (query, key, value))
-        attended = [_attend(*one, None, how).transpose(1, 2)[0] for one in zip(*pieces, strict=True) if one[0].numel()]
-        return torch.cat(attended)[None], None
+        return _one_by_one(query, key, value, lengths, how)[None], None
     rows = [t[0].transpose(0, 1) for t in (query, key, value)]
     found = []
     for index, inside in groups:
         # Not `row[index]`, whose gradient is added up one number at a time on a processor.
         q, k, v = (row.index_select(0, index.flatten()).unflatten(0, index.shape).transpose(1, 2) for row in rows)
-        attended = _attend(q, k, v, inside, how).transpose(1, 2).flatten(0, 1)
-        found.append(attended.index_select(0, inside.flatten().nonzero().squeeze(1)))
+        side_by_side = _attend(q, k, v, inside, how).transpose(1, 2).flatten(0, 1)
+        found.append(side_by_side.index_select(0, inside.flatten().nonzero().squeeze(1)))
     return torch.cat(found).index_select(0, order)[None], None
+
+
+def _one_by_one(query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int], how: _How) -> Tensor:
+    """Attention of each sample of a row by itself, (T, H, D): nothing is gathered, padded or masked."""
+    samples = zip(*(t.split(list(lengths), 2) for t in (query, key, value)), strict=True)
+    return torch.cat([_attend(q, k, v, None, how).transpose(1, 2)[0] for q, k, v in samples if q.shape[2]])
 
 
 @dataclass(frozen=True, slots=True)

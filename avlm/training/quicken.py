@@ -49,7 +49,8 @@ def recompute_layers(
     Raises:
         ConfigError: A part has no layers that can be.
     """
-    parts, counts = part_modules(model), {}
+    parts = part_modules(model)
+    counts: dict[str, int] = {}
     for part in how.parts:
         module = parts.get(part)
         if module is None or not (part in trained or part == "language"):
