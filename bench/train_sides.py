@@ -249,7 +249,7 @@ def _race(
     model: Any,
     kind: type,
     settings: type,
-    collate: Callable[..., Any],
+    collate: Callable[..., Any] | None,
     *,
     arguments: dict[str, Any],
     items: Callable[[dict[str, Any]], dict[str, Any]] = lambda item: item,
@@ -298,10 +298,10 @@ def _race(
         remove_unused_columns=False,
         **arguments,
     )
-    trainer = Watched(
-        model=model, args=chosen, train_dataset=InDataset(given, items), data_collator=collate, callbacks=[Waits()],
-        **more,
-    )  # fmt: skip
+    if collate is not None:
+        more["data_collator"] = collate
+    trainer = Watched(model=model, args=chosen, train_dataset=InDataset(given, items), **more)
+    trainer.add_callback(Waits())
     trainer.train()
 
 
@@ -324,10 +324,9 @@ def of_swift(spec: Spec, turns: Turns) -> None:
     template.init_processor(processor)
     freeze(loaded, spec)
     loaded.model_dir = spec.model
-    _race(
-        spec, turns, loaded, Seq2SeqTrainer, Seq2SeqTrainingArguments, template.data_collator,
-        arguments={"check_model": False, "train_dataloader_shuffle": False}, items=_swift_item, template=template,
-    )  # fmt: skip
+    settings = {"check_model": False, "train_dataloader_shuffle": False, "dataloader_num_workers": 0}
+    kinds = Seq2SeqTrainer, Seq2SeqTrainingArguments, None  # the collator is its template's
+    _race(spec, turns, loaded, *kinds, arguments=settings, items=_swift_item, template=template)
 
 
 def _swift_item(item: dict[str, Any]) -> dict[str, Any]:
