@@ -1,4 +1,4 @@
-"""How a step is computed: memory against time, and compiled kernels. None of it changes what is learned."""
+"""How a step is computed: memory against time, and fused kernels. None of it changes what is learned."""
 
 from __future__ import annotations
 
@@ -30,11 +30,6 @@ class Speed(Settings):
 
     recompute: Recompute | None = None
     """Default: everything that gradients need is kept."""
-
-    compile: bool = False
-    """Let `torch.compile` fuse what stands between the matrix products: the language model's feed-forward layers and
-    norms. The first step takes a minute longer; needs a C++ compiler on a processor and Triton on a GPU. Sums are taken
-    in another order, so the bits differ from those of a run without it."""
 
     liger: Literal["auto", "on", "off"] = "auto"
     """Liger Kernel's fused norms, rotations and feed-forward layers for the language model: `auto` uses them on a GPU

@@ -31,8 +31,6 @@ def quicken(model: AvlmForConditionalGeneration, speed: Speed, trained: Mapping[
         recompute_layers(model, speed.recompute, trained)
     if speed.liger != "off":
         use_liger(model, needed=speed.liger == "on")
-    if speed.compile:
-        compile_between(model.language_model)
 
 
 # ---------------------------------------------------------------- recomputing
@@ -96,30 +94,6 @@ def _check_frozen(part: str, module: PreTrainedModel) -> None:
             f"speed.recompute.parts={part}: the part is frozen in this stage, and its configuration has {name}="
             f"{value:g}, which a layer that is computed again would apply. Leave {part} out of speed.recompute.parts"
         )
-
-
-# ---------------------------------------------------------------- compiled
-
-
-def compile_between(language: PreTrainedModel) -> int:
-    """Compile the feed-forward layers and norms of a language model, in place.
-
-    Attention stays as it is: what it does follows from the lengths of a row's samples, and each row would be compiled
-    anew.
-
-    Returns:
-        How many modules were compiled.
-    """
-    layers = [inner for inner in language.modules() if isinstance(inner, GradientCheckpointingLayer)]
-    chosen = [
-        module
-        for layer in layers
-        for name, module in layer.named_children()
-        if name == "mlp" or "norm" in name or name == "feed_forward"
-    ]
-    for module in chosen:
-        module.compile(dynamic=True)
-    return len(chosen)
 
 
 # ---------------------------------------------------------------- Liger
