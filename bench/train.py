@@ -26,6 +26,8 @@ HERE = Path(__file__).parent
 WARM_UP = 1
 LOSSES = 1e-5
 """Greatest difference of the losses of the first steps, relative, between float32 sides."""
+BARS = {"ms-swift": 1.3}
+"""The least ratio that is wanted against a peer, where it is another one than the case's."""
 MEMORY = 2.0
 """The least ratio of the sides' peaks that is wanted."""
 
@@ -138,7 +140,8 @@ def told(case: Case, found: dict[str, list[dict[str, float]]]) -> tuple[list[Lin
         ratios = [a / b for a, b in zip(rates[""], rates[side], strict=True)]
         best, theirs = max(rates[""]), max(rates[side])
         name = "avlm, float32" if side == "avlm" else side
-        lines.append(Line(case.what, best, name, theirs, best / theirs, ratios, case.bar))
+        bar = BARS.get(side, case.bar) if case.bar is not None else None
+        lines.append(Line(case.what, best, name, theirs, best / theirs, ratios, bar))
         apart = max(abs(a["loss"] - b["loss"]) / abs(b["loss"]) for a, b in zip(found[""], steps, strict=True))
         ours, peak = found[""][-1]["peak_mb"], steps[-1]["peak_mb"]
         least = min(step["least_seconds"] for step in found[""][WARM_UP:])

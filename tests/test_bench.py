@@ -96,6 +96,8 @@ def test_races_are_told_by_tokens_that_are_no_padding(monkeypatch: pytest.Monkey
         return [{"seconds": s, "tokens": 60, "loss": loss, "peak_mb": peak, "least_seconds": 1.5} for s in seconds]
 
     found = {"": steps(9, 2, 3, loss=2.0, peak=100), "peer": steps(9, 6, 6, loss=2.0001, peak=150)}
+    (swift,), _ = train.told(train.Case("it", "it", 3.5, "full"), {"": found[""], "ms-swift": found["peer"]})
+    assert swift.cells("tokens/s")[-1] == "1.3 reached"
     (line,), (row,) = train.told(train.Case("it", "it", 3.0, "full"), found)
     assert line.cells("tokens/s") == ["it", "30.00", "peer", "10.00", "3.00", "2.00 2.50 3.00", "3 reached"]
     assert row == ["it", "peer", "100", "150", "1.50", "missed", "5.0e-05", "missed", "4.00"]
