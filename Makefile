@@ -44,6 +44,7 @@ $(PEERS): pyproject.toml constraints.txt $(READY)
 bench: $(PEERS)
 	$(BIN)/python bench/run.py
 	$(BIN)/python bench/index.py
+	$(BIN)/python bench/train.py --out bench/results
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
-BENCHES = ("images", "sounds", "video", "loaders", "plan", "training", "features")
+BENCHES = ("images", "sounds", "video", "loaders", "plan", "features")
 
 
 def one(name: str, folder: Path) -> None:

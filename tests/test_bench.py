@@ -63,6 +63,60 @@ def test_the_pages_name_every_bench() -> None:
     finally:
         sys.path.remove(str(BENCH))
     page = (BENCH / "README.md").read_text()
-    for name in BENCHES:
+    for name in (*BENCHES, "train", "gpu"):
         assert (BENCH / f"{name}.py").exists()
         assert f"`{name}`" in page
+
+
+@pytest.fixture
+def material(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCH))
+    import train_material
+
+    return train_material
+
+
+def test_training_samples_are_as_long_as_llavas(material: ModuleType) -> None:
+    """As the bench's page says: 7 % without a picture, 150 text tokens in the median, a tail past a thousand."""
+    given = material.talks(100, equal=False, image_id=4)
+    texts = sorted(len(talk.ids) - 1 - (0 if talk.picture is None else 576) for talk in given)
+    assert sum(talk.picture is None for talk in given) == 7
+    assert texts[49] <= 150 <= texts[50] and texts[-1] > 1000
+    assert all(talk.ids.count(4) == (0 if talk.picture is None else 576) for talk in given)
+    same = material.talks(8, equal=True, image_id=4)
+    assert {len(talk.ids) for talk in same} == {1 + 576 + 150}
+    assert max(len(talk.ids) for talk in material.talks(32, equal=False, image_id=4)) > 1000 + 577
+
+
+def test_races_are_told_by_tokens_that_are_no_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCH))
+    import train
+
+    def steps(*seconds: float, loss: float, peak: float) -> list[dict[str, float]]:
+        return [{"seconds": s, "tokens": 60, "loss": loss, "peak_mb": peak, "least_seconds": 1.5} for s in seconds]
+
+    found = {"": steps(9, 2, 3, loss=2.0, peak=100), "peer": steps(9, 6, 6, loss=2.0001, peak=150)}
+    (swift,), _ = train.told(train.Case("it", "it", 3.5, "full"), {"": found[""], "ms-swift": found["peer"]})
+    assert swift.cells("tokens/s")[-1] == "1.3 reached"
+    (line,), (row,) = train.told(train.Case("it", "it", 3.0, "full"), found)
+    assert line.cells("tokens/s") == ["it", "30.00", "peer", "10.00", "3.00", "2.00 2.50 3.00", "3 reached"]
+    assert row == ["it", "peer", "100", "150", "1.50", "missed", "5.0e-05", "missed", "4.00"]
+
+
+def test_operations_are_those_that_torch_counts(material: ModuleType) -> None:
+    """Forward and backward of transformers' own class, whose attention looks at pairs that the mask then hides."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    parts = material.MODELS["tiny"]["language"]
+    text = material.Talk(tuple(range(16, 56)), None, 1)
+    model = LlamaForCausalLM(LlamaConfig(**{k: v for k, v in material.LLAMA.items() if k != "model_type"}, **parts))
+    ids = torch.tensor([text.ids])
+    with FlopCounterMode(display=False) as counter:
+        model.set_attn_implementation("eager")
+        model(input_ids=ids, logits_to_keep=39).logits.sum().backward()
+    attention = 3 * 2 * 2 * parts["num_hidden_layers"] * parts["hidden_size"]
+    whole = counter.get_total_flops() - attention * 40 * 40
+    ours = material.operations([text], "tiny", "full", 16) - attention * 40 * 41 // 2
+    assert abs(whole - ours) < 2000  # the angles of the rotation are a product too

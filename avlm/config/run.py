@@ -18,6 +18,7 @@ from avlm.config.parallel import ParallelConfig
 from avlm.config.patterns import ALL_LINEAR, pattern_problem
 from avlm.config.preference import Dpo
 from avlm.config.save import SaveConfig
+from avlm.config.speed import Speed
 from avlm.config.watch import CountConfig, ProfileSteps, Tracker, WatchConfig
 
 Part = Literal["vision", "vision_connector", "audio", "audio_beside", "audio_connector", "language"]
@@ -323,6 +324,7 @@ class RunConfig(Settings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model computes: `auto` is a GPU where there is one. Of several processes each has its own."""
     parallel: ParallelConfig = ParallelConfig()
+    speed: Speed = Speed()
 
     @model_validator(mode="after")
     def _stages_fit_the_model(self) -> RunConfig:

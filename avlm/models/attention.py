@@ -13,8 +13,11 @@ Shapes in this file:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from inspect import signature
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -23,6 +26,14 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from avlm.errors import LayoutError
+
+varlen_attn: Callable[..., Any] | None
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:
+    varlen_attn = None
+if varlen_attn is not None and not {"window_size", "enable_gqa", "scale"} <= signature(varlen_attn).parameters.keys():
+    varlen_attn = None  # torch 2.10's and 2.11's has no windows and no grouped heads
 
 NAME = "avlm"
 """The implementation's name: ``attn_implementation="avlm"``."""
@@ -126,12 +137,61 @@ def packed_attention(
     _check_row(lengths, query, key)
     if kwargs.get("packed_calls") is not None:
         kwargs["packed_calls"].append(type(module).__name__)
-    window = kwargs.get("sliding_window")
-    output = query.new_empty(query.shape[2], query.shape[1], value.shape[-1])
-    for index, inside in _groups(tuple(lengths), query.device):
-        attended = _attend_group(query, key, value, index, inside, causal, window, scale, dropout, softcap, sinks)
-        output = output.index_copy(0, index[inside], attended.transpose(1, 2)[inside])
-    return output[None], None
+    how = _How(causal, kwargs.get("sliding_window"), scale, dropout, softcap, sinks)
+    if how.varlen(query, value):
+        return _varlen(query, key, value, borders, max(lengths), how)[None], None
+    groups, order = _groups(tuple(lengths), query.device)
+    if order is None:
+        return _one_by_one(query, key, value, lengths, how)[None], None
+    rows = [t[0].transpose(0, 1) for t in (query, key, value)]
+    found = []
+    for index, inside in groups:
+        # Not `row[index]`, whose gradient is added up one number at a time on a processor.
+        q, k, v = (row.index_select(0, index.flatten()).unflatten(0, index.shape).transpose(1, 2) for row in rows)
+        side_by_side = _attend(q, k, v, inside, how).transpose(1, 2).flatten(0, 1)
+        found.append(side_by_side.index_select(0, inside.flatten().nonzero().squeeze(1)))
+    return torch.cat(found).index_select(0, order)[None], None
+
+
+def _one_by_one(query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int], how: _How) -> Tensor:
+    """Attention of each sample of a row by itself, (T, H, D): nothing is gathered, padded or masked."""
+    samples = zip(*(t.split(list(lengths), 2) for t in (query, key, value)), strict=True)
+    return torch.cat([_attend(q, k, v, None, how).transpose(1, 2)[0] for q, k, v in samples if q.shape[2]])
+
+
+@dataclass(frozen=True, slots=True)
+class _How:
+    """What the model wants of its attention, beside the borders."""
+
+    causal: bool
+    window: int | None
+    scale: float
+    dropout: float
+    softcap: float | None
+    sinks: Tensor | None
+
+    def written_out(self) -> bool:
+        """Whether SDPA has no argument for it (Gemma 2's soft cap, gpt-oss's sinks)."""
+        return self.softcap is not None or self.sinks is not None
+
+    def varlen(self, query: Tensor, value: Tensor) -> bool:
+        """Whether torch's kernel for rows of samples takes it: half precision on CUDA, where torch has it."""
+        half = query.dtype in (torch.float16, torch.bfloat16) and query.shape[-1] == value.shape[-1]
+        plain = not self.written_out() and not self.dropout and query.shape[-1] <= 256
+        return query.is_cuda and half and plain and varlen_attn is not None
+
+
+def _varlen(query: Tensor, key: Tensor, value: Tensor, borders: Tensor, longest: int, how: _How) -> Tensor:
+    """The whole row in one call of torch's flash attention, (T, H, D): nothing is gathered, padded or masked."""
+    assert varlen_attn is not None
+    q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))
+    # A window of n sees n - 1 tokens before itself; -1 is no limit.
+    before = -1 if how.window is None else how.window - 1
+    output: Tensor = varlen_attn(
+        q, k, v, borders, borders, longest, longest, scale=how.scale,
+        window_size=(before, 0 if how.causal else before), enable_gqa=k.shape[1] != q.shape[1],
+    )  # fmt: skip
+    return output
 
 
 def _check_row(lengths: tuple[int, ...], query: Tensor, key: Tensor) -> None:
@@ -152,27 +212,30 @@ def _plain_mask(attention_mask: Tensor | None, query: Tensor, key: Tensor, causa
     return (at[-query.shape[2] :, None] >= at)[None, None]
 
 
+FEW = 128
+"""Tokens of a sample, on average, from which on each sample is attended to by itself, without being gathered."""
+
+
 @lru_cache(maxsize=32)
 @torch.inference_mode(False)  # what is kept is used in training too, whoever asked first
-def _groups(lengths: tuple[int, ...], device: torch.device) -> tuple[tuple[Tensor, Tensor], ...]:
-    """Gather samples of about the same length, so that little is padded.
+def _groups(lengths: tuple[int, ...], device: torch.device) -> tuple[tuple[tuple[Tensor, Tensor], ...], Tensor | None]:
+    """Gather short samples of about the same length, so that there are few calls and little is padded.
 
     Returns:
         For each group an index (G, L) into the row (padding points at the sample's first token), and which places of it
-        are real: bool (G, L). The layers of a model ask for the same groups one after the other.
+        are real: bool (G, L); and where in the groups, end to end without padding, each of the row's tokens is: None
+        where samples are better taken one by one. The layers of a model ask for the same groups one after the other.
     """
-    starts = [0]
-    for length in lengths:
-        starts.append(starts[-1] + length)
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    starts = list(accumulate(lengths, initial=0))
+    order = sorted((i for i, length in enumerate(lengths) if length), key=lambda i: -lengths[i])
     groups: list[list[int]] = []
     for i in order:
-        if not lengths[i]:
-            continue
         if groups and lengths[i] * 4 >= lengths[groups[-1][0]] * 3:
             groups[-1].append(i)
         else:
             groups.append([i])
+    if starts[-1] >= FEW * len(order) or len(groups) == len(order):
+        return (), None
     found = []
     for members in groups:
         longest = lengths[members[0]]
@@ -180,34 +243,25 @@ def _groups(lengths: tuple[int, ...], device: torch.device) -> tuple[tuple[Tenso
         index = torch.tensor([starts[i] for i in members], device=device)[:, None] + offsets
         inside = offsets < torch.tensor([lengths[i] for i in members], device=device)[:, None]
         found.append((torch.where(inside, index, index[:, :1]), inside))
-    return tuple(found)
+    gathered = torch.cat([index[inside] for index, inside in found])
+    return tuple(found), gathered.argsort()
 
 
-def _attend_group(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    index_GL: Tensor,
-    inside_GL: Tensor,
-    causal: bool,
-    window: int | None,
-    scale: float,
-    dropout: float,
-    softcap: float | None,
-    sinks: Tensor | None,
-) -> Tensor:
-    """Attention of the samples of one group, (G, H, L, D)."""
-    q, k, v = (t[0][:, index_GL].transpose(0, 1) for t in (query, key, value))
-    banded = window is not None and window < index_GL.shape[1]
+def _attend(q: Tensor, k: Tensor, v: Tensor, inside_GL: Tensor | None, how: _How) -> Tensor:
+    """Attention of samples side by side, (G, H, L, D), whose real places are told unless they all are."""
+    longest = q.shape[2]
+    banded = how.window is not None and how.window < longest
     mask = None
-    if banded or not causal or softcap is not None or sinks is not None:
+    if banded or how.written_out() or (not how.causal and inside_GL is not None):
         # Causal rows padded at their end need no mask: what is real never looks that far.
-        mask = _mask(inside_GL, causal, window)
-    if softcap is not None or sinks is not None:
-        return _explicit(q, k, v, mask, scale, dropout, softcap, sinks)
+        whole = q.new_ones(1, longest, dtype=torch.bool) if inside_GL is None else inside_GL
+        mask = _mask(whole, how.causal, how.window)
+    if how.written_out():
+        return _explicit(q, k, v, mask, how.scale, how.dropout, how.softcap, how.sinks)
     return F.scaled_dot_product_attention(
-        q, k, v, mask, dropout, is_causal=causal and mask is None, scale=scale, enable_gqa=k.shape[1] != q.shape[1]
-    )
+        q, k, v, mask, how.dropout, is_causal=how.causal and mask is None, scale=how.scale,
+        enable_gqa=k.shape[1] != q.shape[1],
+    )  # fmt: skip
 
 
 def _mask(inside_GL: Tensor, causal: bool, window: int | None) -> Tensor:

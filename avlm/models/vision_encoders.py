@@ -26,6 +26,7 @@ from avlm.config.media import VisionSpec
 from avlm.config.model import VisionPart
 from avlm.errors import ConfigError, LayoutError
 from avlm.layout import Size
+from avlm.models.depth import read_layer
 from avlm.models.records import check_layer, unknown_family
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -276,7 +277,7 @@ def encode_images(
     if layer is None:
         states = encoder(pixel_values, **kwargs).last_hidden_state
     else:
-        states = encoder(pixel_values, output_hidden_states=True, **kwargs).hidden_states[layer]
+        states = read_layer(encoder, layer, pixel_values, **kwargs)
     if family.feature_map:
         return list(states.flatten(2).transpose(1, 2))
     if family.patches:

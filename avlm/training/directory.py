@@ -33,6 +33,7 @@ FREE = (
     "max_steps",
     "out",
     "side_by_side",
+    "speed",
     "device",
     "parallel",
     "evaluate",

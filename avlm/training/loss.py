@@ -71,7 +71,10 @@ def row_loss(model: AvlmForConditionalGeneration, row: Row, label_smoothing: flo
     hidden: Tensor = model.model(**row.inputs()).last_hidden_state[0]
     at = _targets(row).to(hidden.device)
     targets = row.labels[0, 1:].to(hidden.device)[at]
-    return linear_cross_entropy(hidden[at], head.weight, targets, bias_V=head.bias, smoothing=label_smoothing)
+    # Not `hidden[at]`, whose gradient is added up one number at a time on a processor.
+    return linear_cross_entropy(
+        hidden.index_select(0, at), head.weight, targets, bias_V=head.bias, smoothing=label_smoothing
+    )
 
 
 def distill_loss(model: AvlmForConditionalGeneration, row: Row, temperature: float) -> Tensor:

@@ -33,6 +33,7 @@ from avlm.training.loss import RowLosses, stage_losses
 from avlm.training.observe import Journal, StepMetrics, answer_prompts, bar
 from avlm.training.parallel import DataParallel
 from avlm.training.preference import Preference, preferred, tally
+from avlm.training.quicken import quicken
 from avlm.training.saver import Saver
 from avlm.training.sharded import Sharded, shards
 from avlm.training.snapshot import gather, put_back
@@ -156,6 +157,7 @@ class Trainer:
             self._answer("before")
             self._measure("before")
         set_modes(self.model, self.trained)
+        quicken(self.model, self.run.speed, self.trained)
         asked = self._times_to_ask()
         kept = self.stage, self.run.features, self.loader, self.steps, self.out, self.console
         with (

@@ -323,6 +323,60 @@ def test_matches_the_slow_loop(how: dict[str, Any]) -> None:
     torch.testing.assert_close(found, slow_attention(query, key, value, lengths, **how), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("few", [1, 10_000], ids=["one by one", "in groups"])
+@pytest.mark.parametrize("how", [{}, {"window": 3}, {"causal": False}, {"softcap": 1.5}])
+def test_samples_one_by_one_are_samples_in_groups(
+    few: int, how: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both ways match the slow loop; which one is taken depends on how long the samples are."""
+    monkeypatch.setattr(attention, "FEW", few)
+    attention._groups.cache_clear()
+    lengths = [6, 1, 5, 3, 6]
+    assert (attention._groups(tuple(lengths), torch.device("cpu"))[1] is None) == (few == 1)
+    torch.manual_seed(3)
+    query, key, value = (torch.randn(1, heads, 21, 8, dtype=torch.float64, requires_grad=True) for heads in (4, 2, 2))
+    named = {"window": "sliding_window", "softcap": "softcap", "causal": "is_causal"}
+    wanted = {named[k]: v for k, v in how.items()}
+    borders = packed_kwargs(lengths, torch.device("cpu"))
+
+    def attend(*given: Tensor) -> Tensor:
+        return packed_attention(Module(), *given, None, **wanted, **borders)[0]
+
+    expected = slow_attention(query.detach(), key.detach(), value.detach(), lengths, **how)
+    torch.testing.assert_close(attend(query, key, value), expected, rtol=1e-6, atol=1e-6)
+    if "softcap" not in how:  # whose softmax is taken in float32, too coarse for differences
+        assert torch.autograd.gradcheck(attend, (query, key, value), fast_mode=True)
+    attention._groups.cache_clear()
+
+
+@pytest.mark.parametrize("how", [{}, {"window": 3}, {"causal": False}, {"causal": False, "window": 2}])
+def test_torchs_kernel_for_rows_is_asked_for_the_same(how: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel runs on CUDA alone: here a slow one stands in for it that does what its documentation says."""
+
+    def documented(q: Tensor, k: Tensor, v: Tensor, q_at: Tensor, k_at: Tensor, max_q: int, max_k: int, *,
+                   scale: float, window_size: tuple[int, int], enable_gqa: bool) -> Tensor:  # fmt: skip
+        assert q_at is k_at and q_at.dtype == torch.int32 and max_q == max_k == 6 and enable_gqa
+        before, behind = window_size
+        out = torch.zeros(len(q), q.shape[1], v.shape[2], dtype=q.dtype)
+        for start, stop in zip(q_at[:-1].tolist(), q_at[1:].tolist(), strict=True):
+            for i in range(start, stop):
+                first = start if before < 0 else max(start, i - before)
+                last = stop if behind < 0 else min(stop, i + behind + 1)
+                for h in range(q.shape[1]):
+                    scores = k[first:last, h // 2] @ q[i, h] * scale
+                    out[i, h] = scores.softmax(0) @ v[first:last, h // 2]
+        return out
+
+    monkeypatch.setattr(attention, "varlen_attn", documented)
+    lengths = [6, 1, 5, 3]
+    torch.manual_seed(3)
+    query, key, value = (torch.randn(1, heads, 15, 8, dtype=torch.float64) for heads in (4, 2, 2))
+    wanted = attention._How(how.get("causal", True), how.get("window"), 8**-0.5, 0.0, None, None)
+    borders = packed_kwargs(lengths, torch.device("cpu"))["cu_seq_lens_q"]
+    found = attention._varlen(query, key, value, borders, max(lengths), wanted)[None]
+    torch.testing.assert_close(found, slow_attention(query, key, value, lengths, **how), rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize(("rows", "lengths"), [(1, [3, 4]), (1, [3, 6]), (2, [4, 4])])
 def test_borders_that_do_not_cut_the_row_are_refused(rows: int, lengths: list[int]) -> None:
     tensor = torch.randn(rows, 2, 8, 4)

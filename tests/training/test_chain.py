@@ -135,6 +135,13 @@ def test_a_step_is_the_same_however_it_is_cut_into_rows(small_run: Small, tmp_pa
             assert a[name] == pytest.approx(b[name], rel=1e-5), name
 
 
+def test_a_row_without_media_has_nothing_to_tell_a_connector(small_run: Small, tmp_path: Path) -> None:
+    """Every fourth sample is text alone: nothing that is trained has a part in its loss."""
+    train(one_stage(small_run(), train=CONNECTORS, steps=12, batch_samples=1))
+    norms = [row["grad_norm"] for row in read_lines(tmp_path / "run" / "metrics.jsonl")]
+    assert norms.count(0.0) == 3 and len(norms) == 12
+
+
 def test_gradients_are_clipped_and_their_norm_before_that_is_told(small_run: Small, tmp_path: Path) -> None:
     """After one step Adam's first moment is (1 - beta1) times the gradient, so its norm is a tenth of the limit."""
     from safetensors.torch import load_file
@@ -288,6 +295,7 @@ def test_a_changed_setting_is_refused(small_run: Small, tmp_path: Path, change: 
 def test_free_settings_may_change(small_run: Small) -> None:
     train(small_run(), "language")
     free = ["save.every_s=5", "samples.prompts=0", "data.workers=2", "data.max_bad=0.5", "data.too_long=drop"]
+    free += ["speed.recompute.every=2"]
     train(small_run("run", free), "vision")
 
 
