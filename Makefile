@@ -43,7 +43,6 @@ $(PEERS): pyproject.toml constraints.txt $(READY)
 
 bench: $(PEERS)
 	$(BIN)/python bench/run.py
-	$(BIN)/python bench/index.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
