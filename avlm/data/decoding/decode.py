@@ -21,7 +21,7 @@ from PIL import Image as PILImage
 from avlm.config.media import MediaSpec
 from avlm.data.decoding.containers import Seen, sound_of, watched
 from avlm.data.decoding.doors import article
-from avlm.data.decoding.files import LIMITS, Limits, about, at_most, check_samples, check_time, cut, opened, read
+from avlm.data.decoding.files import LIMITS, Limits, about, at_most, check_samples, check_time, cut, held, read
 from avlm.data.decoding.pixels import pixels_of
 from avlm.data.decoding.recordings import recording_of
 from avlm.data.decoding.truncated import check_whole
@@ -222,7 +222,7 @@ def _samples(item: MediaItem, limits: Limits) -> tuple[np.ndarray, int, float | 
         wave, rate_hz = item.decoded.waveform, item.decoded.sample_rate_hz
         first, count = cut_samples(item, len(wave), rate_hz)
         return wave[first : first + count], rate_hz, None
-    with opened(item, limits) as file:
+    with held(item, limits) as file:
         check_whole(item, file)
         recording = recording_of(file)
         if recording is not None:
