@@ -43,7 +43,6 @@ $(PEERS): pyproject.toml constraints.txt $(READY)
 
 bench: $(PEERS)
 	$(BIN)/python bench/run.py
-	$(BIN)/python bench/index.py
 	$(BIN)/python bench/train.py --out bench/results
 
 clean:

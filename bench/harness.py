@@ -59,9 +59,12 @@ class Line:
     def cells(self, unit: str) -> list[str]:
         scale = 1000.0 if unit == "ms" else 1.0
         rounds = [f"{pick(self.ratios):.2f}" for pick in (min, statistics.median, max)]
-        verdict = "" if self.bar is None else f"{self.bar:g} {'reached' if self.ratio >= self.bar else 'missed'}"
         figures = [f"{scale * self.ours:.2f}", self.peer_name, f"{scale * self.peer:.2f}", f"{self.ratio:.2f}"]
-        return [self.what, *figures, " ".join(rounds), verdict]
+        return [self.what, *figures, " ".join(rounds), self.verdict()]
+
+    def verdict(self) -> str:
+        """The bar, and whether the ratio is at least that."""
+        return "" if self.bar is None else judged(self.bar, self.ratio >= self.bar)
 
 
 @dataclass(slots=True)
@@ -74,6 +77,14 @@ class Table:
     """ms or samples/s."""
     notes: list[str] = field(default_factory=list)
     lines: list[Line] = field(default_factory=list)
+
+    def verdicts(self) -> list[tuple[str, str]]:
+        """What there is a bar for, with its verdict."""
+        return [
+            (f"{line.what}, against {line.peer_name}: {line.ratio:.2f}", line.verdict())
+            for line in self.lines
+            if line.bar is not None
+        ]
 
     def text(self) -> str:
         """The table in Markdown."""
@@ -88,11 +99,25 @@ class Figures:
     name: str
     title: str
     head: list[str]
+    """The last column, "bar", is empty or what `judged` makes of it."""
     rows: list[list[str]] = field(default_factory=list)
+
+    def verdicts(self) -> list[tuple[str, str]]:
+        """What there is a bar for, with its verdict."""
+        return [(row[0], row[-1]) for row in self.rows if row[-1]]
 
     def text(self) -> str:
         """The table in Markdown."""
         return _markdown(self.title, [], [self.head, *self.rows])
+
+
+REACHED, MISSED = "reached", "missed"
+
+
+def judged(bar: float | str, reached: bool) -> str:
+    """A bar, and whether it was reached."""
+    bar = f"{bar:g}" if isinstance(bar, float | int) else bar
+    return f"{bar} {REACHED if reached else MISSED}"
 
 
 def _markdown(title: str, notes: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -168,9 +193,24 @@ def written(table: Table | Figures, folder: Path, about: dict[str, Any]) -> None
     (folder / f"{table.name}.json").write_text(json.dumps({"machine": about, **asdict(table)}, indent=1) + "\n")
 
 
-def read(path: Path) -> Table:
+def read(path: Path) -> Table | Figures:
     """A table that `written` wrote."""
     found = json.loads(path.read_text())
-    lines: Sequence[dict[str, Any]] = found.pop("lines")
     found.pop("machine")
+    if "lines" not in found:
+        return Figures(**found)
+    lines: Sequence[dict[str, Any]] = found.pop("lines")
     return Table(**found, lines=[Line(**line) for line in lines])
+
+
+def summary(folder: Path) -> str:
+    """All bars of the tables in a folder, in Markdown: how many of each table were reached, and which were missed."""
+    rows = [["table", "bars", "reached", "missed"]]
+    for path in sorted(folder.glob("*.json")):
+        table = read(path)
+        verdicts = table.verdicts()
+        missed = [f"{what} ({verdict})" for what, verdict in verdicts if verdict.endswith(MISSED)]
+        if verdicts:
+            rows.append([f"[{table.title}]({table.name}.md)", str(len(verdicts)), str(len(verdicts) - len(missed)),
+                         "; ".join(missed)])  # fmt: skip
+    return _markdown("What was wanted, and what was reached", [], rows)

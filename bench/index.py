@@ -1,4 +1,4 @@
-"""Speed of counting rows for an index against encoding them: ``python bench/index.py``.
+"""Counting rows for an index, against encoding them.
 
 Rows of a picture of 640 x 480 pixels, as hard to decode as a photograph, with 150 words, and rows of a recording with
 50. Both are read from JSON lines by one process; each row has a file of its own. Runs alternate.
@@ -18,7 +18,7 @@ from pathlib import Path
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process is one thread
 
 import numpy as np
-import torch
+from harness import Figures, judged
 from PIL import Image
 
 from avlm.config.media import AudioSpec, MediaSpec, Reduction, VisionSpec
@@ -30,6 +30,8 @@ from avlm.data.world.sounds import write_wav
 
 ROWS, ENCODED, ROUNDS = 4000, 200, 3
 """Rows that are counted, those of them that are encoded, and how often both is done."""
+BAR = 20.0
+"""How many times faster counting is wanted to be than encoding."""
 DIFFERENT = 50
 """Media that are made; the others are links to them."""
 CHATML = (
@@ -114,21 +116,18 @@ def measured(path: Path, processor: AvlmProcessor) -> tuple[float, float, float,
     return tuple(statistics.median(column) for column in zip(*times, strict=True))  # type: ignore[return-value]
 
 
-def main() -> None:
-    """Print the table."""
-    torch.set_num_threads(1)
+def main() -> list[Figures]:
+    """The table."""
+    head = ["rows", "encode, ms a row", "index", "ratio", "another template", "nothing new", "bar"]
+    table = Figures("index", "Counting rows for an index, against encoding them", head)
     rng = np.random.default_rng(1)
     tokenizer = make_tokenizer((words(rng, 200) for _ in range(500)), 16_000)
-    print(f"{'rows':52} {'encode ms':>9} {'index ms':>9} {'ratio':>6} {'other template':>14} {'unchanged':>10} ms")
     with tempfile.TemporaryDirectory() as folder:
         for kind, what in (("image", "640 x 480 JPEG, 150 words"), ("audio", "WAV of 5 to 30 s, 50 words")):
             path = rows(Path(folder), kind)
             for name, spec in SPECS.items():
                 processor = AvlmProcessor(tokenizer, spec.model_dump(mode="json"), CHATML)
                 encode, fresh, headers, again = measured(path, processor)
-                times = f"{encode:9.2f} {fresh:9.3f} {encode / fresh:6.1f} {headers:14.3f} {again:10.3f}"
-                print(f"{f'{what}; {name}':52} {times}")
-
-
-if __name__ == "__main__":
-    main()
+                figures = [f"{encode:.2f}", f"{fresh:.3f}", f"{encode / fresh:.1f}", f"{headers:.3f}", f"{again:.3f}"]
+                table.rows.append([f"{what}; {name}", *figures, judged(BAR, encode / fresh >= BAR)])
+    return [table]

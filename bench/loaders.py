@@ -1,16 +1,21 @@
-"""Samples a second out of a loader, against Energon's, WebDataset's and Hugging Face's, from the same JPEG and WAV.
+"""Samples a second out of a loader, against Energon's, WebDataset's and Hugging Face's, from the same shards.
 
-Every side decodes a picture of 640 x 480 and five seconds of sound, makes CLIP-336's pixels and Whisper's log-mel at
-its true length, turns the words into tokens, and hands out batches of eight. The peers do that with the tools that
-their users take: their own decoders, and transformers' processors. Then they do it with avlm's functions, so that what
-is left is the loaders alone. Counted is from the first batch on; how long that takes stands apart.
+Every side reads the same tars, decodes a picture of 640 x 480 and five seconds of sound, makes CLIP-336's pixels and
+Whisper's log-mel at its true length, turns the words of the JSON into tokens, and hands out batches of eight. The peers
+do that with the tools that their users take: their own decoders, and transformers' processors. Then they do it with
+avlm's functions, so that what is left is the loaders alone. All have the same number of workers, with one thread each.
+
+Counted is what comes steadily: from behind the batches that were made while the first one was waited for. How long the
+first one takes stands apart.
 """
 
 from __future__ import annotations
 
 import io
+import json
 import os
 import statistics
+import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -23,7 +28,7 @@ import soundfile
 import torch
 import webdataset
 from harness import Line, Table
-from material import ANSWER, QUESTION, RATE_HZ, rows_of, shards
+from material import RATE_HZ, WORDS, shards, shards_of
 from megatron import energon
 from megatron.energon.cli.main import main as energon_command
 from torch import Tensor
@@ -44,7 +49,9 @@ from avlm.data.sources import open_source
 from avlm.data.text.vocabulary import make_tokenizer
 from avlm.samples import MediaItem
 
-COUNT, BATCH, ROUNDS, WORKERS = 192, 8, 3, (0, 1, 2)
+COUNT, BATCH, ROUNDS, WORKERS = 320, 8, 3, (0, 1, 2)
+AHEAD = 8
+"""Batches that may have been made while the first one was waited for; no side keeps more of them waiting."""
 BAR = 1.5
 TEMPLATE = (
     "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + eos_token + '\\n' }}{% endfor %}"
@@ -54,7 +61,7 @@ MEDIA = MediaSpec(
     vision=VisionSpec(image_size_px=336, cell_px=14, mean=tuple(OPENAI_CLIP_MEAN), std=tuple(OPENAI_CLIP_STD)),
     audio=AudioSpec(reduction=Reduction(stack=4)),
 )
-TOKENIZER = make_tokenizer([QUESTION, ANSWER, "user: assistant: system:"], 400)
+TOKENIZER = make_tokenizer([WORDS, "user: assistant: system:"], 400)
 CLIP = CLIPImageProcessor(size={"height": 336, "width": 336}, do_center_crop=False)
 WHISPER = WhisperFeatureExtractor()
 
@@ -74,7 +81,7 @@ def usual(sample: Files) -> Example:
 
 
 def with_avlm(sample: Files) -> Example:
-    """With avlm's decoders and preprocessing, of the files' bytes."""
+    """With avlm's decoders and preprocessing, of the files' bytes; the JSON is decoded or not."""
     assert MEDIA.vision is not None and MEDIA.audio is not None
     picture = decode_image(MediaItem("image", data=sample["jpg"]))
     wave = decode_audio(MediaItem("audio", data=sample["wav"]), RATE_HZ).waveform
@@ -83,9 +90,10 @@ def with_avlm(sample: Files) -> Example:
 
 
 def ids(told: Any) -> Tensor:
-    """Tokens of what is asked and answered, whose words are the same in every sample."""
-    assert told
-    return torch.tensor(TOKENIZER(f"user: {QUESTION}\nassistant: {ANSWER}").input_ids)
+    """Tokens of what is asked and answered."""
+    told = json.loads(told) if isinstance(told, bytes) else told
+    asked, answered = told["messages"]
+    return torch.tensor(TOKENIZER(f"user: {asked['content'][-1]['text']}\nassistant: {answered['content']}").input_ids)
 
 
 def together(examples: list[Example]) -> Example:
@@ -111,7 +119,7 @@ def of_avlm(folder: Path, workers: int) -> Iterable[Any]:
     stage = Stage(
         name="bench", train={"language": TrainPart(lr=1)}, steps=COUNT // BATCH, batch_samples=BATCH, row_tokens=8192
     )
-    source = open_source(str(rows_of(folder)))
+    source = open_source(shards_of(folder))
     return StepLoader(source, stage, processor, DataConfig(workers=workers, cache_mb=0), seed=0).steps(0, stage.steps)
 
 
@@ -129,7 +137,7 @@ def of_datasets(folder: Path, workers: int, make: Callable[[Files], Example]) ->
         {
             "jpg": datasets.Image(decode=make is usual),
             "wav": datasets.Value("binary"),
-            "json": datasets.Json() if hasattr(datasets, "Json") else {"id": datasets.Value("string")},
+            "json": datasets.Json(),
             "__key__": datasets.Value("string"),
             "__url__": datasets.Value("string"),
         }
@@ -223,17 +231,20 @@ PEERS: dict[str, Callable[[Path, int, Callable[[Files], Example]], Iterable[Exam
 
 
 def drained(batches: Iterable[Any]) -> tuple[float, float]:
-    """Seconds to the first batch, and samples a second after it."""
+    """Seconds to the first batch, and samples a second behind those that were made while it was waited for."""
     began = time.perf_counter()
     found: Iterator[Any] = iter(batches)
     next(found)
-    first = time.perf_counter()
-    for _ in range(COUNT // BATCH - 1):
+    first = time.perf_counter() - began
+    for _ in range(AHEAD):
         next(found)
-    rate = (COUNT - BATCH) / (time.perf_counter() - first)
+    began, rest = time.perf_counter(), COUNT // BATCH - AHEAD - 1
+    for _ in range(rest):
+        next(found)
+    rate = rest * BATCH / (time.perf_counter() - began)
     if isinstance(found, Generator):
         found.close()  # ends its workers; others end theirs when they are dropped
-    return first - began, rate
+    return first, rate
 
 
 def race(folder: Path, workers: int) -> list[Line]:
@@ -281,13 +292,30 @@ def main() -> list[Table]:
 
 
 def alike(folder: Path) -> None:
-    """Raise if a side gives another number of samples in its first batch, or other pictures and sounds than ours."""
+    """Raise if a side gives another number of samples, or other pictures, sounds and words than ours."""
     row = next(iter(of_avlm(folder, 0))).rows[0]
     assert row.pixel_values is not None and row.input_features is not None
     assert row.pixel_values.shape == (BATCH, 3, 336, 336) and row.input_features.shape[2] == 500
-    expected = with_avlm({key: (folder / "files" / f"000000.{key}").read_bytes() for key in ("jpg", "wav", "json")})
+    with tarfile.open(min(folder.glob("*.tar"))) as tar:
+        first = {ending: tar.extractfile(f"000000.{ending}").read() for ending in ("jpg", "wav", "json")}
+    expected = with_avlm({**first, "json": json.loads(first["json"])})
     for opened in PEERS.values():
         for make in (usual, with_avlm):
-            seen = [e for _, batch in zip(range(COUNT // BATCH), opened(folder, 0, make)) for e in batch["pixels"]]
-            apart = min(float((pixels - expected["pixels"]).abs().max()) for pixels in seen)
-            assert len(seen) == COUNT and apart < 0.04, (opened, len(seen), apart)
+            seen = [one for _, batch in zip(range(COUNT // BATCH), opened(folder, 0, make)) for one in apart(batch)]
+            pixels, mel, ids = min((differences(one, expected) for one in seen), key=lambda found: found[0])
+            assert len(seen) == COUNT, (opened, len(seen))
+            assert pixels < 0.04 and mel < 1e-3 and ids == 0, (opened, make, pixels, mel, ids)
+
+
+def apart(batch: Example) -> list[Example]:
+    return [{key: values[i] for key, values in batch.items()} for i in range(len(batch["pixels"]))]
+
+
+def differences(found: Example, expected: Example) -> tuple[float, float, float]:
+    """The greatest ones of pixels, of the sound's features, and of the words."""
+    mel, ids = expected["mel"].T, expected["ids"]
+    return (
+        float((found["pixels"] - expected["pixels"]).abs().max()),
+        float((found["mel"][: len(mel)] - mel).abs().max()),
+        float((found["ids"][: len(ids)] - ids).abs().max()),
+    )

@@ -54,50 +54,51 @@ def wav(seconds: float, seed: int = 0) -> bytes:
     return file.getvalue()
 
 
-QUESTION, ANSWER = "Does the voice speak of the picture?", "It speaks of the colours in it."
+WORDS = (
+    "the a of and to in is that it on with as this for are by from at his her they picture voice colour light dark red "
+    "green blue left right above below near far small large round square man woman child dog tree house street water "
+    "sky speaks sings asks says stands sits runs shows hears looks like no yes where when how many what who why two"
+)
+
+
+def talk(n: int) -> tuple[str, str]:
+    """What is asked about sample ``n`` and what is answered: other words in every sample."""
+    rng = np.random.default_rng([7, n])
+    asked, answered = np.split(rng.choice(WORDS.split(), 50), [20])
+    return " ".join(asked) + "?", " ".join(answered) + "."
 
 
 def shards(folder: Path, count: int, size: tuple[int, int] = (640, 480), seconds: float = 5.0) -> list[Path]:
-    """WebDataset shards of samples with a JPEG, a WAV and a JSON of what is asked and answered.
-
-    The same files lie beside them unpacked, with JSON lines for `avlm`.
-    """
-    (folder / "files").mkdir(parents=True)
+    """WebDataset shards of samples with a JPEG, a WAV and a JSON of the conversation, which all readers read."""
+    folder.mkdir(parents=True)
     made = [folder / f"shard-{i:04d}.tar" for i in range(SHARDS)]
-    rows = []
     for i, path in enumerate(made):
         with tarfile.open(path, "w") as tar:
             for n in range(i * count // SHARDS, (i + 1) * count // SHARDS):
-                members = {"jpg": jpeg(*size, n), "wav": wav(seconds, n), "json": json.dumps(_talk(n)).encode()}
-                for ending, data in members.items():
+                for ending, data in _members(n, size, seconds).items():
                     info = tarfile.TarInfo(f"{n:06d}.{ending}")
                     info.size = len(data)
                     tar.addfile(info, io.BytesIO(data))
-                    (folder / "files" / info.name).write_bytes(data)
-                rows.append(json.dumps(_row(n)))
-    (folder / "rows.jsonl").write_text("\n".join(rows) + "\n")
     return made
 
 
-def rows_of(folder: Path) -> Path:
-    """What avlm reads of a folder of shards: for now the files beside them; tars, where it reads tars."""
-    return folder / "rows.jsonl"
+def shards_of(folder: Path) -> str:
+    """The shards of a folder as avlm and others write several files: with braces."""
+    return str(folder / f"shard-{{0000..{SHARDS - 1:04d}}}.tar")
 
 
-def _talk(n: int) -> dict[str, str]:
-    return {"id": str(n), "question": QUESTION, "answer": ANSWER}
-
-
-def _row(n: int) -> dict[str, object]:
-    asked = [
-        {"type": "image", "path": f"files/{n:06d}.jpg"},
-        {"type": "audio", "path": f"files/{n:06d}.wav"},
-        {"type": "text", "text": QUESTION},
+def _members(n: int, size: tuple[int, int], seconds: float) -> dict[str, bytes]:
+    asked, answered = talk(n)
+    content = [
+        {"type": "image", "path": f"{n:06d}.jpg"},
+        {"type": "audio", "path": f"{n:06d}.wav"},
+        {"type": "text", "text": asked},
     ]
-    return {
+    row = {
         "id": str(n),
-        "messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": ANSWER}],
+        "messages": [{"role": "user", "content": content}, {"role": "assistant", "content": answered}],
     }
+    return {"jpg": jpeg(*size, n), "wav": wav(seconds, n), "json": json.dumps(row).encode()}
 
 
 def film(

@@ -392,8 +392,8 @@ def pack(samples: Sequence[Encoded]) -> Row:
     starts = itertools.accumulate((len(s) for s in samples), initial=0)
     teachers = [s.teacher for s in samples if s.teacher is not None]
     return Row(
-        input_ids=torch.tensor([[i for s in samples for i in s.ids]]),
-        labels=torch.tensor([[i for s in samples for i in (IGNORE, *s.labels[1:])]]),
+        input_ids=_end_to_end([s.ids for s in samples]),
+        labels=_end_to_end([[IGNORE, *s.labels[1:]] for s in samples]),
         position_ids=torch.cat([torch.arange(len(s)) for s in samples])[None],
         lengths=[len(s) for s in samples],
         ids=[s.id for s in samples],
@@ -404,6 +404,11 @@ def pack(samples: Sequence[Encoded]) -> Row:
         teacher=pack(teachers) if teachers else None,
         **_stacked(samples),
     )
+
+
+def _end_to_end(lists: Sequence[list[int]]) -> Tensor:
+    """int64 [1, all of them]. NumPy reads lists several times as fast as torch does."""
+    return torch.from_numpy(np.concatenate([np.array(one, np.int64) for one in lists]))[None]
 
 
 def pad(samples: Sequence[Encoded], pad_id: int, side: Literal["left", "right"] = "left") -> dict[str, Tensor]:

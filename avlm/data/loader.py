@@ -297,22 +297,23 @@ class SamplePreparer:
             ConfigError: It is longer than a row, and too long ones are refused.
         """
         row, epoch = wanted
-        sample_id, where = "", self.source.where(row)
+        sample_id = ""
         try:
             sample = self.source[row]
             sample_id = sample.id
             note(about=sample_id)
-            return self._fitted(self.writer.encode(sample, row, epoch), where)
+            return self._fitted(self.writer.encode(sample, row, epoch), row)
         except DataError as error:
-            return Bad(error.sample_id or sample_id, error.where or where, error.reason, error.file)
+            where = error.where or self.source.where(row)
+            return Bad(error.sample_id or sample_id, where, error.reason, error.file)
 
-    def _fitted(self, encoded: Encoded, where: str) -> Encoded:
+    def _fitted(self, encoded: Encoded, row: int) -> Encoded:
         """A sample that fits into a row, without its end if that is wanted."""
         if encoded.room() <= self.stage.row_tokens:
             return encoded
         if self.data.too_long == "cut":
             return cut(encoded, self.stage.row_tokens)
-        raise self._too_long(encoded, where)
+        raise self._too_long(encoded, self.source.where(row))
 
     def _too_long(self, encoded: Encoded, where: str) -> Exception:
         message = too_long(encoded.room(), self.stage)

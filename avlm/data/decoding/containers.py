@@ -253,19 +253,20 @@ def _decode(container: Any, senses: Sequence[_Eyes[Any] | _Ears], way: _Way) -> 
 
 def _play(container: Any, senses: Sequence[_Eyes[Any] | _Ears], way: _Way) -> None:
     """Decode until all senses have what they want; where the file ends before, check that it was the end."""
-    end = -math.inf
+    end, to_the_end = -math.inf, way.reaches_the_end()
     by_stream = {sense.stream.index: sense for sense in senses}
+    units_s = {stream.index: _unit_s(stream) for stream in container.streams}
     for packet in container.demux(_played(container, senses)) if senses else ():
-        sense = by_stream.get(packet.stream.index)
-        if packet.pts is not None and packet.time_base is not None:
-            unit_s = float(packet.time_base) if sense is None else sense.unit_s
-            end = max(end, way.clock((packet.pts + (packet.duration or 0)) * unit_s))
-        if sense is not None and (not sense.has_all() or (sense.to_the_end and way.reaches_the_end())):
+        index, pts = packet.stream.index, packet.pts
+        sense, unit_s = by_stream.get(index), units_s.get(index)
+        if pts is not None and unit_s:
+            end = max(end, way.clock((pts + (packet.duration or 0)) * unit_s))
+        if sense is not None and ((sense.to_the_end and to_the_end) or not sense.has_all()):
             sense.packets += bool(packet.size)
             for frame in sense.decoded(packet):
                 sense.take(frame)
         check_time(way.item, way.limits, way.deadline)
-        if not way.reaches_the_end() and (end > way.length_s + APART_S or all(s.has_all() for s in senses)):
+        if not to_the_end and (end > way.length_s + APART_S or all(s.has_all() for s in senses)):
             return
     knows = container.format.name.split(",")[0] in EXACT and math.isfinite(end)
     if knows and way.length_s - end > max(1.0, 0.1 * way.duration_s):

@@ -21,7 +21,7 @@ from PIL import Image as PILImage
 from avlm.config.media import MediaSpec
 from avlm.data.decoding.containers import Seen, sound_of, watched
 from avlm.data.decoding.doors import article
-from avlm.data.decoding.files import LIMITS, Limits, about, at_most, check_samples, check_time, cut, opened, read
+from avlm.data.decoding.files import LIMITS, Limits, about, at_most, check_samples, check_time, cut, held, read
 from avlm.data.decoding.pixels import pixels_of
 from avlm.data.decoding.recordings import recording_of
 from avlm.data.decoding.truncated import check_whole
@@ -109,12 +109,20 @@ def _check_jpeg(item: MediaItem, data: bytes) -> None:
     at = 2
     while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != b"\xda":
         at += 1 if data[at + 1 : at + 2] == b"\xff" else 2 + int.from_bytes(data[at + 2 : at + 4])
-    end = data.find(b"\xff\xd9", at)
-    if end < 0:
+    if data.rfind(b"\xff\xd9", at) < 0:
         raise MediaError(f"{item.name()}: is truncated: its end marker is missing. Copy the picture again")
-    scans = data.count(b"\xff\xda", at, end)
+    if _scans(data, at) <= MOST_SCANS:
+        return
+    scans = data.count(b"\xff\xda", at, data.find(b"\xff\xd9", at))  # of the first picture
     if scans > MOST_SCANS:
         raise MediaError(f"{item.name()}: has {scans} scans, and at most {MOST_SCANS} are decoded. Encode it again")
+
+
+def _scans(data: bytes, at: int) -> int:
+    """Beginnings of scans in all that follows, of further pictures too: counting them up to the first end takes several
+    times as long."""
+    codes = np.frombuffer(data, np.uint8)[at:]
+    return int(np.count_nonzero((codes[:-1] == 0xFF) & (codes[1:] == 0xDA)))
 
 
 def _check_png(item: MediaItem, data: bytes) -> None:
@@ -214,7 +222,7 @@ def _samples(item: MediaItem, limits: Limits) -> tuple[np.ndarray, int, float | 
         wave, rate_hz = item.decoded.waveform, item.decoded.sample_rate_hz
         first, count = cut_samples(item, len(wave), rate_hz)
         return wave[first : first + count], rate_hz, None
-    with opened(item, limits) as file:
+    with held(item, limits) as file:
         check_whole(item, file)
         recording = recording_of(file)
         if recording is not None:

@@ -31,6 +31,8 @@ def limits_of(wanted: settings.Limits, doors: Doors) -> Limits:
 
 
 LIMITS = Limits()
+SMALL = 4 * 2**20
+"""Bytes of a file that may as well be read at once."""
 HIGHEST_HZ = 1_000_000
 """Samples a second; recorders go up to 768 kHz, and a filter from far above takes seconds to be made."""
 
@@ -87,6 +89,19 @@ def opened(item: MediaItem, limits: Limits) -> Iterator[BinaryIO]:
             )
         _check_size(item, size if item.span is None else item.span[1], limits, "read. Cut or compress it")
         yield file if item.span is None else window(file, *item.span, own=False)
+
+
+@contextmanager
+def held(item: MediaItem, limits: Limits) -> Iterator[BinaryIO]:
+    """As `opened`, for what will be read whole: a small file is read at once, since decoders ask for many small parts.
+
+    Raises:
+        MediaError: As `opened` does.
+    """
+    with opened(item, limits) as file:
+        small = not item.is_cut() and item.data is None and file.seek(0, os.SEEK_END) <= SMALL
+        file.seek(0)
+        yield io.BytesIO(file.read()) if small else file
 
 
 def _check_size(item: MediaItem, count: int, limits: Limits, rest: str) -> None:

@@ -98,8 +98,11 @@ class Sparing:
         self.first = False
         if not needed:
             return
+        whole = True
         for number, packet in enumerate(held[: max(needed) + 1]):
-            self.coder.skip_frame = "DEFAULT" if number in needed else "NONREF"
+            if whole != (number in needed):  # only then, as telling the decoder takes a while
+                whole = not whole
+                self.coder.skip_frame = "DEFAULT" if whole else "NONREF"
             yield from packet.decode()
         self.coder.skip_frame = "DEFAULT"
         if max(needed) + 1 < len(held):  # what the decoder keeps back would otherwise come when it is too late

@@ -41,6 +41,13 @@ class _Window(io.RawIOBase):
         self._at += len(found)
         return len(found)
 
+    def readall(self) -> bytes:
+        """The rest, at once."""
+        self._file.seek(self._first + self._at)
+        found = self._file.read(max(0, self._count - self._at))
+        self._at += len(found)
+        return found
+
     def close(self) -> None:
         if self._own and not self.closed:
             self._file.close()

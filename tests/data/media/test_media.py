@@ -163,6 +163,20 @@ def test_a_picture_with_more_pixels_than_allowed_is_refused_unread(tmp_path: Pat
     assert refusal(path, "image") == f"{path}: at most 100000000 pixels are decoded, and it has more. Make it smaller"
 
 
+@pytest.mark.parametrize("scans", [200, 201])
+def test_scans_behind_the_end_of_a_picture_are_not_its_own(scans: int) -> None:
+    """A camera's file holds further pictures behind the first; what would be too many scans is so before its end."""
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8), (200, 0, 0)).save(file, "JPEG")
+    data = file.getvalue()
+    behind = decode_image(MediaItem("image", data=data + b"\xff\xda" * 1000 + data))
+    assert np.array_equal(behind.pixels, decode_image(MediaItem("image", data=data)).pixels)
+    within = data[:-2] + b"\xff\xda" * (scans - 1) + data[-2:]
+    with pytest.raises(MediaError) as error:  # they hold nothing, which is found out when they are decoded
+        decode_image(MediaItem("image", data=within))
+    assert ("has 201 scans, and at most 200 are decoded" in str(error.value)) == (scans == 201)
+
+
 def test_only_pictures_are_opened_as_pictures(tmp_path: Path) -> None:
     """EPS would start Ghostscript on a stranger's program."""
     (tmp_path / "a.png").write_bytes(
