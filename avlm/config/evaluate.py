@@ -39,6 +39,8 @@ class Evaluate(Settings):
     """Whether more or less of it is better; default: less of a loss, more of a score."""
     patience: int | None = Field(None, ge=1)
     """A stage ends early when so many measurements in a row, after the first, brought nothing better; null: never."""
+    leave: Literal["last", "best"] = "last"
+    """Which weights a stage leaves: its last, or the best of those that were measured; they are kept for that."""
 
     @field_validator("metric")
     @classmethod
@@ -62,6 +64,11 @@ class Evaluate(Settings):
             raise ValueError(
                 f"patience={self.patience} counts measurements during a stage, and with every=null there are none. "
                 "Set every to the steps between two, or patience=null"
+            )
+        if self.leave == "best" and self.every is None:
+            raise ValueError(
+                "leave=best chooses among the measurements during a stage, and with every=null there are none. "
+                "Set every to the steps between two, or leave=last"
             )
         return self
 

@@ -78,6 +78,16 @@ class Evaluation:
         self.journal.measurement(line)
         tell(self.console, self._told(line))
 
+    def is_best(self, step: int) -> bool:
+        """Whether nothing better was measured during the stage than at this step of it, its last so far."""
+        during = [line for line in self._own() if line["when"] == "during"]
+        best, _ = standing(during, self.settings)
+        return best is None or best["stage_step"] == step
+
+    def measured(self, step: int) -> bool:
+        """Whether the stage has been measured at this step of it."""
+        return any(line["stage_step"] == step for line in self._own())
+
     def ended(self) -> bool:
         """Whether the stage is to end before its last step, because it became no better for so long."""
         return any(line.get("stops") for line in self._own())

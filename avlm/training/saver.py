@@ -16,6 +16,7 @@ from typing import Self
 
 from rich.console import Console
 
+from avlm.config.run import RunConfig
 from avlm.config.save import SaveConfig
 from avlm.training import checkpoint
 from avlm.training.checkpoint import NOBODY, Checkpoint, Owner, Position
@@ -28,6 +29,13 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 GIVE_UP_S = 5.0
 """How long a run that ends at once waits for a thread in the middle of a file."""
+
+
+def kept_checkpoints(run: RunConfig) -> SaveConfig:
+    """When checkpoints are written; a run that leaves its best weights keeps them until then."""
+    if run.evaluate is None or run.evaluate.leave != "best":
+        return run.save
+    return run.save.model_copy(update={"keep_best": max(1, run.save.keep_best)})
 
 
 class Saver:
@@ -67,6 +75,11 @@ class Saver:
             tell(self.console, sentence)
         self._passed_over = checkpoint.newer_than(self.folder, found)
         return found
+
+    def best(self, stage: str) -> Checkpoint | None:
+        """The best of a stage's checkpoints that were scored."""
+        self.finish()
+        return checkpoint.best(self.folder, stage, self.owner)
 
     def score(self, stage_step: int, score: float) -> None:
         """Say how good the weights after a step of the stage are; higher is better. They are saved for sure."""

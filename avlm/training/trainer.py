@@ -34,7 +34,7 @@ from avlm.training.observe import Journal, StepMetrics, answer_prompts, bar
 from avlm.training.parallel import DataParallel
 from avlm.training.preference import Preference, preferred, tally
 from avlm.training.quicken import quicken
-from avlm.training.saver import Saver
+from avlm.training.saver import Saver, kept_checkpoints
 from avlm.training.sharded import Sharded, shards
 from avlm.training.snapshot import gather, put_back
 from avlm.training.stages import check_ahead, make_optimizer, part_modules, prepare, rate, set_modes
@@ -104,7 +104,7 @@ class Trainer:
         self.stop = stop or StopWish()
         self.world = world or one_process(run.device)
         self.journal = Journal(out, writes=self.world.first)
-        self.saver = Saver(out / "checkpoints", run.save, self.journal, console, owner)
+        self.saver = Saver(out / "checkpoints", kept_checkpoints(run), self.journal, console, owner)
         self.steps = run.stage_steps(stage)
         fresh = _draw(run.seed, stage, -1)
         check_ahead(model, run.stages)
@@ -184,6 +184,7 @@ class Trainer:
                 if self._last() == self.done:
                     break
                 waited = time.perf_counter()
+        self._leave_best()
         self.model = self.parallel.whole(self.model)
         self.model.eval()
         self._measure("after")  # before adapters go into weights that a preference's reference shares
@@ -365,10 +366,24 @@ class Trainer:
         if self.world.first:
             self.evaluation.measure(when, self.done, model, lambda row: self._held_out_losses(model, row))
             score = self.evaluation.score()
-            if when == "during" and score is not None and self.run.save.keep_best:
+            if when == "during" and score is not None and self.saver.how.keep_best:
                 self.saver.score(self.done, score)
         self.world.wait()
         self._agree_on_end()
+
+    def _leave_best(self) -> None:
+        """Go back to the best weights that were measured, if the stage is to leave those."""
+        if self.evaluation is None or self.evaluation.settings.leave != "best":
+            return
+        here = self.evaluation
+        if self.world.most(int(self.world.first and not here.measured(self.done)))[0]:
+            self._measure("during")
+        if not self.world.most(int(self.world.first and not here.is_best(self.done)))[0]:
+            return
+        best = self.saver.best(self.stage.name)
+        if best is not None:
+            put_back(load(best), self.learner, self.optimizer, str(best.folder))
+            tell(self.console, f"{self.stage.name}: leaves the weights of step {best.position.stage_step}, the best")
 
     def _agree_on_end(self) -> None:
         if self.evaluation is not None:

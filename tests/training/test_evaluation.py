@@ -216,6 +216,29 @@ def test_a_stage_ends_when_patience_does(measured: Callable[..., RunConfig]) -> 
     assert [row.get("stops") for row in lines(config)] == [False, False, False, True, None]
 
 
+def test_a_stage_leaves_its_best_weights_where_that_is_wanted(measured: Callable[..., RunConfig]) -> None:
+    """The loss goes down, so with the goal turned round the best weights are those that were measured first."""
+    last, best = measured("last", every=2, goal="max"), measured("best", every=2, goal="max", leave="best")
+    assert "leaves the weights" not in train(last)
+    assert "leaves the weights of step 2, the best" in train(best)
+    during = {line["stage_step"]: line["loss"] for line in lines(best) if line["when"] == "during"}
+    assert set(during) == {2, 4, 6} and during[2] > during[6]
+    (after,) = (line["loss"] for line in lines(best) if line["when"] == "after")
+    assert after == during[2]
+    (left,) = (line["loss"] for line in lines(last) if line["when"] == "after")
+    assert left == during[6]
+
+
+def test_a_stage_whose_last_weights_are_best_leaves_those(measured: Callable[..., RunConfig]) -> None:
+    last, best = measured("last"), measured("best", leave="best")
+    train(last)
+    assert "leaves the weights" not in train(best)
+    for ours, theirs in zip(
+        *(load_model(Path(run.out) / "model").model.parameters() for run in (last, best)), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+
+
 def test_less_of_a_loss_is_better(measured: Callable[..., RunConfig]) -> None:
     config = measured(every=1, patience=1, metric="accuracy", goal="min")
     train(config, examine=Scripted(0.5, 0.4, 0.3, 0.3, 0.1))

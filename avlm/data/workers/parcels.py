@@ -107,10 +107,9 @@ def receive(way: socket.socket, flags: int = 0) -> tuple[int, Any] | None:
 def _copied(descriptor: int) -> memoryview:
     """All that lies behind a descriptor, in memory of this process, which lives as long as what is made of it.
 
-    Copying costs less than mapping it: memory that was used before has its pages already, and on a virtual machine
-    each new page takes as long as copying twenty.
+    Copying instead of mapping it: memory that was used before has its pages already.
     """
-    data = memoryview(torch.empty(os.fstat(descriptor).st_size, dtype=torch.uint8).numpy())
+    data = torch.empty(os.fstat(descriptor).st_size, dtype=torch.uint8).numpy().data
     at = 0
     while at < len(data):
         count = os.preadv(descriptor, [data[at:]], at)
