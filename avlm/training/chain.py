@@ -20,6 +20,7 @@ from __future__ import annotations
 import gc
 import itertools
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -207,11 +208,12 @@ class Run:
         return self.out / "stages" / stage.name
 
     def _done(self, stage: Stage) -> bool:
-        return self._result(stage).is_dir()
+        return os.path.isdir(self._result(stage))  # False, too, of what can be no path
 
     def _under_way(self) -> bool:
         """Whether the first stage that is not done has a checkpoint."""
-        return any((self.out / "checkpoints").glob("step-*"))
+        folder = self.out / "checkpoints"
+        return os.path.isdir(folder) and any(folder.glob("step-*"))
 
     def _known_steps(self) -> dict[str, int]:
         """What is noted of stages that are done, or that have come so far that they go on."""

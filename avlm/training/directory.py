@@ -151,6 +151,8 @@ class RunDirectory:
                 del data[key]
             for key in FREE_DATA:
                 del data["data"][key]
+            for key in FREE_FEATURES:
+                del data["features"][key]
         return _first_difference(before, now)
 
     def _compare(self, old: RunConfig) -> None:

@@ -105,9 +105,7 @@ class Journal:
         self._listed = self._listed_bad()
 
     def step(self, metrics: StepMetrics) -> None:
-        row = {name: value for name, value in asdict(metrics).items() if value is not None}
-        for name in ("loss", "grad_norm"):
-            row[name] = row[name] if math.isfinite(row[name]) else None
+        row = {name: _number_or_none(value) for name, value in asdict(metrics).items() if value is not None}
         self._append(self.metrics, [row])
 
     def trouble(self, rows: Sequence[dict[str, Any]]) -> None:
@@ -203,6 +201,13 @@ class Journal:
 
     def _listed_bad(self) -> set[tuple[object, object, object]]:
         return {(row.get("sample_id"), row.get("where"), row.get("reason")) for row in read_lines(self.quarantine)}
+
+
+def _number_or_none(value: Any) -> Any:
+    """JSON has no word for what is no number, or infinite."""
+    if isinstance(value, dict):
+        return {name: _number_or_none(one) for name, one in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _number(value: object) -> float:

@@ -19,6 +19,7 @@ from avlm.training.sharded import put_whole, whole_tensor
 
 MASTER = "master"
 """What a weight's float32 copy is called among its moments."""
+PRECISIONS = {torch.float32, torch.bfloat16, torch.float16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ def put_back(tensors: Tensors, model: nn.Module, optimizer: torch.optim.Optimize
     """
     trained, targets = _trained(model), _weights(model)
     strange = tensors.weights.keys() ^ targets.keys()
-    strange |= {n for n, value in tensors.weights.items() if n in targets and value.shape != targets[n].shape}
+    strange |= {name for name, value in tensors.weights.items() if name in targets and not _takes(targets[name], value)}
     strange |= {name for name in tensors.moments if name.rpartition("|")[0] not in trained}
     if strange:
         raise WeightsError(
@@ -103,6 +104,11 @@ def put_back(tensors: Tensors, model: nn.Module, optimizer: torch.optim.Optimize
             kept = torch.empty_like(like, dtype=value.dtype, device=parameter.device)
             put_whole(kept, value)
             optimizer.state[parameter][key] = kept
+
+
+def _takes(target: Tensor, value: Tensor) -> bool:
+    """Whether a value can be put back. What is spread over processes is kept in float32; elsewhere a copy is."""
+    return value.shape == target.shape and (value.dtype == target.dtype or {value.dtype, target.dtype} <= PRECISIONS)
 
 
 def _trained(model: nn.Module) -> dict[str, nn.Parameter]:

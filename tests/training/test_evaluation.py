@@ -27,12 +27,11 @@ from avlm.eval.examining import look_and_listen
 from avlm.training.chain import Run
 from avlm.training.evaluation import standing, value_of
 from avlm.training.heldout import spread
-from avlm.training.observe import StepMetrics, read_lines
+from avlm.training.observe import MEASURED, StepMetrics, read_lines
 from avlm.training.report import write_report
 from avlm.training.unmoved import unmoved
 
 Small = Callable[..., RunConfig]
-TIMES = ("seconds", "data_seconds", "tokens_per_s")
 ONLY = {
     "name": "only",
     "train": {"vision_connector": {"lr": 1e-3}, "audio": {"lr": 1e-3}, "language": {"lr": 1e-3}},
@@ -69,7 +68,7 @@ def train(config: RunConfig, **more: Any) -> str:
 
 
 def lines(config: RunConfig, name: str = "evals.jsonl") -> list[dict[str, Any]]:
-    return [{k: v for k, v in row.items() if k not in TIMES} for row in read_lines(Path(config.out) / name)]
+    return [{k: v for k, v in row.items() if k not in MEASURED} for row in read_lines(Path(config.out) / name)]
 
 
 class Scripted:

@@ -15,7 +15,7 @@ from rich.console import Console
 from avlm.config.run import RunConfig, Stage
 from avlm.errors import ConfigError, DataError
 from avlm.training.chain import Run
-from avlm.training.observe import read_lines
+from avlm.training.observe import MEASURED, read_lines
 
 Small = Callable[..., RunConfig]
 JOINT = {
@@ -25,7 +25,6 @@ JOINT = {
     "batch_rows": 1,
     "row_tokens": 128,
 }
-TIMES = ("seconds", "data_seconds", "tokens_per_s")
 
 
 class Dead(BaseException):
@@ -52,7 +51,7 @@ def train(config: RunConfig, only: str | None = None, *, die_at: int | None = No
 def lines(out: Path, stage: str | None = None) -> list[dict[str, Any]]:
     """What was written down of each step, but for its times."""
     found = [r for r in read_lines(out / "metrics.jsonl") if stage in (None, r["stage"])]
-    return [{name: value for name, value in row.items() if name not in TIMES} for row in found]
+    return [{name: value for name, value in row.items() if name not in MEASURED} for row in found]
 
 
 def weights(out: Path) -> dict[str, bytes]:
@@ -86,7 +85,7 @@ def test_a_run_that_goes_on_takes_as_many_steps(small_run: Small, tmp_path: Path
 
 
 def test_a_run_that_ended_before_its_first_checkpoint_counts_again(small_run: Small, tmp_path: Path) -> None:
-    never = ["save.every_s=1000"]
+    never = ["save.every_s=1000", "save.every_steps=null"]
     with pytest.raises(Dead):
         train(packed(small_run("run", never)), die_at=2)
     with (tmp_path / "rows.jsonl").open("a") as file:  # so that a note of before would be wrong

@@ -281,7 +281,7 @@ def test_a_step_is_the_same_however_it_is_cut_into_rows(
     one, many = (read_lines(tmp_path / name / "metrics.jsonl") for name in ("1000", "90"))
     assert one[0]["rows"] == 1 and many[0]["rows"] > 1
     for a, b in zip(one, many, strict=True):
-        for name in ("loss", "grad_norm", "margin", "preferred"):
+        for name in ("loss", "grad_norm", "margin"):  # pairs of text alone have a margin of 0, with the noise of sums
             assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-6), name
 
 

@@ -203,7 +203,7 @@ class Watch:
             message = f"{head}; {said}. Replace the file, or remove the sample"
             file = blamed[0].files[found.item] if found.item is not None else ""
             return DataError(message, where=blamed[0].where, sample_id=blamed[0].id, file=file)
-        if found is not None and found.cause == "weight":
+        if found is not None and found.cause == "weight" and step == 0:  # later ones have been trained until they broke
             return ConfigError(f"{head}; {said}. Begin with whole weights, in a new directory (out=DIR)")
         return ConfigError(
             f"{head}; training has diverged: {said}. Lower the rates, stages.{name}.train.*.lr, in a new directory "

@@ -32,6 +32,7 @@ from avlm.training.features import (
     encoder_digest,
     medium_key,
 )
+from avlm.training.observe import MEASURED as TIMES
 from avlm.training.observe import read_lines
 from avlm.training.segments import Segments
 from avlm.training.stages import prepare
@@ -279,10 +280,9 @@ def run(config: RunConfig, at: int | None = None) -> str:
 
 def facts(out: Path) -> dict[str, Any]:
     """All that two runs must have in common: every weight, every line but its times."""
-    times = ("seconds", "data_seconds", "tokens_per_s")
     weights = {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.glob("stages/*/*.safetensors"))}
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return {**weights, "metrics": [{k: v for k, v in row.items() if k not in times} for row in rows]}
+    return {**weights, "metrics": [{k: v for k, v in row.items() if k not in TIMES} for row in rows]}
 
 
 @pytest.fixture

@@ -88,11 +88,11 @@ def test_parts_under_way_side_by_side_are_left_to_one_process(
     small_run: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
     config = changed(small_run(), tmp_path / "out", device="cpu")
-    (tmp_path / "out" / "building").mkdir(parents=True)
+    (tmp_path / "out" / "building" / config.stages[0].name).mkdir(parents=True)
     (tmp_path / "out" / "config.yaml").write_text(to_yaml(config))
     for kind, message in train_in(2, config):
         assert kind == "ConfigError"
-        assert re.search(r"holds parts that one process was building side by side", message)
+        assert re.search(r"holds stages that one process was training side by side", message)
 
 
 def torchrun(config: Path, out: Path, log: Path) -> subprocess.Popen[bytes]:
