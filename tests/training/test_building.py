@@ -63,6 +63,7 @@ def test_parts_and_journals_are_those_of_one_after_the_other(apart: Apart, tmp_p
     assert "language, vision, audio" in together and "language, vision, audio" not in alone
 
 
+@pytest.mark.slow
 def test_two_at_a_time_and_only_what_was_asked_for(apart: Apart, tmp_path: Path) -> None:
     """Up to the second stage first; then the third alone, in this very process; then the rest."""
     train(apart("one"))
@@ -73,6 +74,7 @@ def test_two_at_a_time_and_only_what_was_asked_for(apart: Apart, tmp_path: Path)
     assert_equal(facts(tmp_path / "two"), facts(tmp_path / "one"))
 
 
+@pytest.mark.slow
 def test_a_part_that_needs_another_waits_for_it(apart: Apart, tmp_path: Path) -> None:
     """The vision encoder is built with the run's own language model, between two parts that need nothing."""
     answers = ["stages.vision.supervise=answers"]
@@ -81,6 +83,7 @@ def test_a_part_that_needs_another_waits_for_it(apart: Apart, tmp_path: Path) ->
     assert_equal(facts(tmp_path / "three"), facts(tmp_path / "one"))
 
 
+@pytest.mark.slow
 def test_stages_with_data_of_their_own_share_one_vocabulary(apart: Apart, tmp_path: Path) -> None:
     apart()
     own = tmp_path / "own.jsonl"
@@ -122,7 +125,7 @@ def test_senses_aligned_side_by_side_come_to_the_bits_of_one_after_the_other(ali
     assert not (tmp_path / "two" / "building").exists()
 
 
-@pytest.mark.parametrize("where", ["vision-alignment", "audio-alignment"])
+@pytest.mark.parametrize("where", [pytest.param("vision-alignment", marks=pytest.mark.slow), "audio-alignment"])
 def test_killed_while_aligned_senses_are_laid_together(
     aligned: Apart, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
@@ -190,7 +193,12 @@ def wait(until: Callable[[], bool], seconds: float = 120) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="children are found in /proc")
 @pytest.mark.parametrize(
-    "number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM], ids=["killed", "stopped", "stopped by a scheduler"]
+    "number",
+    [
+        pytest.param(signal.SIGKILL, id="killed"),
+        pytest.param(signal.SIGINT, id="stopped", marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, id="stopped by a scheduler", marks=pytest.mark.slow),
+    ],
 )
 def test_ended_while_parts_are_built_and_gone_on_with(apart: Apart, tmp_path: Path, number: signal.Signals) -> None:
     stages, out = ("language", "vision", "audio"), tmp_path / "cut"
@@ -231,6 +239,7 @@ def test_ended_while_parts_are_built_and_gone_on_with(apart: Apart, tmp_path: Pa
     assert not (out / "building").exists()
 
 
+@pytest.mark.slow
 def test_killed_between_two_parts_that_are_taken_over(
     apart: Apart, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -359,6 +359,7 @@ def test_settings_that_cannot_work_are_refused(settings: dict[str, Any], message
         Evaluate.model_validate(settings)
 
 
+@pytest.mark.slow
 def test_parts_that_are_built_side_by_side_are_measured_too(
     apart: Callable[..., RunConfig], rows: Callable[..., Path]
 ) -> None:

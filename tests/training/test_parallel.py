@@ -309,6 +309,7 @@ def test_what_stages_learn_is_the_same_with_shares_of_the_weights(
     assert_same(tmp_path / "one", tmp_path / "two")
 
 
+@pytest.mark.slow
 def test_half_precision_learns_in_float32_in_every_mode(plain: Callable[..., RunConfig], tmp_path: Path) -> None:
     config = plain(everything(), precision="bfloat16")
     done(train_in(1, config))

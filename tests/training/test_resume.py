@@ -125,6 +125,7 @@ def kill_and_go_on(config: Path, tmp_path: Path, kills: int, seed: int, span: tu
     return killed
 
 
+@pytest.mark.slow
 def test_three_kills_change_nothing(config: Path, tmp_path: Path) -> None:
     assert kill_and_go_on(config, tmp_path, kills=3, seed=0, span=(0.15, 0.45)) == 3
     metrics = read_lines(tmp_path / "killed" / "metrics.jsonl")
@@ -161,7 +162,7 @@ def quiet() -> Console:
 
 
 @pytest.mark.parametrize("every", ["1", "null"], ids=["a checkpoint each step", "no checkpoint"])
-@pytest.mark.parametrize("at", [2, 8, 12])
+@pytest.mark.parametrize("at", [2, *(pytest.param(at, marks=pytest.mark.slow) for at in (8, 12))])
 def test_stopped_in_any_stage(small_run: Callable[..., RunConfig], tmp_path: Path, at: int, every: str) -> None:
     def die(metrics: Any) -> None:
         if metrics.step == at:
@@ -200,7 +201,7 @@ def test_a_damaged_newest_checkpoint_costs_a_step_and_nothing_else(
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("number", [pytest.param(SIGNALS[0], marks=pytest.mark.slow), *SIGNALS[1:]])
 def test_a_wish_to_stop_is_granted_after_the_step_with_everything_saved(
     small_run: Callable[..., RunConfig], tmp_path: Path, number: signal.Signals
 ) -> None:
