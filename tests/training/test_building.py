@@ -125,6 +125,7 @@ def test_senses_aligned_side_by_side_come_to_the_bits_of_one_after_the_other(ali
     assert not (tmp_path / "two" / "building").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", [pytest.param("vision-alignment", marks=pytest.mark.slow), "audio-alignment"])
 def test_killed_while_aligned_senses_are_laid_together(
     aligned: Apart, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
@@ -290,6 +291,7 @@ def test_what_ends_a_part_ends_the_run_with_the_same_words(apart: Apart, tmp_pat
     assert not (tmp_path / "three" / "parts").exists()
 
 
+@pytest.mark.slow
 def test_a_wrong_setting_of_a_part_is_one_message_and_status_2(apart: Apart, tmp_path: Path) -> None:
     config = apart("three", ["stages.language.row_tokens=8", THREE])
     (tmp_path / "three.yaml").write_text(to_yaml(config))

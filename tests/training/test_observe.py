@@ -182,6 +182,7 @@ def test_a_sentence_is_printed_as_it_is() -> None:
     assert out.getvalue() == sentence + "\n"
 
 
+@pytest.mark.slow
 def test_time_that_answering_and_saving_take_is_not_the_datas(
     small_run: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -113,7 +113,9 @@ def test_the_profiler_records_the_steps_that_are_asked_for(short: Callable[..., 
     assert path.name == "steps-2-3.json"
     events = json.loads(path.read_bytes())["traceEvents"]
     updates = [event for event in events if str(event.get("name", "")).startswith("Optimizer.step")]
-    assert len(updates) == 2 and any("aten::" in str(event.get("name")) for event in events)
+    # An optimizer that is made of another is noted twice, one inside the other, once both kinds have been made.
+    inside = [u for u in updates for v in updates if u is not v and v["ts"] <= u["ts"] < v["ts"] + v["dur"]]
+    assert len(updates) - len(inside) == 2 and any("aten::" in str(event.get("name")) for event in events)
 
 
 def test_steps_to_record_come_in_order(short: Callable[..., RunConfig]) -> None:
