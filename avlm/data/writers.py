@@ -16,7 +16,7 @@ import tarfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, Protocol
+from typing import Any, BinaryIO, Literal
 
 from avlm.data.decoding.files import LIMITS, Limits, opened
 from avlm.data.readers.endings import ending_of
@@ -45,16 +45,6 @@ class Converted:
     """Files of media; one that several rows share is one in JSON lines."""
     bad: list[DataError] = field(default_factory=list)
     """Rows that could not be written, as a medium of theirs cannot be read."""
-
-
-class _Writer(Protocol):
-    media: int
-
-    def add(self, sample: Sample, name: str) -> None:
-        """Write a sample, of a set by name."""
-
-    def close(self) -> Path:
-        """Finish, and say where it is below the folder."""
 
 
 def convert_rows(
