@@ -10,10 +10,15 @@ from avlm.config.base import Settings
 
 
 class ParallelConfig(Settings):
-    """What holds where a run is started as several processes (`torchrun ... -m avlm train RECIPE`).
+    """What holds where several processes train: those that the run starts by itself for each stage (`processes`), or
+    those that a run is started as (`torchrun ... -m avlm train RECIPE`).
 
     None of it changes what is learned, so a run may go on with other settings, or with another number of processes.
     """
+
+    processes: int = Field(1, ge=1)
+    """Processes of this machine that train a stage together; where they compute on GPUs, at most as many as there are.
+    Under torchrun its own number goes."""
 
     mode: Literal["data", "fsdp"] = "data"
     """`data`: each process has the whole model. `fsdp`: weights, gradients and the optimizer's moments are spread over

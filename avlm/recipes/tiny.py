@@ -6,6 +6,7 @@ from avlm.config.connectors import MlpConnector, PrefixConnector
 from avlm.config.data import DataConfig
 from avlm.config.media import VideoSpec
 from avlm.config.model import AudioPart, LanguagePart, ModelConfig, Source, VisionPart
+from avlm.config.parallel import ParallelConfig
 from avlm.config.run import (
     Augment,
     Optimizer,
@@ -77,6 +78,7 @@ def tiny(pace: float = 1.0) -> RunConfig:
         save=SaveConfig(every_s=30),
         samples=SampleConfig(prompts=2),
         side_by_side=3,
+        parallel=ParallelConfig(processes=2),
         threads=1,  # parts this small gain nothing from a second one, and come to the same bits on every machine
     )
 

@@ -87,6 +87,7 @@ class _Worker:
         config = run.model_copy(
             update={"stages": (stage,), "out": str(self.folder), "threads": threads, "side_by_side": 1}
             | {"log": (), "profile": None}  # which are the whole run's, and go by its steps
+            | {"parallel": run.parallel.model_copy(update={"processes": 1})}
         )
         settings = self.folder.parent / f"{stage.name}.yaml"
         settings.write_text(to_yaml(config), encoding="utf-8")

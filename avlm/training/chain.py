@@ -56,6 +56,7 @@ from avlm.training.device import move_model
 from avlm.training.directory import STEPS, Difference, RunDirectory, note_steps, noted_steps
 from avlm.training.features import drop_features
 from avlm.training.heldout import Examiner
+from avlm.training.mates import mates
 from avlm.training.memory import keep_freed_memory
 from avlm.training.observe import StepMetrics, read_lines
 from avlm.training.sharded import shards
@@ -109,7 +110,7 @@ class Run:
         self.directory = RunDirectory(self.given, self.sources.fingerprints(), self._changed_steps)
         self.directory.check()
         self.prompts = self.sources.prompts()
-        self.sources.check_held_out(self.examine is not None)
+        self.sources.check_held_out(self.examine is not None or not self.world.first)
         self.trackers = Trackers()
 
     def _counted(self, config: RunConfig) -> RunConfig:
@@ -171,6 +172,11 @@ class Run:
                 if all(self._done(stage) for stage in self.stages):
                     drop_features(self.config.features, self.out)
         return self.out / "model"
+
+    def train_beside(self, name: str, stop: StopWish) -> None:
+        """Train one stage as one of the processes that the run's first has started for it."""
+        keep_freed_memory()
+        self._train_stage(next(stage for stage in self.stages if stage.name == name), stop, self.world)
 
     @contextmanager
     def _claimed(self) -> Iterator[None]:
@@ -264,7 +270,8 @@ class Run:
             collect_models(self.config, [stage for stage in group if stage in wanted], self._steps_before)
             return
         for stage in waiting:
-            self._train_stage(stage, stop)
+            with mates(self.world, self.given, stage) as world:
+                self._train_stage(stage, stop, world)
             self.world.wait()
             gc.collect()  # a spread model is full of cycles, and the next stage needs its memory
             if self.world.most(stop.number or 0)[0]:
@@ -282,12 +289,12 @@ class Run:
 
     # ------------------------------------------------------------ one stage
 
-    def _train_stage(self, stage: Stage, stop: StopWish) -> None:
+    def _train_stage(self, stage: Stage, stop: StopWish, world: World) -> None:
         self.console.rule(stage.name)
         model, processor = self._begin(stage)
-        if not shards(self.config, stage, self.world):  # which moves each process's share only
-            move_model(model, self.world.device)
-            if self.config.parallel.mode == "fsdp" and not self.world.alone:
+        if not shards(self.config, stage, world):  # which moves each process's share only
+            move_model(model, world.device)
+            if self.config.parallel.mode == "fsdp" and not world.alone:
                 tell(
                     self.console,
                     f"{stage.name}: every process has the whole encoder, parallel.mode=fsdp notwithstanding, because "
@@ -300,7 +307,7 @@ class Run:
         if self.config.data.system is not None:
             processor.use_system(self.config.data.system)
         writer = processor if stage.template is None else processor.with_template(stage.template)
-        with self.world.first_alone(), counted(f"index of {stage.name}", self.console) as progress:
+        with world.first_alone(), counted(f"index of {stage.name}", self.console) as progress:
             index = self.sources.index(
                 stage, writer, self.video, self.out / "index", progress, goes_on=self._under_way()
             )
@@ -308,7 +315,7 @@ class Run:
         loader = StepLoader(
             self.sources.of(stage), given, writer, self.config.data, self.config.seed, self.video,
             measures=None if index is None else index.measures(), uncounted=None if index is None else uncounted(index),
-            rank=self.world.rank, ranks=self.world.size,
+            rank=world.rank, ranks=world.size,
         )  # fmt: skip
         stage = self._in_steps(stage, given, loader.plan)
         if untaken(self.sources.of(stage).facts, stage):
@@ -316,12 +323,12 @@ class Run:
             tell(self.console, f"{stage.name}: no row is of {names}, of which stages.{stage.name}.take takes a share")
         trainer = Trainer(
             self.config, stage, model, processor, loader, self._prompts_for(stage, processor), self.out,
-            self._steps_before(stage), self.console, self.on_step, stop, self.world,
+            self._steps_before(stage), self.console, self.on_step, stop, world,
             self.sources.measured_on(stage, writer, processor, self.video, self.examine), self.directory.owner(),
             self.trackers,
         )  # fmt: skip
         trainer.train()
-        if not self.world.first:
+        if not world.first:
             return
         try:
             self._save_result(stage, trainer.model, processor)

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from avlm.config.parallel import ParallelConfig
@@ -209,25 +209,40 @@ def join(device: Device, settings: ParallelConfig) -> World:
     size = int(os.environ.get("WORLD_SIZE", 1))
     if size == 1 or "RANK" not in os.environ:
         return one_process(device)
-    here = place(device)
-    limit = timedelta(seconds=settings.timeout_s)
     try:
-        store, rank, size = next(rendezvous("env://", timeout=limit))
-        store = PrefixStore(f"avlm/{next(_joined)}", store)
+        store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=settings.timeout_s)))
+    except (dist.DistError, RuntimeError) as error:
+        raise _not_found(size, error) from None
+    return enter(PrefixStore(f"avlm/{next(_joined)}", store), rank, size, device, settings)
+
+
+def enter(store: Store, rank: int, size: int, device: Device, settings: ParallelConfig) -> World:
+    """Become a member of the world whose processes know each other by this store.
+
+    Raises:
+        ConfigError: There is no such GPU.
+        WorldError: The others do not come.
+    """
+    here = place(device)
+    try:
         dist.init_process_group(
             "gloo" if here.type == "cpu" else "cpu:gloo,cuda:nccl",
             store=store,
             rank=rank,
             world_size=size,
-            timeout=limit,
+            timeout=timedelta(seconds=settings.timeout_s),
         )
         patient = dist.new_group(backend="gloo", timeout=PATIENCE)
     except (dist.DistError, RuntimeError) as error:
-        raise WorldError(
-            f"the {size} processes of this run did not find each other ({str(error).splitlines()[0][:200]}). "
-            "Start all of them, with the same MASTER_ADDR and MASTER_PORT"
-        ) from None
+        raise _not_found(size, error) from None
     return World(rank, size, here, store, patient)
+
+
+def _not_found(size: int, error: Exception) -> WorldError:
+    return WorldError(
+        f"the {size} processes of this run did not find each other ({str(error).splitlines()[0][:200]}). "
+        "Start all of them, with the same MASTER_ADDR and MASTER_PORT"
+    )
 
 
 def _is_loss(error: Exception) -> bool:
