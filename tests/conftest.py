@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +19,14 @@ from PIL import Image
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 torch.set_num_threads(1)  # tests run beside each other, and tiny tensors gain nothing from more
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that they start, too
+
+
+def pytest_collection_finish() -> None:
+    """Everything is imported by now: what that made stays, and no collection looks through it again."""
+    gc.collect()
+    gc.freeze()
+
 
 TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"

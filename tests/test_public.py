@@ -62,8 +62,11 @@ ORDERS = {
 }
 
 
+@pytest.mark.parametrize(
+    "orders", [["transformers first", "the processor first"], pytest.param([*ORDERS], marks=pytest.mark.slow)]
+)
 def test_a_model_directory_loads_after_any_order_of_imports(
-    make_model: Callable[..., Any], picture: Callable[..., Path], tmp_path: Path
+    make_model: Callable[..., Any], picture: Callable[..., Path], tmp_path: Path, orders: list[str]
 ) -> None:
     made = make_model()
     save_model(*made, tmp_path / "model")
@@ -71,9 +74,11 @@ def test_a_model_directory_loads_after_any_order_of_imports(
     script = LOADS.format(folder=str(tmp_path / "model"), picture=str(path))
     running = {
         name: subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", f"{first}\n{script}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            [sys.executable, "-W", "ignore", "-c", f"{ORDERS[name]}\n{script}"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
-        for name, first in ORDERS.items()
+        for name in orders
     }
     messages = [{"role": "user", "content": [{"type": "image", "path": str(path)}, {"type": "text", "text": "What?"}]}]
     inputs = made.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)

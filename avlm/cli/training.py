@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import time
@@ -112,6 +113,7 @@ def _train_and_report(config: RunConfig, stage: str | None, began: float, world:
     from avlm.training.stopping import Stopped
 
     quiet()
+    gc.freeze()  # what the imports made stays, and no collection between two stages looks through it
     with _stoppable():
         run = Run(config, world=world, examine=look_and_listen)
     try:

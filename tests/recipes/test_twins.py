@@ -28,7 +28,13 @@ VARIANTS: dict[str, dict[str, str]] = {
 }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+QUICK = ("avlm.8b", "neva.llava15_7b with LoRA", "audio.salmonn", "vita15.7b")
+"""Of these every test run sees all stages; of the others `make test-all`."""
+
+
+@pytest.mark.parametrize(
+    "variant", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in VARIANTS]
+)
 def test_a_twin_goes_through_every_stage(variant: str, tmp_path: Path) -> None:
     name, _, _ = variant.partition(" ")
     config = recipe(name, size="twin", **VARIANTS[variant])

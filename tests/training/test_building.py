@@ -192,6 +192,7 @@ def wait(until: Callable[[], bool], seconds: float = 120) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="children are found in /proc")
 @pytest.mark.parametrize(
     "number",
@@ -279,6 +280,7 @@ def failure(config: RunConfig) -> AvlmError:
     return error.value
 
 
+@pytest.mark.slow
 def test_what_ends_a_part_ends_the_run_with_the_same_words(apart: Apart, tmp_path: Path) -> None:
     """The vision encoder fails while the language model before it is under way, and that is stopped."""
     apart()

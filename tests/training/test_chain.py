@@ -422,6 +422,7 @@ def test_media_outside_of_the_folders_of_a_run_are_left_out_until_they_are_opene
     assert not read_lines(tmp_path / "opened" / "quarantine.jsonl")
 
 
+@pytest.mark.slow
 def test_bad_rows_of_one_stage_are_not_listed_again_by_the_next(small_run: Small, tmp_path: Path) -> None:
     config = small_run("run", ["data.max_bad=0.9", "stages.vision.steps=4", "stages.joint.steps=6"])
     add_rows(tmp_path / "rows.jsonl", "{", question("m", {"type": "image", "path": "nowhere.png"}))
@@ -484,6 +485,7 @@ def test_no_data_and_no_such_data_are_refused(small_run: Small, tmp_path: Path) 
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_run_says_once_what_its_stages_leave_out_for_its_senses(small_run: Small) -> None:
     told = [line for line in said(small_run("run", ["max_steps=1"])).splitlines() if " of 12 rows" in line]
     assert told == [f"{name}: 3 of 12 rows; 6 hold sound, 3 hold no picture" for name in ("vision", "align")]

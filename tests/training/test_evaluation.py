@@ -228,6 +228,7 @@ def test_a_stage_leaves_its_best_weights_where_that_is_wanted(measured: Callable
     assert left == during[6]
 
 
+@pytest.mark.slow
 def test_a_stage_whose_last_weights_are_best_leaves_those(measured: Callable[..., RunConfig]) -> None:
     last, best = measured("last"), measured("best", leave="best")
     train(last)
@@ -238,6 +239,7 @@ def test_a_stage_whose_last_weights_are_best_leaves_those(measured: Callable[...
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_less_of_a_loss_is_better(measured: Callable[..., RunConfig]) -> None:
     config = measured(every=1, patience=1, metric="accuracy", goal="min")
     train(config, examine=Scripted(0.5, 0.4, 0.3, 0.3, 0.1))
@@ -248,7 +250,7 @@ class KilledError(Exception):
     pass
 
 
-@pytest.mark.parametrize("at", [1, 2, 3])
+@pytest.mark.parametrize("at", [2, *(pytest.param(at, marks=pytest.mark.slow) for at in (1, 3))])
 def test_a_run_that_is_killed_ends_early_at_the_same_step(measured: Callable[..., RunConfig], at: int) -> None:
     """A checkpoint is written at every step, so the process is killed before, at and after the one that decides."""
     whole = measured("whole", every=1, patience=2, metric="accuracy")

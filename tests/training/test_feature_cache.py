@@ -320,7 +320,9 @@ def test_runs_with_the_cache_end_with_the_same_bits(
     assert facts(tmp_path / "measured") == whole
 
 
-@pytest.mark.parametrize("left", ["warm", "cold", "damaged"])
+@pytest.mark.parametrize(
+    "left", ["warm", *(pytest.param(left, marks=pytest.mark.slow) for left in ("cold", "damaged"))]
+)
 def test_a_run_that_is_killed_goes_on_to_the_same_bits(
     frozen: Callable[..., RunConfig], tmp_path: Path, left: str
 ) -> None:
@@ -339,7 +341,7 @@ def test_a_run_that_is_killed_goes_on_to_the_same_bits(
     assert facts(tmp_path / "cut") == facts(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("mode", ["data", "fsdp"])
+@pytest.mark.parametrize("mode", ["data", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_two_processes_share_a_folder(frozen: Callable[..., RunConfig], tmp_path: Path, mode: str) -> None:
     kept = f"features.folder={tmp_path / 'kept'}"
     config = frozen("one", "features=on", f"features.folder={tmp_path / 'alone'}")
@@ -400,6 +402,7 @@ def test_the_setting_s_short_form(small_run: Callable[..., RunConfig]) -> None:
         small_run(overrides=["features=sometimes"])
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_same_choice_and_any_folder(frozen: Callable[..., RunConfig], tmp_path: Path) -> None:
     run(frozen("run", "features=on"), at=4)
     with pytest.raises(ConfigError) as error:

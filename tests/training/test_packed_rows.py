@@ -84,6 +84,7 @@ def test_a_run_that_goes_on_takes_as_many_steps(small_run: Small, tmp_path: Path
     assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_run_that_ended_before_its_first_checkpoint_counts_again(small_run: Small, tmp_path: Path) -> None:
     never = ["save.every_s=1000", "save.every_steps=null"]
     with pytest.raises(Dead):
@@ -96,6 +97,7 @@ def test_a_run_that_ended_before_its_first_checkpoint_counts_again(small_run: Sm
     assert sum(steps[:-1]) < 2 * 24 <= sum(steps) and f"2 epochs are {len(steps)} steps" in told
 
 
+@pytest.mark.slow
 def test_a_stage_behind_it_counts_from_its_steps(small_run: Small, tmp_path: Path) -> None:
     """Also where parts are built side by side, which waits for stages whose length is not known yet."""
     early = ["stages.language.epochs=1", "stages.language.batch_rows=2", "side_by_side=2"]

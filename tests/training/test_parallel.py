@@ -77,6 +77,8 @@ def done(found: list[tuple[str, Any]]) -> None:
 
 
 MODES = ("data", "fsdp")
+EITHER = ("data", pytest.param("fsdp", marks=pytest.mark.slow))
+"""Where both end in the same way."""
 TRAIN = {
     "whole": everything(),
     "connectors": {"vision_connector": {"lr": LR}, "audio_connector": {"lr": LR}},
@@ -84,8 +86,15 @@ TRAIN = {
 }
 
 
-@pytest.mark.parametrize("train", TRAIN)
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("mode", "train"),
+    [
+        ("data", "whole"),
+        ("fsdp", "lora"),
+        *(pytest.param("data", train, marks=pytest.mark.slow) for train in ("connectors", "lora")),
+        *(pytest.param("fsdp", train, marks=pytest.mark.slow) for train in ("whole", "connectors")),
+    ],
+)
 def test_two_processes_learn_what_one_learns(
     plain: Callable[..., RunConfig], tmp_path: Path, train: str, mode: str
 ) -> None:
@@ -144,8 +153,8 @@ def test_any_process_may_hold_any_mixture_for_long(
     ("first", "then"),
     [
         pytest.param((2, "fsdp"), (1, "data"), id="2 fsdp to 1"),
-        pytest.param((1, "data"), (2, "fsdp"), id="1 to 2 fsdp"),
-        pytest.param((2, "data"), (2, "fsdp"), id="2 data to 2 fsdp"),
+        pytest.param((1, "data"), (2, "fsdp"), id="1 to 2 fsdp", marks=pytest.mark.slow),
+        pytest.param((2, "data"), (2, "fsdp"), id="2 data to 2 fsdp", marks=pytest.mark.slow),
         pytest.param((4, "fsdp"), (1, "data"), id="4 fsdp to 1", marks=pytest.mark.slow),
         pytest.param((4, "fsdp"), (2, "fsdp"), id="4 fsdp to 2 fsdp", marks=pytest.mark.slow),
         pytest.param((4, "data"), (2, "data"), id="4 data to 2 data", marks=pytest.mark.slow),
@@ -201,7 +210,7 @@ def hangs(metrics: Any) -> None:
         time.sleep(15)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", EITHER)
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_that_dies_ends_the_others_with_a_message(
     plain: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, rank: int
@@ -216,14 +225,14 @@ def test_a_process_that_dies_ends_the_others_with_a_message(
     assert "the same command goes on from the last checkpoint" in message
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", EITHER)
 def test_a_process_that_fails_tells_the_others_why(plain: Callable[..., RunConfig], tmp_path: Path, mode: str) -> None:
     config = changed(plain(everything()), tmp_path / "two", parallel={"mode": mode})
     told = "process 1 of 2 failed, and process 0 cannot go on without it: ValueError: no more ideas"
     assert train_in(2, config, on_step=fails) == [("WorldError", told), ("ValueError", "no more ideas")]
 
 
-@pytest.mark.parametrize("mode", ["data", pytest.param("fsdp", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("mode", EITHER)
 def test_a_process_that_hangs_is_not_waited_for_longer_than_allowed(
     plain: Callable[..., RunConfig], tmp_path: Path, mode: str
 ) -> None:
@@ -240,7 +249,7 @@ def asked_to_stop(metrics: Any) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", EITHER)
 def test_one_process_that_is_asked_to_stop_stops_all_at_the_same_step(
     plain: Callable[..., RunConfig], tmp_path: Path, mode: str
 ) -> None:
@@ -294,9 +303,15 @@ def test_the_budget_of_bad_samples_is_that_of_all_processes(plain: Callable[...,
 @pytest.mark.parametrize(
     "stage",
     [
-        pytest.param({"train": {"audio_connector": {"lr": LR}}, "loss": "distill", "rows": "audio"}, id="distill"),
+        pytest.param(
+            {"train": {"audio_connector": {"lr": LR}}, "loss": "distill", "rows": "audio"},
+            id="distill",
+            marks=pytest.mark.slow,
+        ),
         pytest.param({"train": everything(), "state_head": {"lr": LR}}, id="states"),
-        pytest.param({"train": everything(), "batch_rows": 3, "row_tiles": 4}, id="planned rows"),
+        pytest.param(
+            {"train": everything(), "batch_rows": 3, "row_tiles": 4}, id="planned rows", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_what_stages_learn_is_the_same_with_shares_of_the_weights(

@@ -161,7 +161,10 @@ def quiet() -> Console:
     return Console(file=io.StringIO())
 
 
-@pytest.mark.parametrize("every", ["1", "null"], ids=["a checkpoint each step", "no checkpoint"])
+@pytest.mark.parametrize(
+    "every",
+    [pytest.param("1", id="a checkpoint each step"), pytest.param("null", id="no checkpoint", marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize("at", [2, *(pytest.param(at, marks=pytest.mark.slow) for at in (8, 12))])
 def test_stopped_in_any_stage(small_run: Callable[..., RunConfig], tmp_path: Path, at: int, every: str) -> None:
     def die(metrics: Any) -> None:
@@ -201,7 +204,9 @@ def test_a_damaged_newest_checkpoint_costs_a_step_and_nothing_else(
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
-@pytest.mark.parametrize("number", [pytest.param(SIGNALS[0], marks=pytest.mark.slow), *SIGNALS[1:]])
+@pytest.mark.parametrize(
+    "number", [*(pytest.param(number, marks=pytest.mark.slow) for number in SIGNALS[:-1]), SIGNALS[-1]]
+)
 def test_a_wish_to_stop_is_granted_after_the_step_with_everything_saved(
     small_run: Callable[..., RunConfig], tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -225,7 +230,9 @@ def test_a_wish_to_stop_is_granted_after_the_step_with_everything_saved(
     assert [signal.getsignal(s) for s in SIGNALS] == before
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGUSR1, 0)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), pytest.param(signal.SIGUSR1, 0, marks=pytest.mark.slow)]
+)
 def test_a_signal_on_the_command_line(config: Path, tmp_path: Path, number: signal.Signals, status: int) -> None:
     """Also where it is sent to all processes of the run, as schedulers do."""
     out = tmp_path / "out"

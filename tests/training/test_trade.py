@@ -325,6 +325,7 @@ def test_a_random_language_model_is_drawn_all_the_same_so_that_what_follows_it_i
     assert all(torch.equal(p, theirs[name]) for name, p in one.named_parameters())
 
 
+@pytest.mark.slow
 def test_other_words_make_another_encoder(apart: Callable[..., RunConfig]) -> None:
     def encoder(name: str) -> bytes:
         config = apart(name)
