@@ -111,7 +111,9 @@ def masked(config: RunConfig, count: int, seed: int) -> RunConfig:
     return changed(config, Path(config.out), data={**config.data.model_dump(mode="json"), "train": str(out)})
 
 
-def check_masks(plain: Callable[..., RunConfig], tmp_path: Path, size: int, mode: str, steps: int) -> None:
+def check_masks(
+    plain: Callable[..., RunConfig], tmp_path: Path, size: int, mode: str, steps: int, encoders: str = "own"
+) -> None:
     """Steps of five samples in rows that hold two or three, so some processes have fewer rows than others, or none.
 
     The rate is small, so that a step's loss and gradients, rather than those of all before it, are what is compared.
@@ -120,7 +122,11 @@ def check_masks(plain: Callable[..., RunConfig], tmp_path: Path, size: int, mode
     config = plain(train, steps=steps, batch_samples=5, row_tokens=160, schedule={"kind": "constant"})
     config = masked(config, 200, seed=size)
     done(train_in(1, config))
-    done(train_in(size, changed(config, tmp_path / "several", parallel={"mode": mode}), limit_s=1500))
+    done(
+        train_in(
+            size, changed(config, tmp_path / "several", parallel={"mode": mode, "encoders": encoders}), limit_s=1500
+        )
+    )
     one, several = lines(tmp_path / "one"), lines(tmp_path / "several")
     assert len(one) == len(several) == steps
     np.testing.assert_allclose(several, one, rtol=1e-5)
