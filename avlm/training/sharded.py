@@ -51,6 +51,20 @@ def shards(run: RunConfig, stage: Stage, world: World) -> bool:
     return run.parallel.mode == "fsdp" and not world.alone and stage.supervise != "words"
 
 
+def check_sharded(run: RunConfig, world: World) -> None:
+    """Refuse now what a later stage could not do with its weights spread, before hours are spent on this one.
+
+    Raises:
+        ConfigError: A stage compares the model with what it was.
+    """
+    for stage in run.stages:
+        if stage.loss == "dpo" and shards(run, stage, world):
+            raise ConfigError(
+                f"stage {stage.name} has loss=dpo, which compares the model with a copy of what it was, and with "
+                "parallel.mode=fsdp no process has all of it. Set parallel.mode=data"
+            )
+
+
 class Sharded:
     """As `DataParallel`, for a model that is spread over the processes.
 
@@ -77,11 +91,6 @@ class Sharded:
         settings: ParallelConfig,
         spread: Spread | None = None,
     ) -> None:
-        if stage.loss == "dpo":
-            raise ConfigError(
-                f"stage {stage.name} has loss=dpo, which compares the model with a copy of what it was, and with "
-                "parallel.mode=fsdp no process has all of it. Set parallel.mode=data"
-            )
         self.world, self.model, self.parameters, self.spread = world, model, parameters, spread
         self.nothing = _nothing(model, stage)
         model.plain_head()  # looked for now: it reads the whole language model

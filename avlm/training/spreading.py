@@ -19,6 +19,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from avlm.config.run import RunConfig, Stage
@@ -27,17 +28,12 @@ from avlm.models.features import Encode, EncoderPart, FeatureStore, Medium
 from avlm.models.media import ENCODERS, embeddings, encoder_of, encoder_work, row_media
 from avlm.models.modeling import AvlmForConditionalGeneration
 from avlm.samples import Row
+from avlm.training.console import tell
 from avlm.training.swapping import swap
 from avlm.training.world import World
 
 TOGETHER = 32
 """Media that go through an encoder at once."""
-
-
-def spreads(run: RunConfig, stage: Stage, world: World) -> bool:
-    """Whether a stage spreads its encoders' work; not with one process, nor where an encoder learns words by itself,
-    for then its work is all there is, and the rows are as even as it gets."""
-    return run.parallel.encoders == "spread" and not world.alone and stage.supervise != "words"
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +179,27 @@ class Spread:
             yield
         finally:
             self.model.features = before
+
+
+def spread_of(
+    run: RunConfig,
+    stage: Stage,
+    world: World,
+    model: AvlmForConditionalGeneration,
+    console: Console,
+    counted: Callable[[], AbstractContextManager[None]],
+) -> Spread | None:
+    """What spreads the encoder work of a stage, where that is asked for and there is anybody to share it with."""
+    if run.parallel.encoders == "own" or world.alone:
+        return None
+    if stage.supervise == "words":
+        tell(
+            console,
+            f"{stage.name}: every process encodes what it reads, parallel.encoders=spread notwithstanding, because the "
+            "encoder is all that learns here, and what it makes is not handed on",
+        )
+        return None
+    return Spread(world, model, counted)
 
 
 def reading(

@@ -35,9 +35,9 @@ from avlm.training.parallel import DataParallel
 from avlm.training.preference import Preference, preferred, tally
 from avlm.training.quicken import quicken
 from avlm.training.saver import Saver, kept_checkpoints
-from avlm.training.sharded import Sharded, shards
+from avlm.training.sharded import Sharded, check_sharded, shards
 from avlm.training.snapshot import gather, put_back
-from avlm.training.spreading import Spread, spreads
+from avlm.training.spreading import spread_of
 from avlm.training.stages import check_ahead, make_optimizer, part_modules, prepare, rate, set_modes
 from avlm.training.states import train_state_head
 from avlm.training.stopping import StopWish
@@ -109,13 +109,12 @@ class Trainer:
         self.steps = run.stage_steps(stage)
         fresh = _draw(run.seed, stage, -1)
         check_ahead(model, run.stages)
+        check_sharded(run, self.world)
         self.trained = prepare(model, stage, seed=fresh)
         self.preference = Preference(model, stage.dpo or Dpo()) if stage.loss == "dpo" else None
         self.fresh_head = stage.state_head is not None and model.state_head is None
         more = [] if stage.state_head is None else train_state_head(model, stage, fresh)
-        spread = None
-        if spreads(run, stage, self.world):
-            spread = Spread(self.world, model, lambda: self.gauges.encoding())
+        spread = spread_of(run, stage, self.world, model, console, lambda: self.gauges.encoding())
         self.parallel: DataParallel | Sharded
         if shards(run, stage, self.world):
             self.parallel = Sharded(self.world, model, stage, self._losses, self._learning, run.parallel, spread)
