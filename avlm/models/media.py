@@ -61,20 +61,28 @@ def embeddings(model: AvlmModel, part: EncoderPart, media: Sequence[Medium]) -> 
     return encode_chunks(model.features, part, encoder, media, _audio_spec(model, part), layer)
 
 
-def encoder_work(model: AvlmModel, part: EncoderPart, medium: Medium) -> float:
-    """Work of encoding a medium: that of its positions as `layout.work` has it, for each weight of the encoder; three
-    times as much where the encoder learns from it."""
+def learns(model: AvlmModel, part: EncoderPart) -> bool:
+    """Whether anything of an encoder is trained."""
     encoder = encoder_of(model, part)
-    assert encoder is not None, "who has media for an encoder has the encoder"
-    if part == "vision":
-        spec = model.config.media_spec().vision
-        assert spec is not None
-        rows, columns = medium.facts or square_grid(spec)
-        positions = rows * columns
-    else:
-        positions = encoded_count(medium.values.shape[1], _audio_spec(model, part))
-    learns = any(p.requires_grad for p in encoder.parameters())
-    return float(work(positions) * sum(p.numel() for p in encoder.parameters()) * (3 if learns else 1))
+    return encoder is not None and any(p.requires_grad for p in encoder.parameters())
+
+
+def work_by_place(model: AvlmModel, part: EncoderPart) -> float:
+    """Work of an encoder for each position: one for each of its weights, three where it learns from it (forward, and
+    backward for its input and its weight)."""
+    encoder = encoder_of(model, part)
+    weights = 0 if encoder is None else sum(p.numel() for p in encoder.parameters())
+    return float(weights * (3 if learns(model, part) else 1))
+
+
+def positions_of(model: AvlmModel, part: EncoderPart, medium: Medium) -> int:
+    """Positions that an encoder works through for a medium, attention included, as `layout.work` counts them."""
+    if part != "vision":
+        return work(encoded_count(medium.values.shape[1], _audio_spec(model, part)))
+    spec = model.config.media_spec().vision
+    assert spec is not None, "who has pictures has a model that sees"
+    rows, columns = medium.facts or square_grid(spec)
+    return work(rows * columns)
 
 
 def _audio_spec(model: AvlmModel, part: EncoderPart) -> AudioSpec:

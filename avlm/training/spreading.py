@@ -25,7 +25,7 @@ from torch import Tensor
 from avlm.config.run import RunConfig, Stage
 from avlm.data.planning.ranks import share_out
 from avlm.models.features import Encode, EncoderPart, FeatureStore, Medium
-from avlm.models.media import ENCODERS, embeddings, encoder_of, encoder_work, row_media
+from avlm.models.media import ENCODERS, embeddings, learns, positions_of, row_media, work_by_place
 from avlm.models.modeling import AvlmForConditionalGeneration
 from avlm.samples import Row
 from avlm.training.console import tell
@@ -68,7 +68,7 @@ class Spread:
     """Spreads the encoder work of one stage.
 
     Args:
-        model: Its encoders are whole while a step goes on.
+        model: Prepared for the stage; its encoders are whole while a step goes on.
         counted: While such a block runs, operations are counted.
     """
 
@@ -79,6 +79,8 @@ class Spread:
         counted: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.world, self.model, self.counted = world, model.model, counted
+        self.work = {part: work_by_place(self.model, part) for part in ENCODERS}
+        self.learned = frozenset(part for part in ENCODERS if learns(self.model, part))
 
     @contextmanager
     def step(self, rows: Sequence[Row]) -> Iterator[Callable[[int], AbstractContextManager[None]]]:
@@ -103,7 +105,7 @@ class Spread:
         )
         ready = self._send([tensor.detach() for tensor in made], pieces, back=True)
         for (part, _), tensor in zip(own, ready, strict=True):
-            tensor.requires_grad_(self._learns(part))
+            tensor.requires_grad_(part in self.learned)
         waiting = iter(ready)
         by_row_ready = [{part: [next(waiting) for _ in found[part]] for part in ENCODERS} for found in by_row]
         yield lambda number: self._prepared(by_row_ready[number])
@@ -111,7 +113,10 @@ class Spread:
 
     def _share(self, own: Sequence[tuple[EncoderPart, Medium]]) -> list[Piece]:
         """All media of the step, process after process, and who encodes each of them."""
-        told = [(ENCODERS.index(part), encoder_work(self.model, part, one), *one.facts) for part, one in own]
+        told = [
+            (ENCODERS.index(part), self.work[part] * positions_of(self.model, part, one), *one.facts)
+            for part, one in own
+        ]
         seen = self.world.gather(told)
         homes = [home for home, theirs in enumerate(seen) for _ in theirs]
         said = [one for theirs in seen for one in theirs]
@@ -158,18 +163,14 @@ class Spread:
         self, made: Sequence[Tensor], mine: Sequence[Piece], ready: Sequence[Tensor], pieces: Sequence[Piece]
     ) -> None:
         """Take the gradients of all embeddings that a trained encoder made to whoever made them, and on into it."""
-        learned = [piece for piece in pieces if self._learns(piece.part)]
+        learned = [piece for piece in pieces if piece.part in self.learned]
         if not learned or not torch.is_grad_enabled():
             return
         grads = [torch.zeros_like(t) if t.grad is None else t.grad for t in ready if t.requires_grad]
         coming = self._send(grads, learned, back=False)
-        outputs = [tensor for tensor, piece in zip(made, mine, strict=True) if self._learns(piece.part)]
+        outputs = [tensor for tensor, piece in zip(made, mine, strict=True) if piece.part in self.learned]
         if outputs:
             torch.autograd.backward(outputs, coming)
-
-    def _learns(self, part: EncoderPart) -> bool:
-        encoder = encoder_of(self.model, part)
-        return encoder is not None and any(p.requires_grad for p in encoder.parameters())
 
     @contextmanager
     def _prepared(self, made: dict[EncoderPart, list[Tensor]]) -> Iterator[None]:

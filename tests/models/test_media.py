@@ -12,7 +12,7 @@ from torch import Tensor
 from avlm.data.encode import pack
 from avlm.layout import work
 from avlm.models.features import Encode, EncoderPart, Medium
-from avlm.models.media import embeddings, encoder_work, row_media
+from avlm.models.media import embeddings, positions_of, row_media, work_by_place
 from avlm.samples import Row, Sample
 from tests.families import AUDIO, VISION
 from tests.models.test_one_by_one import TILINGS, heard, seen
@@ -94,7 +94,9 @@ def test_work_is_that_of_all_weights_at_all_places_and_thrice_where_they_learn(
     medium = row_media(inner, row_of(made, make_sample("image")))["vision"][0]
     (state,) = embeddings(inner, "vision", [medium])
     weights = sum(p.numel() for p in inner.vision_tower.parameters())
+    assert positions_of(inner, "vision", medium) == work(len(state))
     inner.requires_grad_(False)
-    assert encoder_work(inner, "vision", medium) == weights * work(len(state))
+    assert work_by_place(inner, "vision") == weights
     inner.vision_tower.requires_grad_(True)
-    assert encoder_work(inner, "vision", medium) == 3 * weights * work(len(state))
+    assert work_by_place(inner, "vision") == 3 * weights
+    assert work_by_place(inner, "audio") == 0

@@ -83,8 +83,8 @@ def test_only_what_is_too_much_moves() -> None:
 
 
 def test_steps_of_few_rows_are_made_even_by_moving_a_part_of_their_media() -> None:
-    """Eight samples to each of 8 ranks: four in ten have one to five tiles of 576 embeddings, two up to 30 s of sound at
-    50 a second."""
+    """Eight samples to each of 8 ranks: four in ten with one to five tiles of 576 embeddings, two with up to 30 s of
+    sound, 50 a second."""
     rng, ranks = np.random.default_rng(0), 8
     busiest, spread, mean, moved = 0.0, 0.0, 0.0, 0.0
     for _ in range(200):
