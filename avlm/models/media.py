@@ -40,7 +40,7 @@ def row_media(model: AvlmModel, row: Row) -> dict[EncoderPart, list[Medium]]:
             if pixels is not None and len(pixels):
                 known = None if sizes is None else [(int(height), int(width)) for height, width in sizes.tolist()]
                 grids = [grid for picture in picture_grids(spec.vision, len(pixels), known) for grid in picture]
-                found["vision"] += tiles(model.vision_tower, pixels, grids)
+                found["vision"] += tiles(model.vision_tower, pixels.to(model.vision_tower.dtype), grids)
     heard: tuple[tuple[EncoderPart, Tensor | None, Tensor | None], ...] = (
         ("audio", row.input_features, row.input_features_mask),
         ("audio_beside", row.input_features_beside, row.input_features_beside_mask),

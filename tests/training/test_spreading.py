@@ -23,7 +23,7 @@ from avlm.training.swapping import DTYPES, swap
 from avlm.training.world import World
 from tests.training.test_parallel import LR, MODES, STAGE, TRAIN, assert_same, check_masks, done, everything, plain
 from tests.training.test_preference import pairs
-from tests.training.worlds import changed, in_world, train_in
+from tests.training.worlds import changed, in_world, lines, train_in
 
 __all__ = ["pairs", "plain"]  # fixtures
 
@@ -181,6 +181,17 @@ def test_a_bad_value_is_found_in_the_sample_that_brought_it(
     named = [message for kind, message in found if kind == "DataError"]
     told = f'the sound holds NaN before the model has seen it: {tmp_path / "s6.wav"}, of sample "6"'
     assert named and told in named[0], found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
+def test_embeddings_in_half_precision_travel_as_they_are(
+    plain: Callable[..., RunConfig], tmp_path: Path, mode: str
+) -> None:
+    config = plain(everything(), precision="bfloat16")
+    done(train_in(1, config))
+    done(train_in(2, changed(config, tmp_path / "two", parallel={"mode": mode, **SPREAD})))
+    np.testing.assert_allclose(lines(tmp_path / "two"), lines(tmp_path / "one"), rtol=2**-6)  # bfloat16 has 8 bits
 
 
 @pytest.mark.slow
