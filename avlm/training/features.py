@@ -323,7 +323,8 @@ class KeptFeatures:
         self.encoders: dict[EncoderPart, KeptEncoder] = {}
 
     def keeps(self, part: EncoderPart) -> bool:
-        return part in self.parts and not _spread(_encoder(self.model, part))
+        encoder = _encoder(self.model, part)
+        return part in self.parts and encoder is not None and not encoder.training and not _spread(encoder)
 
     def recall(self, part: EncoderPart, media: Sequence[Medium], encode: Encode) -> list[Tensor]:
         if part not in self.encoders:  # its weights are hashed when the first medium comes, if one does

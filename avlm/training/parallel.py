@@ -17,6 +17,7 @@ from avlm.models.modeling import AvlmForConditionalGeneration
 from avlm.samples import Row
 from avlm.training.device import move_row
 from avlm.training.loss import RowLosses
+from avlm.training.spreading import Spread, reading
 from avlm.training.world import World
 
 PIECE = 2**26
@@ -29,24 +30,32 @@ class DataParallel:
     Args:
         losses: What a stage makes of a row.
         parameters: What the optimizer holds.
+        spread: Who encodes what, unless every process encodes what it reads.
     """
 
     collective = False
     """Whether all processes have to take part when weights are looked at."""
 
     def __init__(
-        self, world: World, losses: Callable[[Row], RowLosses], parameters: Callable[[], Sequence[nn.Parameter]]
+        self,
+        world: World,
+        losses: Callable[[Row], RowLosses],
+        parameters: Callable[[], Sequence[nn.Parameter]],
+        spread: Spread | None = None,
     ) -> None:
-        self.world, self.losses, self.parameters = world, losses, parameters
+        self.world, self.losses, self.parameters, self.spread = world, losses, parameters, spread
 
-    def turns(self, rows: Iterable[Row], most: int) -> Iterator[tuple[Row, float]]:
+    def turns(self, rows: Iterable[Row], most: int, ahead: Sequence[Row] | None = None) -> Iterator[tuple[Row, float]]:
         """The rows that go through the model here, with their weights in the loss.
 
         Args:
             most: Rows of the process that has most of them.
+            ahead: The same rows, all at once, where their media may be encoded elsewhere.
         """
-        for row in rows:
-            yield move_row(row, self.world.device), 1.0
+        with reading(self.spread, ahead) as of_row:
+            for number, row in enumerate(rows):
+                with of_row(number):
+                    yield move_row(row, self.world.device), 1.0
 
     def finish(self, sums: list[float]) -> list[float]:
         """Add up over all processes the gradients, and what each row's loss was added to; the sums are returned."""

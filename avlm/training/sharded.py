@@ -18,6 +18,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -40,6 +41,7 @@ from avlm.models.modeling import AvlmForConditionalGeneration
 from avlm.samples import IGNORE, Row
 from avlm.training.device import move_row
 from avlm.training.loss import RowLosses
+from avlm.training.spreading import Spread, reading
 from avlm.training.world import World
 
 
@@ -49,6 +51,20 @@ def shards(run: RunConfig, stage: Stage, world: World) -> bool:
     return run.parallel.mode == "fsdp" and not world.alone and stage.supervise != "words"
 
 
+def check_sharded(run: RunConfig, world: World) -> None:
+    """Refuse now what a later stage could not do with its weights spread, before hours are spent on this one.
+
+    Raises:
+        ConfigError: A stage compares the model with what it was.
+    """
+    for stage in run.stages:
+        if stage.loss == "dpo" and shards(run, stage, world):
+            raise ConfigError(
+                f"stage {stage.name} has loss=dpo, which compares the model with a copy of what it was, and with "
+                "parallel.mode=fsdp no process has all of it. Set parallel.mode=data"
+            )
+
+
 class Sharded:
     """As `DataParallel`, for a model that is spread over the processes.
 
@@ -56,6 +72,7 @@ class Sharded:
         model: Prepared for the stage, on the processor. Its parameters are other objects afterwards.
         losses: What the stage makes of a row.
         parameters: What the optimizer holds, once it is there.
+        spread: As in `DataParallel`.
 
     Raises:
         ConfigError: Memory of the processor is asked for where there is no other.
@@ -72,13 +89,9 @@ class Sharded:
         losses: Callable[[Row], RowLosses],
         parameters: Callable[[], Sequence[nn.Parameter]],
         settings: ParallelConfig,
+        spread: Spread | None = None,
     ) -> None:
-        if stage.loss == "dpo":
-            raise ConfigError(
-                f"stage {stage.name} has loss=dpo, which compares the model with a copy of what it was, and with "
-                "parallel.mode=fsdp no process has all of it. Set parallel.mode=data"
-            )
-        self.world, self.model, self.parameters = world, model, parameters
+        self.world, self.model, self.parameters, self.spread = world, model, parameters, spread
         self.nothing = _nothing(model, stage)
         model.plain_head()  # looked for now: it reads the whole language model
         self.plain = copy.deepcopy(model) if world.first else None
@@ -97,13 +110,15 @@ class Sharded:
         found: RowLosses = self.root(row)
         return found
 
-    def turns(self, rows: Iterable[Row], most: int) -> Iterator[tuple[Row, float]]:
+    def turns(self, rows: Iterable[Row], most: int, ahead: Sequence[Row] | None = None) -> Iterator[tuple[Row, float]]:
         """The rows that go through the model here, and rows of nothing up to as many as any process has."""
         self._gather()
         own = iter(rows)
-        for _ in range(most):
-            row = next(own, None)
-            yield move_row(row or self.nothing, self.world.device), float(row is not None)
+        with reading(self.spread, ahead) as of_row:
+            for number in range(most):
+                row = next(own, None)
+                with of_row(number) if row is not None else nullcontext():
+                    yield move_row(row or self.nothing, self.world.device), float(row is not None)
 
     def finish(self, sums: list[float]) -> list[float]:
         """Add up over all processes the gradients, and what each row's loss was added to; the sums are returned."""

@@ -35,8 +35,9 @@ from avlm.training.parallel import DataParallel
 from avlm.training.preference import Preference, preferred, tally
 from avlm.training.quicken import quicken
 from avlm.training.saver import Saver, kept_checkpoints
-from avlm.training.sharded import Sharded, shards
+from avlm.training.sharded import Sharded, check_sharded, shards
 from avlm.training.snapshot import gather, put_back
+from avlm.training.spreading import spread_of
 from avlm.training.stages import check_ahead, make_optimizer, part_modules, prepare, rate, set_modes
 from avlm.training.states import train_state_head
 from avlm.training.stopping import StopWish
@@ -108,16 +109,18 @@ class Trainer:
         self.steps = run.stage_steps(stage)
         fresh = _draw(run.seed, stage, -1)
         check_ahead(model, run.stages)
+        check_sharded(run, self.world)
         self.trained = prepare(model, stage, seed=fresh)
         self.preference = Preference(model, stage.dpo or Dpo()) if stage.loss == "dpo" else None
         self.fresh_head = stage.state_head is not None and model.state_head is None
         more = [] if stage.state_head is None else train_state_head(model, stage, fresh)
+        spread = spread_of(run, stage, self.world, model, console, lambda: self.gauges.encoding())
         self.parallel: DataParallel | Sharded
         if shards(run, stage, self.world):
-            self.parallel = Sharded(self.world, model, stage, self._losses, self._learning, run.parallel)
+            self.parallel = Sharded(self.world, model, stage, self._losses, self._learning, run.parallel, spread)
             more = [] if stage.state_head is None else train_state_head(model, stage, fresh)
         else:
-            self.parallel = DataParallel(self.world, self._losses, self._learning)
+            self.parallel = DataParallel(self.world, self._losses, self._learning, spread)
         self.optimizer = make_optimizer(self.trained, stage, more)
         self.learner: nn.Module = model
         """Everything that is trained, for checkpoints."""
@@ -200,7 +203,7 @@ class Trainer:
         share = rate(self.stage.schedule, data.step, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * share
-        sums = StepSums(*self.parallel.finish(list(self._gradients(data, whole))))
+        sums = StepSums(*self.parallel.finish(list(self._gradients(data, whole, data.rows))))
         norm = self.parallel.clip(self.stage.optimizer.clip)
         loss = sums.tokens / max(1, whole.units)
         sound = self.watch.sound(data, (loss, sums.states), norm, lambda: self._gradients(data, whole))
@@ -232,14 +235,18 @@ class Trainer:
             **self.gauges.facts(data, whole, now - waited),
         )
 
-    def _gradients(self, data: StepData, whole: Totals) -> StepSums:
-        """This process's share of the step's gradient; computed again from the same weights it is the same."""
+    def _gradients(self, data: StepData, whole: Totals, ahead: Sequence[Row] | None = None) -> StepSums:
+        """This process's share of the step's gradient; computed again from the same weights it is the same.
+
+        Args:
+            ahead: Its rows, if their media may be encoded elsewhere.
+        """
         # Whatever is drawn in a step (dropout, say) follows from its number, so a resumed run draws the same.
         torch.manual_seed(_draw(self.run.seed, self.stage, data.step) + self.world.rank)
         targets, weight = max(1, whole.units), whole.states or 1.0
         loss, balance, states = 0.0, 0.0, 0.0
         margins: list[Tensor] = []
-        for row, counts in self.parallel.turns(self.watch.rows(data), whole.most_rows):
+        for row, counts in self.parallel.turns(self.watch.rows(data), whole.most_rows, ahead):
             with self.gauges.row(row):
                 costs = self.parallel.losses(row)
             objective = costs.tokens / targets

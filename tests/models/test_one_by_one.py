@@ -124,21 +124,6 @@ def test_two_encoders_of_one_sound(make_sample: Callable[..., Sample]) -> None:
     assert [part for part, _ in store.asked] == ["audio_beside"] * 3
 
 
-def test_an_encoder_that_learns_is_never_asked_for_elsewhere(
-    make_model: Callable[..., Any], make_sample: Callable[..., Sample]
-) -> None:
-    made = make_model()
-    row = pack([made.processor.encode(make_sample("image", "audio"))])
-    store = Maker("vision", "audio")
-    made.model.model.features = store
-    made.model.train()
-    made.model(**row.inputs())
-    assert store.asked == []
-    made.model.model.vision_tower.eval()
-    made.model(**row.inputs())
-    assert [part for part, _ in store.asked] == ["vision"]
-
-
 def test_a_wrong_mask_is_told_of_the_clip_that_has_it(
     make_model: Callable[..., Any], make_sample: Callable[..., Sample]
 ) -> None:

@@ -62,6 +62,15 @@ def mixed(made: Any, make_sample: Callable[..., Sample], *order: int) -> Row:
     return pack([made.processor.encode(make_sample("image", "audio", seed=i)) for i in order])
 
 
+def test_an_encoder_that_learns_is_never_asked_for(make_model: Callable[..., Any], tmp_path: Path) -> None:
+    made = make_model()
+    store = KeptFeatures(made.model, BOTH, FeatureCache(use="on"), tmp_path, print)
+    made.model.train()
+    assert [part for part in BOTH if store.keeps(part)] == []
+    made.model.model.vision_tower.eval()
+    assert [part for part in BOTH if store.keeps(part)] == ["vision"]
+
+
 def test_found_is_made_to_the_bit(
     make_model: Callable[..., Any], make_sample: Callable[..., Sample], tmp_path: Path
 ) -> None:

@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from avlm.config.io import build
 from avlm.config.run import RunConfig
@@ -120,16 +121,24 @@ def masked(config: RunConfig, count: int, seed: int) -> RunConfig:
     return changed(config, Path(config.out), data={**config.data.model_dump(mode="json"), "train": str(out)})
 
 
-def check_masks(plain: Callable[..., RunConfig], tmp_path: Path, size: int, mode: str, steps: int) -> None:
+def check_masks(
+    plain: Callable[..., RunConfig], tmp_path: Path, size: int, mode: str, steps: int, encoders: str = "own"
+) -> None:
     """Steps of five samples in rows that hold two or three, so some processes have fewer rows than others, or none.
 
     The rate is small, so that a step's loss and gradients, rather than those of all before it, are what is compared.
     """
     train = {part: {"lr": 1e-3} for part in PARTS}
-    config = plain(train, steps=steps, batch_samples=5, row_tokens=160, schedule={"kind": "constant"})
+    small = [f"model.{part}.random.num_hidden_layers=1" for part in ("language", "vision.encoder")]
+    small += ["model.audio.encoder.random.encoder_layers=1"]
+    config = plain(train, overrides=small, steps=steps, batch_samples=5, row_tokens=160, schedule={"kind": "constant"})
     config = masked(config, 200, seed=size)
     done(train_in(1, config))
-    done(train_in(size, changed(config, tmp_path / "several", parallel={"mode": mode}), limit_s=1500))
+    done(
+        train_in(
+            size, changed(config, tmp_path / "several", parallel={"mode": mode, "encoders": encoders}), limit_s=1500
+        )
+    )
     one, several = lines(tmp_path / "one"), lines(tmp_path / "several")
     assert len(one) == len(several) == steps
     np.testing.assert_allclose(several, one, rtol=1e-5)
@@ -322,6 +331,22 @@ def test_what_stages_learn_is_the_same_with_shares_of_the_weights(
     done(train_in(1, config))
     done(train_in(2, changed(config, tmp_path / "two", parallel={"mode": "fsdp"})))
     assert_same(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.slow
+def test_weights_may_compute_and_gradients_be_added_up_in_half_precision(
+    plain: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    config = plain(everything())
+    done(train_in(1, config))
+    for half in ("params", "reduce"):
+        two = changed(config, tmp_path / half, parallel={"mode": "fsdp", half: "bfloat16"})
+        done(train_in(2, two))
+        # bfloat16 has 8 bits, so it is seen, and it is all that differs: weights are kept in float32
+        np.testing.assert_allclose(lines(tmp_path / half), lines(tmp_path / "one"), rtol=2**-5)
+        assert not np.allclose(lines(tmp_path / half), lines(tmp_path / "one"), rtol=1e-5)
+        for name, value in load_file(tmp_path / half / "model" / "model.safetensors").items():
+            assert value.dtype == torch.float32, name
 
 
 @pytest.mark.slow

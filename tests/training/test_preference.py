@@ -31,6 +31,7 @@ from avlm.training.chain import Run
 from avlm.training.observe import read_lines
 from avlm.training.preference import Preference, answer_logps, dpo
 from avlm.training.stages import prepare
+from tests.training.worlds import changed, train_in
 
 LORA = {"rank": 4, "targets": ["q_proj", "v_proj"]}
 WHOLE = {"vision_connector": {"lr": 1e-2}, "language": {"lr": 1e-2}}
@@ -249,6 +250,22 @@ def test_a_run_learns_to_prefer_and_tells_how_well(
     before, _, after = read_lines(tmp_path / "run" / "evals.jsonl")
     assert before["loss"] == pytest.approx(math.log(2), rel=1e-4)  # nothing is gained yet
     assert after["preferred"] == 1.0 and after["margin"] > 0.5 > before["margin"]
+
+
+def test_shares_of_the_weights_are_refused_before_the_first_stage(
+    small_run: Callable[..., RunConfig], pairs: Path, tmp_path: Path
+) -> None:
+    """Though it is a later stage that cannot be trained so."""
+    first = small_run().stages[2].model_dump(mode="json")
+    stages = [first, stage_of().model_dump(mode="json")]
+    two = changed(small_run(), tmp_path / "two", stages=stages, parallel={"mode": "fsdp"}, device="cpu")
+    found = train_in(2, two)
+    assert [kind for kind, _ in found] == ["ConfigError"] * 2
+    assert found[0][1] == (
+        "stage only has loss=dpo, which compares the model with a copy of what it was, and with parallel.mode=fsdp no "
+        "process has all of it. Set parallel.mode=data"
+    )
+    assert not (tmp_path / "two" / "metrics.jsonl").is_file()
 
 
 def test_a_resumed_run_compares_with_where_the_stage_began(

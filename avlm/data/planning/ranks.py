@@ -77,24 +77,38 @@ def deal(costs: Floats, ranks: int) -> Ints:
     return given[:, :rows]
 
 
-def share_out(costs: Sequence[float], ranks: int) -> list[int]:
-    """Which rank does which piece of work: the costliest first, each to the rank that has least to do.
+def share_out(costs: Sequence[float], homes: Sequence[int], ranks: int) -> list[int]:
+    """Which rank does which piece of work, when each lies with one rank to begin with: little moves, and all is even.
 
-    Every rank computes the same answer by itself. No rank has more than 4/3 of what it would have at best.
+    A rank keeps its costliest pieces up to an even share of the whole; what is left over goes, the costliest first, to
+    the rank that has least to do, its own where that is one of them. Every rank computes the same answer by itself.
 
     Args:
         costs: Of each piece, 0 or more; a step's pictures and sounds, say.
+        homes: The rank where each piece lies.
 
     Returns:
-        The rank of each piece. Ranks that no piece is left for get none.
+        The rank of each piece. None has more than an even share and the costliest piece on top, which is less than
+        twice what the busiest has at best.
 
     Source:
-        Longest processing time first (Graham, 1969).
+        Longest processing time first (Graham, 1969), behind what stays.
     """
-    loads = [(0.0, rank) for rank in range(ranks)]
-    given = [0] * len(costs)
+    even = math.fsum(costs) / ranks * (1 + 1e-9)  # a share that is even is not to be missed by its last bit
+    loads = [0.0] * ranks
+    given, left = list(homes), []
     for i in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
-        load, rank = loads[0]
+        if loads[homes[i]] + costs[i] <= even:
+            loads[homes[i]] += costs[i]
+        else:
+            left.append(i)
+    free = [(load, rank) for rank, load in enumerate(loads)]
+    heapq.heapify(free)
+    for i in left:
+        while free[0][0] != loads[free[0][1]]:
+            heapq.heappop(free)  # it has got more since
+        rank = homes[i] if loads[homes[i]] == free[0][0] else free[0][1]
         given[i] = rank
-        heapq.heapreplace(loads, (load + costs[i], rank))
+        loads[rank] += costs[i]
+        heapq.heappush(free, (loads[rank], rank))
     return given

@@ -43,6 +43,7 @@ class StepFlops:
         """Operations since the last `take`."""
         self.model = model
         self._row: Row | None = None
+        self._counts = False
         self._hooks: list[RemovableHandle] = []
         self._output = model.get_output_embeddings()
         self._answers = head is None
@@ -63,13 +64,23 @@ class StepFlops:
             hook.remove()
 
     @contextmanager
-    def row(self, row: Row) -> Iterator[None]:
-        """Count while the block computes a row's losses; its backward pass is counted with it, and not seen."""
-        self._row = row
+    def encoding(self) -> Iterator[None]:
+        """Count while the block encodes media of any rows."""
+        self._counts = True
         try:
             yield
         finally:
-            self._row = None
+            self._counts = False
+
+    @contextmanager
+    def row(self, row: Row) -> Iterator[None]:
+        """Count while the block computes a row's losses; its backward pass is counted with it, and not seen."""
+        self._row = row
+        with self.encoding():
+            try:
+                yield
+            finally:
+                self._row = None
         weight = getattr(self._output, "weight", None)
         if self._answers and weight is not None:
             targets = row.num_targets() - sum(map(len, row.words))
@@ -99,7 +110,7 @@ class StepFlops:
         return self._queries if last in QUERIES else self._fused if last in FUSED else None
 
     def _product(self, module: Any, args: tuple[Any, ...], output: Tensor) -> None:
-        if self._row is None or torch.compiler.is_compiling():
+        if not self._counts or torch.compiler.is_compiling():
             return
         weight = module.weight
         positions = output.numel() // (output.shape[1] if weight.ndim > 2 else output.shape[-1])
@@ -107,7 +118,7 @@ class StepFlops:
 
     def _experts(self, module: Any, args: tuple[Any, ...], output: Any) -> None:
         """Each token goes to some of the experts, whose weights lie in one tensor."""
-        if self._row is None or torch.compiler.is_compiling():
+        if not self._counts or torch.compiler.is_compiling():
             return
         weights = [p for p in module.parameters(recurse=False) if p.ndim == 3]
         routed = len(args) > 1 and isinstance(args[1], Tensor) and not args[1].is_floating_point()
@@ -123,7 +134,7 @@ class StepFlops:
 
     def _encoder_attention(self, output: Tensor, width: int) -> None:
         """Every place of an item attends to every other, padding included: that is computed too."""
-        if self._row is None or output.ndim != 3 or torch.compiler.is_compiling():
+        if not self._counts or output.ndim != 3 or torch.compiler.is_compiling():
             return
         items, places = output.shape[:2]
         self.total += 4 * items * places**2 * width * (1 + 2 * output.requires_grad)

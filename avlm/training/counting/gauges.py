@@ -71,6 +71,10 @@ class Gauges:
         """Count the operations of a row while the block computes its losses."""
         return nullcontext() if self.flops is None else self.flops.row(row)
 
+    def encoding(self) -> AbstractContextManager[None]:
+        """Count the operations of encoding media apart from their rows, while the block does that."""
+        return nullcontext() if self.flops is None else self.flops.encoding()
+
     @contextmanager
     def update(self, stage_step: int, norm: float) -> Iterator[None]:
         """Look at the parts now and then while the block makes an update.

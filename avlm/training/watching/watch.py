@@ -99,13 +99,13 @@ class Watch:
             if data is None:
                 return
             self._now("step", data.step)
+            if self._statistics is not None:
+                self._statistics.remember()
             yield data
             number = data.step + 1
 
     def rows(self, data: StepData) -> Iterator[Row]:
         """Hand the rows of a step on, and know which one is under way."""
-        if self._statistics is not None and self._locator is None:
-            self._statistics.remember()
         for number, row in enumerate(data.rows):
             self._at = ("step", data.step, row)
             if self._locator is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avlm.data.planning.ranks import by_likeness, deal, share_out
+from avlm.layout import work
 
 
 @settings(deadline=None)
@@ -55,24 +57,47 @@ def test_rows_that_follow_each_other_cost_alike(encoder: str) -> None:
     assert (spread < 1.03).all()
 
 
-def best_of_all(costs: list[float], ranks: int) -> float:
-    return min(
-        max(sum(c for c, r in zip(costs, given_to, strict=True) if r == rank) for rank in range(ranks))
-        for given_to in itertools.product(range(ranks), repeat=len(costs))
-    )
+def most_work(costs: list[float], given_to: Sequence[int], ranks: int) -> float:
+    return max(sum(c for c, r in zip(costs, given_to, strict=True) if r == rank) for rank in range(ranks))
 
 
-@settings(deadline=None, max_examples=60)
-@given(st.lists(st.integers(0, 20), max_size=7), st.integers(1, 3))
-def test_work_is_shared_out_within_grahams_bound(costs: list[int], ranks: int) -> None:
-    """Longest first is at most 4/3 - 1/(3 ranks) of the best (Graham, 1969); the best by trying everything."""
-    given_to = share_out(costs, ranks)
+@settings(deadline=None, max_examples=200)
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 2)), max_size=7), st.integers(1, 3))
+def test_work_is_shared_out_evenly(pieces: list[tuple[int, int]], ranks: int) -> None:
+    """Against the best of all ways to share it out, and against an even share and one piece."""
+    costs, homes = [float(cost) for cost, _ in pieces], [home % ranks for _, home in pieces]
+    given_to = share_out(costs, homes, ranks)
     assert len(given_to) == len(costs) and set(given_to) <= set(range(ranks))
-    most = max(sum(c for c, r in zip(costs, given_to, strict=True) if r == rank) for rank in range(ranks))
-    assert most <= (4 / 3 - 1 / (3 * ranks)) * best_of_all([float(c) for c in costs], ranks) + 1e-9
+    most = most_work(costs, given_to, ranks)
+    best = min(most_work(costs, other, ranks) for other in itertools.product(range(ranks), repeat=len(costs)))
+    assert most <= 2 * best
+    assert most <= sum(costs) / ranks + max(costs, default=0) + 1e-6
 
 
-def test_work_goes_to_the_rank_that_has_least_and_ties_to_the_first() -> None:
-    assert share_out([5, 1, 4, 1, 1], 2) == [0, 1, 1, 0, 1]  # 5 | 4, 4 + 1, then 5 and 5 are a tie
-    assert share_out([], 3) == []
-    assert share_out([2.0], 3) == [0]
+def test_only_what_is_too_much_moves() -> None:
+    assert share_out([5, 1, 4, 1, 1], [0] * 5, 2) == [0, 0, 1, 1, 1]  # 6 is an even share: 5 and a 1 stay
+    assert share_out([2, 2, 2], [2, 0, 1], 3) == [2, 0, 1]
+    assert share_out([3, 1, 1, 1], [0, 1, 1, 1], 2) == [0, 1, 1, 1]
+    assert share_out([], [], 3) == []
+    assert share_out([2.0], [1], 3) == [1]  # more than an even share, and as good here as anywhere
+
+
+def test_steps_of_few_rows_are_made_even_by_moving_a_part_of_their_media() -> None:
+    """Eight samples to each of 8 ranks: four in ten with one to five tiles of 576 embeddings, two with up to 30 s of
+    sound, 50 a second."""
+    rng, ranks = np.random.default_rng(0), 8
+    busiest, spread, mean, moved = 0.0, 0.0, 0.0, 0.0
+    for _ in range(200):
+        kinds = rng.random(8 * ranks)
+        media = [
+            [work(576)] * int(rng.integers(1, 6)) if k < 0.4 else [work(int(rng.uniform(50, 1500)))] for k in kinds
+        ]
+        media = [each if kind < 0.6 else [] for each, kind in zip(media, kinds, strict=True)]
+        costs = [float(cost) for each in media for cost in each]
+        homes = [sample % ranks for sample, each in enumerate(media) for _ in each]
+        makers = share_out(costs, homes, ranks)
+        busiest += most_work(costs, homes, ranks)
+        spread += most_work(costs, makers, ranks)
+        mean += sum(costs) / ranks
+        moved += sum(cost for cost, a, b in zip(costs, homes, makers, strict=True) if a != b) / ranks
+    assert busiest > 1.5 * mean and spread < 1.05 * mean and moved < 0.2 * mean
