@@ -65,11 +65,6 @@ def test_nothing_changes_where_it_is_not_wanted_or_a_program_has_chosen() -> Non
 
 
 def test_a_library_that_rounds_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    def rounded(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        return (a.bfloat16().float() @ b).double()
-
-    fine = 1025.0 + 2 * torch.arange(4.0)[None]
-    assert not torch.equal(rounded(fine, torch.ones(4, 1)), fine.double() @ torch.ones(4, 1).double())
     monkeypatch.setattr(products, "half_used", lambda *_: True)
     monkeypatch.setattr(products, "exact", lambda: False)
     with fast_products(True):
