@@ -110,7 +110,7 @@ def test_gradients_through_layers_and_attention_are_as_near() -> None:
     x, w = torch.randn(2, 200, 64), torch.randn(192, 64) / 8
 
     def gradients(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
-        a, b = x.to(dtype).requires_grad_(), w.to(dtype).requires_grad_()
+        a, b = (t.clone().to(dtype).requires_grad_() for t in (x, w))
         q, k, v = F.linear(a, b).unflatten(-1, (3, 4, 16)).permute(2, 0, 3, 1, 4)
         F.scaled_dot_product_attention(q, k, v, is_causal=True).square().sum().backward()
         assert a.grad is not None and b.grad is not None
