@@ -9,15 +9,21 @@ the last place, as they are without; and whether they are is tried, not assumed.
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 SHAPES = ((8, 64, 64), (17, 160, 24), (64, 64, 64), (130, 512, 48), (256, 1024, 256))
 """Of the products that are tried: rows, places that are summed over, columns."""
+
+LONG = 512
+"""Tokens from which on attention is as fast by oneDNN, or faster."""
 
 
 @contextmanager
@@ -31,20 +37,47 @@ def fast_products(wanted: bool) -> Iterator[None]:
         wanted: Otherwise nothing changes; nor does it where the program has chosen a precision itself.
     """
     how = torch.backends.mkldnn.matmul
-    before = how.fp32_precision
-    use = wanted and before == "none" and half_used(*_processor()) and exact()
-    if use:
-        how.fp32_precision = "bf16"
-    try:
+    if not (wanted and how.fp32_precision == "none" and half_used(*_processor()) and exact()):
         yield
+        return
+    how.fp32_precision = "bf16"
+    try:
+        with _ShortApart():
+            yield
     finally:
-        if use:
-            how.fp32_precision = before
+        how.fp32_precision = "none"
 
 
 def by_onednn() -> bool:
     """Whether float32 products on the processor are oneDNN's now."""
     return str(torch.backends.mkldnn.matmul.fp32_precision) == "bf16"
+
+
+class _ShortApart(TorchFunctionMode):
+    """Leaves attention over few tokens to MKL: it is cut into products so small that calling oneDNN takes longest."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is not F.scaled_dot_product_attention or args[0].shape[-2] >= LONG or not by_onednn():
+            return func(*args, **(kwargs or {}))
+        _leave()
+        try:
+            output = func(*args, **(kwargs or {}))
+        finally:
+            _return()
+        if output.grad_fn is not None:  # the same in the backward pass
+            output.grad_fn.register_prehook(lambda grads: _leave())
+            output.grad_fn.register_hook(lambda made, grads: _return())
+        return output
+
+
+def _leave() -> None:
+    torch.backends.mkldnn.matmul.fp32_precision = "none"
+
+
+def _return() -> None:
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
 
 
 def half_used(machine: str, maker: str, capability: str) -> bool:

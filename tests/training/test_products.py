@@ -120,3 +120,20 @@ def test_gradients_through_layers_and_attention_are_as_near() -> None:
         found = gradients(torch.float32)
     for ours, truth in zip(found, gradients(torch.float64), strict=True):
         assert (ours - truth).norm() <= 1e-5 * truth.norm()
+
+
+@USED
+@pytest.mark.parametrize(("tokens", "apart"), [(60, True), (products.LONG, False)])
+def test_attention_over_few_tokens_is_left_alone_both_ways(tokens: int, apart: bool) -> None:
+    torch.manual_seed(0)
+    given = [torch.randn(1, 2, tokens, 40, requires_grad=True) for _ in range(3)]
+
+    def attention() -> tuple[torch.Tensor, ...]:
+        output = F.scaled_dot_product_attention(*given, is_causal=True)
+        return output, *torch.autograd.grad(output.square().sum(), given)
+
+    plain = attention()
+    with fast_products(True):
+        found = attention()
+        assert by_onednn()
+    assert all(map(torch.equal, found, plain)) == apart
