@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness import Figures, Line, Table, machine, written
+from harness import Figures, Line, Table, judged, machine, summary, written
 
 HERE = Path(__file__).parent
 WARM_UP = 1
@@ -30,6 +30,9 @@ BARS = {"ms-swift": 1.3}
 """The least ratio that is wanted against a peer, where it is another one than the case's."""
 MEMORY = 2.0
 """The least ratio of the sides' peaks that is wanted."""
+
+FEW = 16
+"""Samples of a step where all are of one length, or both sides are avlm."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +49,12 @@ class Case:
     ours: dict[str, Any] = field(default_factory=dict)
     """More of our side's specification."""
     peers: tuple[str, ...] = ("transformers",)
+    others: bool = True
+    """Whether it is raced against the peers that are asked for instead."""
     peer: dict[str, Any] = field(default_factory=dict)
     """More of the peers'."""
     samples: int | None = None
-    """In a step, where that is another number than for the other cases."""
+    """In a step, at most; else as many as asked for."""
     exact: bool = True
     """Whether losses are to be equal."""
 
@@ -58,10 +63,12 @@ CASES = [
     Case("full", "language model and connector", 1.6, "full"),
     Case("lora", "adapters and connector", 1.8, "lora"),
     Case("connector", "connector", 1.8, "connector"),
-    Case("equal", "language model and connector, samples of equal length", 1.1, "full", equal=True),
+    Case("equal", "language model and connector, samples of equal length", 1.1, "full", equal=True, samples=FEW,
+         others=False),
     Case("bfloat16", "language model and connector in bfloat16, against our float32", 1.3, "full", peers=("avlm",),
-         ours={"precision": "bfloat16", "run": {"precision": "bfloat16"}}, exact=False),
-    Case("tower", "connector, under CLIP-L's tower", None, "connector", model="tower", samples=8),
+         ours={"precision": "bfloat16", "run": {"precision": "bfloat16"}}, samples=FEW, exact=False,
+         others=False),
+    Case("tower", "connector, under CLIP-L's tower", None, "connector", model="tower", samples=8, others=False),
 ]  # fmt: skip
 
 
@@ -103,18 +110,18 @@ class Side:
         self.process.wait()
 
 
-def race(case: Case, asked: argparse.Namespace, folder: Path) -> tuple[list[Line], list[list[str]]]:
-    """Lines of the table of speed, and of the table of memory and losses."""
+def race(case: Case, asked: argparse.Namespace, folder: Path) -> dict[str, list[dict[str, float]]]:
+    """The steps of every side; ours has no name."""
     from train_material import build_models
 
     name = asked.model or case.model
     if not (folder / f"{name}-llava").exists():
         build_models(name, folder)
     ours, theirs = folder / f"{name}-avlm", folder / f"{name}-llava"
-    spec = {"train": case.train, "samples": case.samples or asked.samples, "equal": case.equal}
+    spec = {"train": case.train, "samples": min(asked.samples, case.samples or asked.samples), "equal": case.equal}
     spec |= {"threads": asked.threads, "shape": name}
     sides = {"": ("avlm", {**spec, "model": str(ours), **case.ours})}
-    for peer in asked.peers or case.peers:
+    for peer in asked.peers if asked.peers and case.others else case.peers:
         sides[peer] = (peer, {**spec, "model": str(ours if peer == "avlm" else theirs), **case.peer})
     found: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
     with ExitStack() as stack:
@@ -127,66 +134,82 @@ def race(case: Case, asked: argparse.Namespace, folder: Path) -> tuple[list[Line
             order = list(running)
             for side in order[turn % len(order) :] + order[: turn % len(order)]:
                 found[side].append(running[side].step())
-    return told(case, found)
+    return found
 
 
-def told(case: Case, found: dict[str, list[dict[str, float]]]) -> tuple[list[Line], list[list[str]]]:
-    """What the steps of every side come to."""
-    lines, more = [], []
-    rates = {side: [step["tokens"] / step["seconds"] for step in steps[WARM_UP:]] for side, steps in found.items()}
-    for side, steps in found.items():
-        if not side:
-            continue
-        ratios = [a / b for a, b in zip(rates[""], rates[side], strict=True)]
-        best, theirs = max(rates[""]), max(rates[side])
-        name = "avlm, float32" if side == "avlm" else side
-        bar = BARS.get(side, case.bar) if case.bar is not None else None
-        lines.append(Line(case.what, best, name, theirs, best / theirs, ratios, bar))
-        apart = max(abs(a["loss"] - b["loss"]) / abs(b["loss"]) for a, b in zip(found[""], steps, strict=True))
-        ours, peak = found[""][-1]["peak_mb"], steps[-1]["peak_mb"]
-        least = min(step["least_seconds"] for step in found[""][WARM_UP:])
-        most = min(step["seconds"] for step in steps[WARM_UP:]) / least
-        verdict = "" if not case.exact else "reached" if apart <= LOSSES else "missed"
-        held = "" if not case.exact else "reached" if peak / ours >= MEMORY else "missed"
-        more.append(
-            [
-                case.what,
-                name,
-                f"{ours:.0f}",
-                f"{peak:.0f}",
-                f"{peak / ours:.2f}",
-                held,
-                f"{apart:.1e}",
-                verdict,
-                f"{most:.2f}",
-            ]
-        )
-    return lines, more
+@dataclass(slots=True)
+class Found:
+    """What the races came to, table by table."""
+
+    speed: Table
+    memory: Table
+    losses: Figures
+    limits: Figures
+
+    def tables(self) -> tuple[Table | Figures, ...]:
+        return self.speed, self.memory, self.losses, self.limits
+
+    def add(self, case: Case, steps: dict[str, list[dict[str, float]]]) -> None:
+        """Take in the steps of every side of a case."""
+        ours = steps[""]
+        for side, theirs in steps.items():
+            if side:
+                self._add_peer(case, ours, "avlm, float32" if side == "avlm" else side, theirs)
+
+    def _add_peer(self, case: Case, ours: list[dict[str, float]], name: str, theirs: list[dict[str, float]]) -> None:
+        rates = [[step["tokens"] / step["seconds"] for step in steps[WARM_UP:]] for steps in (ours, theirs)]
+        ratios = [a / b for a, b in zip(*rates, strict=True)]
+        best, peer = map(max, rates)
+        bar = None if case.bar is None else BARS.get(name, case.bar)
+        self.speed.lines.append(Line(case.what, best, name, peer, best / peer, ratios, bar))
+        peaks = ours[-1]["peak_mb"], theirs[-1]["peak_mb"]
+        held = peaks[1] / peaks[0]
+        barred = case.exact and name == "transformers" and case.bar is not None
+        self.memory.lines.append(Line(case.what, peaks[0], name, peaks[1], held, [held], MEMORY if barred else None))
+        if case.exact:
+            apart = max(abs(a["loss"] - b["loss"]) / abs(b["loss"]) for a, b in zip(ours, theirs, strict=True))
+            told = f"{case.what}, against {name}: {apart:.1e}"
+            self.losses.rows.append([told, judged(f"{LOSSES:g}", apart <= LOSSES)])
+        least = min(step["least_seconds"] for step in ours[WARM_UP:])
+        most = min(step["seconds"] for step in theirs[WARM_UP:]) / least
+        self.limits.rows.append([case.what, name, f"{best / peer:.2f}", f"{most:.2f}", f"{best / peer / most:.2f}", ""])
+
+
+def empty(asked: argparse.Namespace) -> Found:
+    """Tables without lines."""
+    first = (
+        f"One optimizer step of {asked.samples} samples ({FEW} where neither their lengths nor a peer need more) on "
+        f"{asked.threads} threads, the best of {asked.rounds} after {WARM_UP} that does not count; the peers' "
+        "micro-batches are of 4. Same weights, samples, AdamW, float32. Tokens are those that are no padding."
+    )
+    limit = "The peer's time over that of the operations that a step cannot do without, at the speed of avlm's products"
+    return Found(
+        Table("train", "Optimizer steps", "tokens/s", [first]),
+        Table("train_memory", "Peak memory of the whole process that takes the steps", "MB"),
+        Figures("train_losses", "Losses of the first steps, the greatest relative difference", ["what", "bar"]),
+        Figures("train_limits", limit, ["what", "peer", "ratio", "highest possible", "share of it", "bar"]),
+    )
 
 
 def main() -> None:
     """Race the cases that were asked for, print the tables and write them."""
     asked = _asked()
     warnings.simplefilter("ignore")
-    notes = [
-        f"One optimizer step of {asked.samples} samples on {asked.threads} threads, the best of {asked.rounds} after "
-        f"{WARM_UP} that does not count; the peers' micro-batches are of 4. Same weights, samples, AdamW, float32.",
-    ]
-    speed = Table("train", "Optimizer steps", "tokens/s", notes)
-    memory = Figures("train_memory", "Peak memory of the whole process, and the losses of the first steps",
-                     ["what", "peer", "avlm, MB", "peer, MB", "ratio", f"bar {MEMORY:g}", "losses apart",
-                      f"bar {LOSSES:g}", "highest ratio possible"])  # fmt: skip
+    found = empty(asked)
     with tempfile.TemporaryDirectory() as folder:
         for case in CASES:
             if case.name in asked.cases:
-                lines, rows = race(case, asked, Path(folder))
-                speed.lines += lines
-                memory.rows += rows
-                print(*("| " + " | ".join(line.cells("tokens/s")) + " |" for line in lines), sep="\n", flush=True)
-    for table in (speed, memory):
+                found.add(case, race(case, asked, Path(folder)))
+                for table in found.tables()[:2]:
+                    print(table.text(), flush=True)
+    for table in found.tables():
         print(table.text(), flush=True)
         if asked.out is not None:
             written(table, asked.out, machine())
+    if asked.out is not None:
+        (asked.out / "bars.md").write_text(summary(asked.out))
+    verdicts = [[table.title, *verdict] for table in found.tables() for verdict in table.verdicts()]
+    print(Figures("", "What was wanted, and what was reached", ["table", "ratio", "bar"], verdicts).text(), flush=True)
 
 
 def _asked() -> argparse.Namespace:
@@ -194,7 +217,7 @@ def _asked() -> argparse.Namespace:
     names = [case.name for case in CASES]
     parser.add_argument("cases", nargs="*", default=names, metavar="CASE", help=", ".join(names))
     parser.add_argument("--samples", type=int, default=32, help="in one optimizer step; a multiple of 4")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--model", help="another model for all cases: llava, tower or tiny")
     parser.add_argument("--peers", nargs="+", help="others than a case has: transformers, ms-swift")

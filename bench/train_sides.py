@@ -143,6 +143,7 @@ def of_avlm(spec: Spec, turns: Turns) -> None:
     run = build(
         RunConfig,
         {"recipe": "bench", "out": spec.folder, "model": spec.model, "stages": [stage], "save": {"every_s": 1e9}}
+        | {"features": {"use": "off"}}  # every step reads the same pictures, which no peer remembers
         | {"samples": {"prompts": 0}, "threads": spec.threads, **(spec.run or {})},
     )
     given = talks(spec.samples, equal=spec.equal, image_id=int(model.config.image_token_id))
@@ -173,6 +174,7 @@ class InMemory:
         self.samples = [encoded(talk, i, pictures) for i, talk in enumerate(given)]
         self.row_tokens, self.turns = row_tokens, turns
         self.source = SimpleNamespace(errors=[], name="samples in memory")
+        self.rows, self.left_out = range(len(given)), []
 
     def steps(self, first: int, last: int) -> Iterator[Any]:
         from avlm.data.encode import pack

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -95,12 +96,59 @@ def test_races_are_told_by_tokens_that_are_no_padding(monkeypatch: pytest.Monkey
     def steps(*seconds: float, loss: float, peak: float) -> list[dict[str, float]]:
         return [{"seconds": s, "tokens": 60, "loss": loss, "peak_mb": peak, "least_seconds": 1.5} for s in seconds]
 
-    found = {"": steps(9, 2, 3, loss=2.0, peak=100), "peer": steps(9, 6, 6, loss=2.0001, peak=150)}
-    (swift,), _ = train.told(train.Case("it", "it", 3.5, "full"), {"": found[""], "ms-swift": found["peer"]})
-    assert swift.cells("tokens/s")[-1] == "1.3 reached"
-    (line,), (row,) = train.told(train.Case("it", "it", 3.0, "full"), found)
-    assert line.cells("tokens/s") == ["it", "30.00", "peer", "10.00", "3.00", "2.00 2.50 3.00", "3 reached"]
-    assert row == ["it", "peer", "100", "150", "1.50", "missed", "5.0e-05", "missed", "4.00"]
+    asked = argparse.Namespace(samples=8, threads=1, rounds=2)
+    ours, theirs = steps(9, 2, 3, loss=2.0, peak=100), steps(9, 6, 6, loss=2.0001, peak=150)
+    found = train.empty(asked)
+    found.add(train.Case("it", "it", 3.0, "full"), {"": ours, "transformers": theirs, "ms-swift": theirs})
+    lines = [line.cells("tokens/s") for line in found.speed.lines]
+    assert lines[0] == ["it", "30.00", "transformers", "10.00", "3.00", "2.00 2.50 3.00", "3 reached"]
+    assert lines[1][-1] == "1.3 reached"
+    (memory, beside) = (line.cells("MB") for line in found.memory.lines)
+    assert memory == ["it", "100.00", "transformers", "150.00", "1.50", "1.50 1.50 1.50", "2 missed"]
+    assert beside[-1] == ""
+    assert found.losses.rows[0] == ["it, against transformers: 5.0e-05", "1e-05 missed"]
+    assert found.limits.rows[0] == ["it", "transformers", "3.00", "4.00", "0.75", ""]
+    told = [verdict for table in found.tables() for _, verdict in table.verdicts()]
+    assert told == ["3 reached", "1.3 reached", "2 missed", "1e-05 missed", "1e-05 missed"]
+
+
+@pytest.mark.parametrize("train", ["full", "lora", "connector"])
+def test_our_side_of_the_race_takes_steps(
+    train: str, material: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The loader that stands in for avlm's own has all that the loop of a stage asks of one."""
+    import train_sides
+
+    from avlm.training import memory
+
+    class OverError(Exception):
+        pass
+
+    class Turns:
+        left, losses = 2, []
+
+        def wait(self) -> bool:
+            self.left -= 1
+            if self.left < 0:
+                raise OverError
+            return True
+
+        def done(self, tokens: int, loss: float, operations: float) -> None:
+            self.losses.append(loss)
+
+    monkeypatch.setattr(memory, "keep_freed_memory", lambda: None)
+    parts = {name: {**part, "num_hidden_layers": 1} for name, part in material.MODELS["tiny"].items()}
+    monkeypatch.setitem(material.MODELS, "tiny", parts)
+    monkeypatch.setattr(material, "CLIP", {**material.CLIP, "image_size": 28})
+    monkeypatch.setattr(material, "SIDE_PX", 28)
+    monkeypatch.setattr(material, "CELLS", 4)
+    ours, _ = material.build_models("tiny", tmp_path)
+    (tmp_path / "run").mkdir()
+    spec = train_sides.Spec(str(ours), "tiny", train, 4, False, 1, str(tmp_path / "run"))
+    turns = Turns()
+    with pytest.raises(OverError):
+        train_sides.of_avlm(spec, turns)
+    assert len(turns.losses) == 2 and turns.losses[1] < turns.losses[0]
 
 
 def test_operations_are_those_that_torch_counts(material: ModuleType) -> None:

@@ -50,7 +50,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         wanted = ctx.needs_input_grad
         by_hidden = torch.empty_like(hidden) if wanted[0] else None
-        by_weight = torch.zeros_like(weight) if wanted[1] else None
+        by_weight = torch.empty_like(weight) if wanted[1] else None  # large: the first chunk fills it
+        if by_weight is not None and not len(hidden):
+            by_weight.zero_()
         by_bias = torch.zeros_like(bias) if bias is not None and wanted[2] else None
         loss = hidden.new_zeros((), dtype=torch.float32)
         size = max(1, CHUNK_VALUES // len(weight))
@@ -64,7 +66,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if by_hidden is not None:
                 torch.mm(slope, weight, out=by_hidden[part])
             if by_weight is not None:
-                by_weight.addmm_(slope.T, hidden[part])
+                torch.addmm(by_weight, slope.T, hidden[part], beta=min(first, 1), out=by_weight)
             if by_bias is not None:
                 by_bias += slope.sum(0)
         ctx.gradients = by_hidden, by_weight, by_bias

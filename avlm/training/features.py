@@ -117,10 +117,12 @@ def encoder_digest(model: AvlmForConditionalGeneration, part: EncoderPart) -> st
 def computed_by(encoder: PreTrainedModel) -> list[object]:
     """What a matrix product's last bits hang on, as far as it can be told."""
     device = encoder.device
-    facts: list[object] = [torch.__version__, transformers.__version__, torch.get_float32_matmul_precision()]
+    facts: list[object] = [torch.__version__, transformers.__version__]
     if device.type == "cuda":
-        return [*facts, torch.cuda.get_device_name(device), torch.backends.cudnn.allow_tf32]
-    return [*facts, device.type, torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()]
+        rounded = torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.allow_tf32
+        return [*facts, torch.cuda.get_device_name(device), *rounded]
+    rounded = torch.backends.mkldnn.matmul.fp32_precision  # which library multiplies follows from it too
+    return [*facts, device.type, torch.backends.cpu.get_cpu_capability(), rounded, torch.get_num_threads()]
 
 
 def medium_key(digest: str, medium: Medium) -> bytes:

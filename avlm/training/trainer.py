@@ -33,6 +33,7 @@ from avlm.training.loss import RowLosses, stage_losses
 from avlm.training.observe import Journal, StepMetrics, answer_prompts, bar
 from avlm.training.parallel import DataParallel
 from avlm.training.preference import Preference, preferred, tally
+from avlm.training.products import fast_products
 from avlm.training.quicken import quicken
 from avlm.training.saver import Saver, kept_checkpoints
 from avlm.training.sharded import Sharded, check_sharded, shards
@@ -152,6 +153,10 @@ class Trainer:
             ConfigError: The loss is no longer a number, and the run is to stop then.
             Stopped: The run was asked to stop; what was done is saved.
         """
+        with fast_products(self.run.speed.onednn == "auto" and self.world.device.type == "cpu"):
+            self._train()
+
+    def _train(self) -> None:
         self._resume()
         self._list_unreadable()
         if self._stops()[0]:

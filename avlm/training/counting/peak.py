@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from avlm.training.products import by_onednn
+
 SIZES = (256, 384, 512, 768, 1024, 1536, 2048, 4096, 8192)
 LONG_S = 0.008
 """A product that takes so long is large enough: smaller ones are slowed down by what surrounds them."""
@@ -21,7 +23,8 @@ def matrix_peak(device: torch.device, dtype: torch.dtype, cache: Path) -> float:
     Args:
         cache: A file that keeps what was measured, by device, numbers and threads.
     """
-    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    library = ", oneDNN" if by_onednn() else ""
+    threads = f", {torch.get_num_threads()} threads{library}" if device.type == "cpu" else ""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     key = f"{name}, {str(dtype).removeprefix('torch.')}{threads}"
     known: dict[str, float] = {}
