@@ -31,6 +31,7 @@ from avlm.data.loader import StepLoader
 from avlm.models.features import Encode, EncoderPart, Medium
 from avlm.models.modeling import AvlmForConditionalGeneration
 from avlm.training.console import tell
+from avlm.training.products import rounding
 from avlm.training.segments import KEY_BYTES, Segments
 
 ENCODERS: tuple[EncoderPart, ...] = ("vision", "audio", "audio_beside")
@@ -121,8 +122,8 @@ def computed_by(encoder: PreTrainedModel) -> list[object]:
     if device.type == "cuda":
         rounded = torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.allow_tf32
         return [*facts, torch.cuda.get_device_name(device), *rounded]
-    rounded = torch.backends.mkldnn.matmul.fp32_precision  # which library multiplies follows from it too
-    return [*facts, device.type, torch.backends.cpu.get_cpu_capability(), rounded, torch.get_num_threads()]
+    # Which library multiplies follows from the rounding, too.
+    return [*facts, device.type, torch.backends.cpu.get_cpu_capability(), rounding(), torch.get_num_threads()]
 
 
 def medium_key(digest: str, medium: Medium) -> bytes:

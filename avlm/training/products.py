@@ -36,7 +36,7 @@ def fast_products(wanted: bool) -> Iterator[None]:
     Args:
         wanted: Otherwise nothing changes; nor does it where the program has chosen a precision itself.
     """
-    how = torch.backends.mkldnn.matmul
+    how = _settings()
     if not (wanted and how.fp32_precision == "none" and half_used(*_processor()) and exact()):
         yield
         return
@@ -50,7 +50,18 @@ def fast_products(wanted: bool) -> Iterator[None]:
 
 def by_onednn() -> bool:
     """Whether float32 products on the processor are oneDNN's now."""
-    return str(torch.backends.mkldnn.matmul.fp32_precision) == "bf16"
+    return rounding() == "bf16"
+
+
+def rounding() -> str:
+    """What float32 products on the processor may be rounded to first, by torch's name for it."""
+    return str(_settings().fp32_precision)
+
+
+def _settings() -> Any:
+    """torch's settings of such products; its types do not know of them."""
+    backend: Any = torch.backends.mkldnn
+    return backend.matmul
 
 
 class _ShortApart(TorchFunctionMode):
@@ -73,11 +84,11 @@ class _ShortApart(TorchFunctionMode):
 
 
 def _leave() -> None:
-    torch.backends.mkldnn.matmul.fp32_precision = "none"
+    _settings().fp32_precision = "none"
 
 
 def _return() -> None:
-    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    _settings().fp32_precision = "bf16"
 
 
 def half_used(machine: str, maker: str, capability: str) -> bool:
@@ -100,7 +111,7 @@ def exact() -> bool:
     Whole numbers of eleven binary digits, of which bfloat16 keeps eight, are added to and taken from each other, and
     float32 holds all their sums. So there is one right result, in whatever order it is made.
     """
-    how = torch.backends.mkldnn.matmul
+    how = _settings()
     before = how.fp32_precision
     draw = torch.Generator().manual_seed(0)
     how.fp32_precision = "bf16"
