@@ -13,6 +13,16 @@ from avlm.samples import Row
 Module = TypeVar("Module", bound=nn.Module)
 
 
+def seed(device: torch.device, number: int) -> None:
+    """Seed what is drawn on the processor and on the device.
+
+    As `torch.manual_seed`, which also tells the libraries of every other device, and notes each time who called it.
+    """
+    torch.default_generator.manual_seed(number)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(number)
+
+
 def move_model(model: Module, device: torch.device) -> Module:
     """Move a model in place, but for parts without memory (a stage that builds an encoder has no language model)."""
     for module in model.modules():

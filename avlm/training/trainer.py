@@ -24,7 +24,7 @@ from avlm.training.checkpoint import NOBODY, Owner, Position, load
 from avlm.training.console import tell
 from avlm.training.counting.gauges import Gauges
 from avlm.training.counting.trackers import Trackers
-from avlm.training.device import move_row
+from avlm.training.device import move_row, seed
 from avlm.training.evaluation import Evaluation, When
 from avlm.training.features import kept_features
 from avlm.training.heldout import HeldOut, undisturbed
@@ -247,7 +247,7 @@ class Trainer:
             ahead: Its rows, if their media may be encoded elsewhere.
         """
         # Whatever is drawn in a step (dropout, say) follows from its number, so a resumed run draws the same.
-        torch.manual_seed(_draw(self.run.seed, self.stage, data.step) + self.world.rank)
+        seed(self.world.device, _draw(self.run.seed, self.stage, data.step) + self.world.rank)
         targets, weight = max(1, whole.units), whole.states or 1.0
         loss, balance, states = 0.0, 0.0, 0.0
         margins: list[Tensor] = []
