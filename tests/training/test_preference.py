@@ -265,7 +265,7 @@ def test_shares_of_the_weights_are_refused_before_the_first_stage(
         "stage only has loss=dpo, which compares the model with a copy of what it was, and with parallel.mode=fsdp no "
         "process has all of it. Set parallel.mode=data"
     )
-    assert not (tmp_path / "two" / "metrics.jsonl").is_file()
+    assert read_lines(tmp_path / "two" / "metrics.jsonl") == []
 
 
 def test_a_resumed_run_compares_with_where_the_stage_began(
