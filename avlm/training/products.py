@@ -72,23 +72,29 @@ class _ShortApart(TorchFunctionMode):
     ) -> Any:
         if func is not F.scaled_dot_product_attention or args[0].shape[-2] >= LONG or not by_onednn():
             return func(*args, **(kwargs or {}))
-        _leave()
+        left = _Left()
+        left.leave()
         try:
             output = func(*args, **(kwargs or {}))
         finally:
-            _return()
+            left.come_back()
         if output.grad_fn is not None:  # the same in the backward pass
-            output.grad_fn.register_prehook(lambda grads: _leave())
-            output.grad_fn.register_hook(lambda made, grads: _return())
+            output.grad_fn.register_prehook(lambda grads: left.leave())
+            output.grad_fn.register_hook(lambda made, grads: left.come_back())
         return output
 
 
-def _leave() -> None:
-    _settings().fp32_precision = "none"
+class _Left:
+    """Products are torch's own choice for a while, and then whosever they were."""
 
+    def __init__(self) -> None:
+        self.before = "none"
 
-def _return() -> None:
-    _settings().fp32_precision = "bf16"
+    def leave(self) -> None:
+        self.before, _settings().fp32_precision = rounding(), "none"
+
+    def come_back(self) -> None:
+        _settings().fp32_precision = self.before
 
 
 def half_used(machine: str, maker: str, capability: str) -> bool:

@@ -123,7 +123,7 @@ def test_gradients_through_layers_and_attention_are_as_near() -> None:
 
 
 @USED
-@pytest.mark.parametrize(("tokens", "apart"), [(60, True), (products.LONG, False)])
+@pytest.mark.parametrize(("tokens", "apart"), [(60, True), (2 * products.LONG, False)])
 def test_attention_over_few_tokens_is_left_alone_both_ways(tokens: int, apart: bool) -> None:
     torch.manual_seed(0)
     given = [torch.randn(1, 2, tokens, 40, requires_grad=True) for _ in range(3)]
@@ -137,3 +137,12 @@ def test_attention_over_few_tokens_is_left_alone_both_ways(tokens: int, apart: b
         found = attention()
         assert by_onednn()
     assert all(map(torch.equal, found, plain)) == apart
+
+
+@USED
+def test_a_gradient_that_is_taken_behind_the_block_does_not_open_it_again() -> None:
+    given = torch.randn(1, 2, 60, 40, requires_grad=True)
+    with fast_products(True):
+        output = F.scaled_dot_product_attention(given, given, given)
+    output.sum().backward()
+    assert not by_onednn()
