@@ -73,6 +73,7 @@ def decode_image(item: MediaItem, limits: Limits = LIMITS) -> Picture:
         with opened_image(item, io.BytesIO(data), limits) as image:
             if image.format in ("JPEG", "MPO"):
                 _check_jpeg(item, data)
+                image.decodermaxblock = len(data)  # in one piece: handed over in several, they are joined again
             elif image.format == "PNG":
                 _check_png(item, data)
             return to_picture(image, owned=True)
