@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import ExifTags, ImageOps
+from PIL import ExifTags, ImageFile, ImageOps
 from PIL import Image as PILImage
 
 from avlm.config.media import MediaSpec
@@ -81,7 +81,7 @@ def decode_image(item: MediaItem, limits: Limits = LIMITS) -> Picture:
 
 
 @contextmanager
-def opened_image(item: MediaItem, file: BinaryIO, limits: Limits) -> Iterator[PILImage.Image]:
+def opened_image(item: MediaItem, file: BinaryIO, limits: Limits) -> Iterator[ImageFile.ImageFile]:
     """A picture of which the header alone has been read.
 
     Raises:
