@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import ExifTags, ImageOps
+from PIL import ExifTags, ImageFile, ImageOps
 from PIL import Image as PILImage
 
 from avlm.config.media import MediaSpec
@@ -73,6 +73,7 @@ def decode_image(item: MediaItem, limits: Limits = LIMITS) -> Picture:
         with opened_image(item, io.BytesIO(data), limits) as image:
             if image.format in ("JPEG", "MPO"):
                 _check_jpeg(item, data)
+                image.decodermaxblock = len(data)  # in one piece: handed over in several, they are joined again
             elif image.format == "PNG":
                 _check_png(item, data)
             return to_picture(image, owned=True)
@@ -80,7 +81,7 @@ def decode_image(item: MediaItem, limits: Limits = LIMITS) -> Picture:
 
 
 @contextmanager
-def opened_image(item: MediaItem, file: BinaryIO, limits: Limits) -> Iterator[PILImage.Image]:
+def opened_image(item: MediaItem, file: BinaryIO, limits: Limits) -> Iterator[ImageFile.ImageFile]:
     """A picture of which the header alone has been read.
 
     Raises:

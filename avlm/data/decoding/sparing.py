@@ -15,11 +15,12 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from avlm.data.decoding.h264 import brings_fields, has_fields, is_idr
+
 MOST_BYTES = 64 * 2**20
 """Of packets that are held until it is known which of them are needed; what is longer is decoded as it comes."""
 BEYOND = 4
 """Packets behind the last wanted frame that show which it is: it, and its neighbour, may be stored in another order."""
-IDR = 5
 
 
 class Sparing:
@@ -41,6 +42,8 @@ class Sparing:
         self.timeless = self.plain
         told = bytes(self.coder.extradata or b"")
         self.length_bytes = (told[4] & 3) + 1 if len(told) > 4 and told[0] == 1 else None
+        self.fields = has_fields(told)
+        """Whether two packets can be the two fields of one frame."""
         self.held: list[Any] = []
         self.held_bytes = 0
         self.first = True
@@ -55,9 +58,10 @@ class Sparing:
         if not self.timeless and not (self.unit_s and packet.pts is not None and packet.dts is not None):
             self.timeless = True
             yield from self._plainly()
-        if not self.timeless and packet.is_keyframe and is_idr(bytes(packet), self.length_bytes):
+        if not self.timeless and packet.is_keyframe and is_idr(data := bytes(packet), self.length_bytes):
             yield from self._release(packet)
             self.plain = False
+            self.fields = self.fields or brings_fields(data, self.length_bytes)
         if self.done:
             return
         if self.plain or self.timeless:
@@ -112,33 +116,16 @@ class Sparing:
             self.coder.flush_buffers()
 
     def _needed(self, times: list[float], following: Any | None) -> set[int]:
-        """Numbers of the packets whose frames are on the screen at a wanted time, with the neighbours of each: two
+        """Numbers of the packets whose frames are on the screen at a wanted time, with the neighbours of each where two
         packets can be the two fields of one frame."""
         order = sorted(range(len(times)), key=times.__getitem__)
         shown = [times[number] for number in order]
         end = float("inf") if following is None else self._time(following)
-        found: set[int] = set()
+        found, beside = set[int](), int(self.fields)
         for wanted in self.wanted:
             at = bisect_right(shown, wanted + self.same_s) - 1
             if (at < 0 and not self.first) or wanted + self.same_s >= end:
                 continue
             at = max(0, at)
-            found.update(order[max(0, at - 1) : at + 2])
+            found.update(order[max(0, at - beside) : at + 1 + beside])
         return found
-
-
-def is_idr(data: bytes, length_bytes: int | None) -> bool:
-    """Whether a packet of H.264 is an IDR picture.
-
-    Args:
-        length_bytes: Of the length before each unit, as the header of an MP4 says (ISO/IEC 14496-15, 5.3.3); None where
-            units are parted by start codes.
-    """
-    if length_bytes is None:
-        return any(unit and unit[0] & 31 == IDR for unit in data.split(b"\0\0\1")[1:])
-    at = 0
-    while at + length_bytes < len(data):
-        if data[at + length_bytes] & 31 == IDR:
-            return True
-        at += length_bytes + int.from_bytes(data[at : at + length_bytes])
-    return False

@@ -9,6 +9,7 @@ Shapes in this file:
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -84,14 +85,39 @@ def _shorter_side(pixels: Tensor, spec: VisionSpec) -> Tensor:
     longest = int(side * max(height, width) / min(height, width))
     if longest > WIDEST:  # a thin strip must not become large
         return pixels
-    return _resized(pixels, (longest, side) if height > width else (side, longest), spec)
+    return _scaled(pixels, (longest, side) if height > width else (side, longest), spec)
 
 
 def _resized(pixels: Tensor, size: Size, spec: VisionSpec) -> Tensor:
-    """uint8 [3, *size] of [3 or 4, height, width]."""
+    """uint8 [3, *size] of [3 or 4, height, width], a plane for each colour."""
+    return _planes(_scaled(pixels, size, spec))
+
+
+def _scaled(pixels: Tensor, size: Size, spec: VisionSpec) -> Tensor:
+    """uint8 [3 or 4, *size] of as many colours, which lie as they lay: to part them costs as much as to resize."""
     if pixels.shape[1:] == size:
-        return pixels[:3].contiguous()
-    return F.interpolate(pixels[None], size, mode=spec.resample, antialias=True)[0, :3]
+        return pixels
+    batch = pixels.permute(1, 2, 0)[None].permute(0, 3, 1, 2)  # with strides that tell torch how they lie
+    return F.interpolate(batch, size, mode=spec.resample, antialias=True)[0]
+
+
+def _planes(pixels: Tensor) -> Tensor:
+    """uint8 [3, h, w], a plane for each colour, of [3 or 4, h, w] that lies in any way.
+
+    Four colours side by side are one number, out of which each is shifted: copying them byte by byte takes thrice as
+    long.
+    """
+    if pixels.shape[0] == 3:
+        return pixels.contiguous()
+    together = pixels.permute(1, 2, 0).reshape(-1).view(torch.int32)
+    planes = torch.empty(3, *pixels.shape[1:], dtype=torch.uint8)
+    for plane, bits in zip(planes.view(3, -1), SHIFTS, strict=True):
+        plane.copy_(together >> bits)
+    return planes
+
+
+SHIFTS = (0, 8, 16) if sys.byteorder == "little" else (24, 16, 8)
+"""Of red, green and blue in a number of four bytes."""
 
 
 def _pixels(picture: Picture) -> Tensor:
@@ -115,7 +141,7 @@ def _padded_square(pixels: Tensor, spec: VisionSpec) -> Tensor:
     if max(height, width) > WIDEST:  # a thin strip must not become a square of its length
         share = WIDEST / max(height, width)
         size = max(1, round(height * share)), max(1, round(width * share))
-        pixels = _resized(pixels, size, spec)
+        pixels = _scaled(pixels, size, spec)
         height, width = size
     side = max(height, width)
     colour = torch.tensor([round(255 * m) for m in spec.mean], dtype=torch.uint8)
@@ -131,8 +157,7 @@ WIDEST = 8192
 
 def normalise(pixels: Tensor, spec: VisionSpec) -> Tensor:
     """uint8 [..., 3, h, w] to float32, (x / 255 - mean) / std per channel; contiguous, however the pixels lie."""
-    mean = torch.tensor(spec.mean)[:, None, None]
-    std = torch.tensor(spec.std)[:, None, None]
+    mean, std = torch.tensor((spec.mean, spec.std))[:, :, None, None]
     planes = pixels.contiguous()  # while they are bytes: colours that lie side by side take several times as long
     return planes.float().div_(255).sub_(mean).div_(std)
 
