@@ -27,8 +27,8 @@ class ParallelConfig(Settings):
 
     encoders: Literal["own", "spread"] = "own"
     """Who encodes pictures and sounds. `own`: the process that reads them. `spread`: each step's are spread evenly over
-    all processes, which pays where some have much to see and others little; a step's embeddings are held at once, and
-    where an encoder is trained, all that its gradients need of them too."""
+    all processes, which is meant for steps in which some have much to see and others little; a step's embeddings are
+    held at once, and where an encoder is trained, all that its gradients need of them too."""
 
     offload: bool = False
     """With `fsdp` on GPUs: what is spread lies in the processor's memory."""
