@@ -111,8 +111,9 @@ def _planes(pixels: Tensor) -> Tensor:
         return pixels.contiguous()
     together = pixels.permute(1, 2, 0).reshape(-1).view(torch.int32)
     planes = torch.empty(3, *pixels.shape[1:], dtype=torch.uint8)
+    shifted = torch.empty_like(together)
     for plane, bits in zip(planes.view(3, -1), SHIFTS, strict=True):
-        plane.copy_(together >> bits)
+        plane.copy_(torch.bitwise_right_shift(together, bits, out=shifted) if bits else together)
     return planes
 
 
