@@ -107,6 +107,8 @@ class StageWriter:
         share = self.stage.describe
         always = [bool(item.alt) and (share == 1 or strange(item, self.kinds)) for item in items]
         drawn = [i for i, item in enumerate(items) if item.alt and not always[i] and share]
+        if not drawn:
+            return [always]
         if len(drawn) <= MOST_DRAWN:
             draws: list[tuple[bool, ...]] = list(itertools.product((False, True), repeat=len(drawn)))
         else:
