@@ -20,7 +20,7 @@ from avlm.config.io import build
 from avlm.config.media import MediaSpec
 from avlm.config.run import Augment
 from avlm.data.decoding.decode import to_picture
-from avlm.data.encode import Supervise, add_tensors, counted, encode, lay_out, lay_out_pieces, pad
+from avlm.data.encode import Pixels, Supervise, add_tensors, counted, encode, lay_out, lay_out_pieces, pad
 from avlm.data.fetching.urls import is_data_url
 from avlm.data.forms.parse import Folders, cut_of, parse_row
 from avlm.data.media.reader import MediaReader, Prepared
@@ -176,11 +176,13 @@ class AvlmProcessor(ProcessorMixin):
         prompt_only: bool = False,
         augment: tuple[Augment, np.random.Generator] | None = None,
         prepared: Sequence[Prepared] | None = None,
+        pixels: Pixels = "normalised",
     ) -> Encoded:
         """Write a sample down for the model; see `avlm.data.encode.encode`.
 
         Args:
             prepared: Media already prepared, instead of the sample's own.
+            pixels: How its pictures and frames are left.
         """
         sample = self.addressed(sample)
         if prepared is None:
@@ -193,6 +195,7 @@ class AvlmProcessor(ProcessorMixin):
             supervise=supervise,
             prompt_only=prompt_only,
             augment=augment,
+            pixels=pixels,
         )
 
     def lay_out(
