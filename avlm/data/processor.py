@@ -147,9 +147,10 @@ class AvlmProcessor(ProcessorMixin):
             ConfigError: There is no chat template.
         """
         template = chat_template(self.tokenizer, self.chat_template)
-        if self._tools.tokens is None or self._tools.tokens.template != template:
-            self._tools.tokens = Tokens(self.tokenizer, template)
-        return self._tools.tokens
+        known = self._tools.tokens
+        if known is None or known.template != template or known.size != len(self.tokenizer):
+            known = self._tools.tokens = Tokens(self.tokenizer, template)
+        return known
 
     def prepare(self, sample: Sample) -> list[Prepared]:
         """Decode and prepare a sample's media.

@@ -27,6 +27,8 @@ class Tokens:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str) -> None:
         self.tokenizer = tokenizer
         self.template = template
+        self.size = len(tokenizer)
+        """Of the vocabulary that is remembered here; tokens that are added later want another `Tokens`."""
         self.placeholders = placeholder_ids(tokenizer)
         kind, self.stand_in = next(iter(placeholders(tokenizer).items()), ("", ""))
         """The token that holds the place of a medium, whatever its kind, while a text is turned into tokens."""

@@ -12,45 +12,51 @@ from avlm.data.text.slots import only_writes
 from avlm.data.text.templates import pieces
 from avlm.samples import Sample, Text, Turn
 
-EACH = "{% for m in messages %}{{ '<' + m['role'] + '>' }}%s</s>{% endfor %}"
+
+def each(body: str) -> str:
+    """A template that writes this for each message."""
+    return "{% for m in messages %}{{ '<' + m['role'] + '>' }}" + body + "</s>{% endfor %}"
+
+
 PLAIN = {
-    "in a variable": EACH % "{% set x = m.content %}{{ x }}",
-    "in a namespace": "{% set ns = namespace(x='') %}" + EACH % "{% set ns.x = m.content %}{{ ns.x | trim }}",
-    "stripped by its method": EACH % "{{ m.content.strip() }}",
-    "joined in another way": EACH % "{{ m['content'] ~ '\n' }}",
-    "one or the other": EACH % "{{ m.content if loop.first else ' ' + m.content | trim }}",
+    "in a variable": each("{% set x = m.content %}{{ x }}"),
+    "in a namespace": "{% set ns = namespace(x='') %}" + each("{% set ns.x = m.content %}{{ ns.x | trim }}"),
+    "stripped by its method": each("{{ m.content.strip() }}"),
+    "joined in another way": each("{{ m['content'] ~ '\n' }}"),
+    "one or the other": each("{{ m.content if loop.first else ' ' + m.content | trim }}"),
     "a stretch of the messages": (
         "{% if messages and messages[0].role == 'system' %}{% set s = messages[0].content %}{% set r = messages[1:] %}"
         "{% else %}{% set s = '' %}{% set r = messages %}{% endif %}{{ s }}"
         "{% for m in r if m.role != 'system' %}{{ m.content }}{% if not loop.last %}\n{% else %}</s>{% endif %}{% endfor %}"
     ),
-    "a refusal that tells the text": EACH
-    % "{% if loop.index > 9 %}{{ raise_exception(m.content) }}{% endif %}{{ m.content }}",
-    "what has no name here": EACH % "{% if m.tool_calls is defined or tools %}x{% endif %}{{ m.content }}",
+    "a refusal that tells the text": each(
+        "{% if loop.index > 9 %}{{ raise_exception(m.content) }}{% endif %}{{ m.content }}"
+    ),
+    "what has no name here": each("{% if m.tool_calls is defined or tools %}x{% endif %}{{ m.content }}"),
 }
 OTHER = {
-    "looks for a word": EACH % "{% if 'yes' in m.content %}!{% endif %}{{ m.content }}",
-    "is looked for in": EACH % "{{ 1 if m.content in ['yes'] else 2 }}{{ m.content }}",
-    "leaves the empty out": EACH % "{% if m.content %}{{ m.content }}{% endif %}",
-    "or something else": EACH % "{{ m.content or 'nothing' }}",
-    "measures": EACH % "{{ m.content | length }}{{ m.content }}",
-    "cuts": EACH % "{{ m.content[:3] }}",
-    "changes letters": EACH % "{{ m.content | upper }}",
-    "replaces": EACH % "{{ m.content.replace('a', 'b') }}",
-    "is put into another text": EACH % "{{ 'a%s' % m.content }}",
-    "strips more than the text": EACH % "{{ (' ' + m.content) | trim }}",
-    "strips one side": EACH % "{{ m.content.lstrip() }}",
-    "strips other letters": EACH % "{{ m.content.strip('a') }}",
-    "as JSON": EACH % "{{ m | tojson }}",
-    "the message itself": EACH % "{{ m }}",
+    "looks for a word": each("{% if 'yes' in m.content %}!{% endif %}{{ m.content }}"),
+    "is looked for in": each("{{ 1 if m.content in ['yes'] else 2 }}{{ m.content }}"),
+    "leaves the empty out": each("{% if m.content %}{{ m.content }}{% endif %}"),
+    "or something else": each("{{ m.content or 'nothing' }}"),
+    "measures": each("{{ m.content | length }}{{ m.content }}"),
+    "cuts": each("{{ m.content[:3] }}"),
+    "changes letters": each("{{ m.content | upper }}"),
+    "replaces": each("{{ m.content.replace('a', 'b') }}"),
+    "is put into another text": each("{{ 'a%s' % m.content }}"),
+    "strips more than the text": each("{{ (' ' + m.content) | trim }}"),
+    "strips one side": each("{{ m.content.lstrip() }}"),
+    "strips other letters": each("{{ m.content.strip('a') }}"),
+    "as JSON": each("{{ m | tojson }}"),
+    "the message itself": each("{{ m }}"),
     "counts in a variable": "{% set ns = namespace(n=0) %}"
-    + EACH % "{% if ns.n %}!{% endif %}{% set ns.n = m.content | length %}{{ m.content }}",
-    "asks a variable": EACH % "{% set x = m.content %}{% if x == 'yes' %}!{% endif %}{{ x }}",
+    + each("{% if ns.n %}!{% endif %}{% set ns.n = m.content | length %}{{ m.content }}"),
+    "asks a variable": each("{% set x = m.content %}{% if x == 'yes' %}!{% endif %}{{ x }}"),
     "asks later": "{% for m in messages %}{% if last == 'x' %}!{% endif %}{% set last = m.content %}{{ last }}</s>{% endfor %}",
-    "by a macro": "{% macro f(x) %}{{ x }}{% endmacro %}" + EACH % "{{ f(m.content) }}",
-    "by the clock": "{{ strftime_now('%s') }}" + EACH % "{{ m.content }}",
+    "by a macro": "{% macro f(x) %}{{ x }}{% endmacro %}" + each("{{ f(m.content) }}"),
+    "by the clock": "{{ strftime_now('%s') }}" + each("{{ m.content }}"),
     "through a filter of lists": "{% for c in messages | map(attribute='content') %}{{ c }}</s>{% endfor %}",
-    "letter by letter": EACH % "{% for c in m.content %}{{ c }}{% endfor %}",
+    "letter by letter": each("{% for c in m.content %}{{ c }}{% endfor %}"),
     "no template": "{% for m in messages %}",
 }
 
@@ -67,15 +73,14 @@ def test_what_asks_about_a_text_is_not(name: str) -> None:
 
 
 def test_a_list_of_parts_is_no_text() -> None:
-    parts = (
-        EACH
-        % "{% for p in m.content %}{% if p.type == 'text' %}{{ p.text | trim }}{% else %}<image>{% endif %}{% endfor %}"
+    parts = each(
+        "{% for p in m.content %}{% if p.type == 'text' %}{{ p.text | trim }}{% else %}<image>{% endif %}{% endfor %}"
     )
-    either = EACH % (
+    either = each(
         "{% if m.content is string %}{{ m.content }}{% else %}{% for p in m.content %}{{ p['text'] }}{% endfor %}{% endif %}"
     )
     assert only_writes(parts, True) and not only_writes(parts, False)
-    assert not only_writes(EACH % "{{ m.content }}", True)
+    assert not only_writes(each("{{ m.content }}"), True)
     assert not only_writes(either, True) and not only_writes(either, False)  # both branches are followed
 
 
