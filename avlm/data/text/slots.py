@@ -146,20 +146,20 @@ class _Reading:
 
     # ------------------------------------------------------------ expressions
 
-    def _text(self, node: nodes.Expr) -> Kind:
+    def _text(self, node: nodes.Node) -> Kind:
         """An expression that is written or joined to others."""
         kind = self._kind(node)
         if kind not in _TEXTS:
             raise _UnclearError
         return kind
 
-    def _known(self, *given: nodes.Expr | None) -> Kind:
+    def _known(self, *given: nodes.Node | None) -> Kind:
         """Expressions that nothing said may be in."""
         if any(one is not None and self._kind(one) is not Kind.KNOWN for one in given):
             raise _UnclearError
         return Kind.KNOWN
 
-    def _truth(self, node: nodes.Expr) -> Kind:
+    def _truth(self, node: nodes.Node) -> Kind:
         """An expression of which it is asked whether it is true."""
         if isinstance(node, (nodes.And, nodes.Or)):
             self._truth(node.left)
@@ -170,7 +170,7 @@ class _Reading:
             raise _UnclearError
         return Kind.KNOWN
 
-    def _kind(self, node: nodes.Expr) -> Kind:
+    def _kind(self, node: nodes.Node) -> Kind:
         if isinstance(node, (nodes.Const, nodes.TemplateData)):
             return Kind.KNOWN
         if isinstance(node, nodes.Name):
@@ -194,7 +194,7 @@ class _Reading:
             return self._called(node)
         return self._combined(node)
 
-    def _combined(self, node: nodes.Expr) -> Kind:
+    def _combined(self, node: nodes.Node) -> Kind:
         if isinstance(node, nodes.Not):
             return self._truth(node)
         if isinstance(node, (nodes.And, nodes.Or, *_ARITHMETIC)):
@@ -210,11 +210,11 @@ class _Reading:
     def _member(self, node: nodes.Getattr | nodes.Getitem) -> Kind:
         """An attribute, a key, a place or a stretch of something."""
         name = node.attr if isinstance(node, nodes.Getattr) else None
-        if name is None and isinstance(node.arg, nodes.Const):
+        if isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Const):
             name = node.arg.value
         of = self._kind(node.node)
         if of is Kind.KNOWN:
-            return Kind.KNOWN if isinstance(node, nodes.Getattr) else self._known(node.arg)
+            return self._known(node.arg) if isinstance(node, nodes.Getitem) else Kind.KNOWN
         if of is Kind.LOOP and name in _LOOP:
             return Kind.KNOWN
         if of is Kind.SPACE and isinstance(node, nodes.Getattr) and isinstance(node.node, nodes.Name):

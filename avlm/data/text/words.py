@@ -64,7 +64,7 @@ class Words:
         read: Gives the ids of some texts. It has to be that of a tokenizer of which `parts_before_spaces` is true.
     """
 
-    def __init__(self, read: Callable[[list[str]], list[Ids]]) -> None:
+    def __init__(self, read: Callable[[list[str]], Sequence[Ids]]) -> None:
         self.read = read
         self._first: dict[str, Ids] = {"": ()}
         """Of words that a text begins with."""
