@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -94,7 +94,7 @@ class Words:
         return begin, {word: learned[word] if ids is None else ids for word, ids in behind.items()}
 
 
-def _remember(known: dict[str, Ids], learned: dict[str, Ids]) -> None:
+def _remember(known: dict[str, Ids], learned: Mapping[str, Ids]) -> None:
     if len(known) + len(learned) > MOST_WORDS:
         known.clear()
     known.update((word, ids) for word, ids in learned.items() if len(word) <= LONGEST)
