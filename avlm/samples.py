@@ -196,6 +196,10 @@ class Place:
         return sum(s.count for s in self.segments if s.kind == kind)
 
 
+Colours = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and standard deviation of each channel, of colours from 0 to 1."""
+
+
 @dataclass(slots=True)
 class Encoded:
     """One sample as the model will read it."""
@@ -215,6 +219,8 @@ class Encoded:
     """Height and width of each picture as decoded, where its layout depends on them."""
     frames: list[Tensor] = field(default_factory=list)
     """Frames of its videos, as `images`."""
+    colours: Colours | None = None
+    """Where its pictures and frames are still uint8: what they are to be normalised by."""
     sounds: list[Heard] = field(default_factory=list)
     """The chunks of all its sounds, in reading order."""
     chunks: list[int] = field(default_factory=list)

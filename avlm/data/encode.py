@@ -20,7 +20,7 @@ from avlm.config.media import AudioSpec, MediaSpec, VisionSpec, Wrap
 from avlm.config.run import Augment
 from avlm.data.media.augment import augment_features, augment_image
 from avlm.data.media.features import levelled
-from avlm.data.media.pictures import PreparedImage, changed, in_patches, in_tiles, normalise
+from avlm.data.media.pictures import PreparedImage, changed, in_patches, in_tiles, normalise, normalised
 from avlm.data.media.reader import Prepared, PreparedVideo
 from avlm.data.text.pieces import Piece
 from avlm.data.text.templates import pieces, wrap_tokens
@@ -28,9 +28,12 @@ from avlm.data.text.tokens import Tokens
 from avlm.data.text.turns import state_classes
 from avlm.errors import ConfigError, DataError, LayoutError, MediaError
 from avlm.layout import Facts, ImageFacts, Load, Segment, load, segments
-from avlm.samples import IGNORE, Counts, Encoded, Heard, Place, Row, Sample
+from avlm.samples import IGNORE, Colours, Counts, Encoded, Heard, Place, Row, Sample
 
 Supervise = Literal["answers", "everything", "words"]
+Pixels = Literal["normalised", "bytes"]
+"""Whether pictures and frames are as the encoder takes them, or still a byte for each colour, a quarter of that to hand
+on; then they are normalised where they are put side by side."""
 
 
 def encode(
@@ -42,6 +45,7 @@ def encode(
     supervise: Supervise = "answers",
     prompt_only: bool = False,
     augment: tuple[Augment, np.random.Generator] | None = None,
+    pixels: Pixels = "normalised",
 ) -> Encoded:
     """Write a sample down for the model.
 
@@ -53,6 +57,7 @@ def encode(
         supervise: Learn the answers, every token of text, or nothing but what each medium shows or says.
         prompt_only: Stop where the model is to speak; nothing is learned.
         augment: Changes to make to the media, with their generator.
+        pixels: How its pictures and frames are left.
 
     Returns:
         Ids with placeholders written out, labels, reserved places, and the tensors for the encoders.
@@ -63,7 +68,7 @@ def encode(
     """
     facts = [item.facts for item in prepared]
     out = lay_out(sample, tokens, media, facts, supervise=supervise, prompt_only=prompt_only)
-    add_tensors(out, prepared, media, augment)
+    add_tensors(out, prepared, media, augment, pixels)
     return out
 
 
@@ -240,16 +245,20 @@ def add_tensors(
     prepared: Sequence[Prepared],
     media: MediaSpec,
     augment: tuple[Augment, np.random.Generator] | None = None,
+    pixels: Pixels = "normalised",
 ) -> None:
-    """Normalised pixels and sound features in the order in which their places are read."""
+    """Pixels and sound features in the order in which their places are read."""
+    vision = media.vision
+    if pixels == "bytes" and vision is not None and vision.max_patches is None:
+        out.colours = vision.mean, vision.std
     for place in out.places:
         item = prepared[place.item]
         if isinstance(item, PreparedImage):
-            _add_image(out, item, media.vision, augment)
+            _add_image(out, item, vision, augment)
         elif isinstance(item, PreparedVideo) and place.count("video"):
-            for pixels in item.frames:
-                pixels = pixels if augment is None else augment_image(pixels, *augment)
-                out.frames += _as_input(pixels[None], media.vision)
+            for frame in item.frames:
+                frame = frame if augment is None else augment_image(frame, *augment)
+                out.frames += _as_input(out, frame[None], vision)
         if not isinstance(item, PreparedImage) and item.sound and place.count("audio"):
             assert media.audio is not None
             out.sounds += [_changed(chunk, media.audio, augment) for chunk in item.sound]
@@ -273,14 +282,16 @@ def _add_image(
     assert spec is not None
     if augment is not None:
         item = changed(item, spec, lambda pixels: augment_image(pixels, *augment))
-    out.images += _as_input(in_tiles(item, spec), spec)
+    out.images += _as_input(out, in_tiles(item, spec), spec)
     if spec.sized:
         out.image_sizes.append(item.facts.size_px)
 
 
-def _as_input(tiles: Tensor, spec: VisionSpec | None) -> list[Tensor]:
-    """Normalised squares, or their patches."""
+def _as_input(out: Encoded, tiles: Tensor, spec: VisionSpec | None) -> list[Tensor]:
+    """Squares, normalised or as they are, or the patches of them."""
     assert spec is not None
+    if out.colours is not None:
+        return list(tiles)
     if spec.max_patches is None:
         return list(normalise(tiles, spec))
     return [in_patches(tile, spec.cell_px) for tile in normalise(tiles, spec)]
@@ -293,6 +304,7 @@ def with_media_of(encoded: Encoded, other: Encoded) -> Encoded:
         images=other.images,
         image_sizes=other.image_sizes,
         frames=other.frames,
+        colours=other.colours,
         sounds=other.sounds,
         chunks=other.chunks,
     )
@@ -425,23 +437,35 @@ def pad(samples: Sequence[Encoded], pad_id: int, side: Literal["left", "right"] 
 
 
 def _stacked(samples: Sequence[Encoded]) -> dict[str, Any]:
+    colours = samples[0].colours
+    assert all(s.colours == colours for s in samples), "samples of one row are of one model"
     images = [t for s in samples for t in s.images]
     frames = [t for s in samples for t in s.frames]
     sounds = [chunk for s in samples for chunk in s.sounds]
     sizes = [size for s in samples for size in s.image_sizes]
     return {
-        "pixel_values": _side_by_side(images),
+        "pixel_values": _side_by_side(images, colours),
         "image_sizes": torch.tensor(sizes) if sizes else None,
-        "pixel_values_videos": _side_by_side(frames),
+        "pixel_values_videos": _side_by_side(frames, colours),
         **_padded(sounds, "input_features"),
         **_padded([chunk.beside for chunk in sounds if chunk.beside is not None], "input_features_beside"),
     }
 
 
-def _side_by_side(pictures: Sequence[Tensor]) -> Tensor | None:
-    """Squares of one size, or lists of patches padded with zeros to the longest."""
+def _side_by_side(pictures: Sequence[Tensor], colours: Colours | None) -> Tensor | None:
+    """Squares of one size, or lists of patches padded with zeros to the longest.
+
+    Args:
+        colours: Of pictures that are not normalised yet.
+    """
     if not pictures:
         return None
+    if colours is not None:
+        found = torch.empty(len(pictures), *pictures[0].shape)
+        for picture, place in zip(pictures, found, strict=True):  # one by one, while it is in the processor's cache
+            place.copy_(picture.contiguous())
+            normalised(place, *colours)
+        return found
     return pad_sequence(list(pictures), batch_first=True) if pictures[0].ndim == 2 else torch.stack(list(pictures))
 
 

@@ -20,7 +20,7 @@ from avlm.config.io import build
 from avlm.config.media import MediaSpec
 from avlm.config.run import Augment
 from avlm.data.decoding.decode import to_picture
-from avlm.data.encode import Supervise, add_tensors, counted, encode, lay_out, lay_out_pieces, pad
+from avlm.data.encode import Pixels, Supervise, add_tensors, counted, encode, lay_out, lay_out_pieces, pad
 from avlm.data.fetching.urls import is_data_url
 from avlm.data.forms.parse import Folders, cut_of, parse_row
 from avlm.data.media.reader import MediaReader, Prepared
@@ -147,9 +147,10 @@ class AvlmProcessor(ProcessorMixin):
             ConfigError: There is no chat template.
         """
         template = chat_template(self.tokenizer, self.chat_template)
-        if self._tools.tokens is None or self._tools.tokens.template != template:
-            self._tools.tokens = Tokens(self.tokenizer, template)
-        return self._tools.tokens
+        known = self._tools.tokens
+        if known is None or known.template != template or known.size != len(self.tokenizer):
+            known = self._tools.tokens = Tokens(self.tokenizer, template)
+        return known
 
     def prepare(self, sample: Sample) -> list[Prepared]:
         """Decode and prepare a sample's media.
@@ -176,11 +177,13 @@ class AvlmProcessor(ProcessorMixin):
         prompt_only: bool = False,
         augment: tuple[Augment, np.random.Generator] | None = None,
         prepared: Sequence[Prepared] | None = None,
+        pixels: Pixels = "normalised",
     ) -> Encoded:
         """Write a sample down for the model; see `avlm.data.encode.encode`.
 
         Args:
             prepared: Media already prepared, instead of the sample's own.
+            pixels: How its pictures and frames are left.
         """
         sample = self.addressed(sample)
         if prepared is None:
@@ -193,6 +196,7 @@ class AvlmProcessor(ProcessorMixin):
             supervise=supervise,
             prompt_only=prompt_only,
             augment=augment,
+            pixels=pixels,
         )
 
     def lay_out(

@@ -46,7 +46,7 @@ class StageWriter:
         self.seed = seed
 
     def encode(self, sample: Sample, row: int, epoch: int) -> Encoded:
-        """A row as it is read in an epoch, with everything that is drawn for it.
+        """A row as it is read in an epoch, with everything that is drawn for it; its pictures still as bytes.
 
         Raises:
             DataError: It cannot be written down, or has no teacher's version.
@@ -56,7 +56,7 @@ class StageWriter:
         said = self._said(sample)
         prepared = self.processor.prepare(said)
         encoded = self.processor.encode(
-            said, supervise=self.stage.supervise, augment=(self.stage.augment, rng), prepared=prepared
+            said, supervise=self.stage.supervise, augment=(self.stage.augment, rng), prepared=prepared, pixels="bytes"
         )
         facts = [item.facts for item in prepared]
         return self._heard(self._compared(self._taught(encoded, said), sample, facts), said, facts)
@@ -107,6 +107,8 @@ class StageWriter:
         share = self.stage.describe
         always = [bool(item.alt) and (share == 1 or strange(item, self.kinds)) for item in items]
         drawn = [i for i, item in enumerate(items) if item.alt and not always[i] and share]
+        if not drawn:
+            return [always]
         if len(drawn) <= MOST_DRAWN:
             draws: list[tuple[bool, ...]] = list(itertools.product((False, True), repeat=len(drawn)))
         else:

@@ -14,7 +14,7 @@ from chat_families import CHATML, FAMILIES, LLAMA3, MEDIA, MISTRAL, VICUNA, Fami
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avlm.config.media import MediaSpec, VideoSpec
+from avlm.config.media import MediaSpec, VideoSpec, VisionSpec
 from avlm.config.run import Augment
 from avlm.data.encode import pack, pad, segment_ids
 from avlm.data.processor import AvlmProcessor
@@ -675,7 +675,7 @@ def test_a_batch_is_padded_on_the_side_asked_for(side: Any) -> None:
 
 
 def test_long_texts_are_not_remembered_and_short_ones_are() -> None:
-    tokens = processor(CHATML).tokens()
+    tokens = processor(CHATML, pieces=True).tokens()  # which cannot be read word by word
     tokens._short.cache_clear()
     tokens.ids("x" * 10_000)
     assert tokens._short.cache_info().currsize == 0
@@ -711,3 +711,34 @@ def test_marks_stand_in_the_text_where_the_row_has_them() -> None:
     assert text == f"<|im_start|>user\nCompare {image} and {image}.\n{sound}<|im_end|>\n<|im_start|>assistant\n"
     worded = without_media(Sample("7", (Turn("user", (Text("a "), replace(PICTURE, alt="dog"), Text("?")), True),)))
     assert worded.turns[0].text() == "a dog?" and worded.turns[0].verbatim
+
+
+@pytest.mark.parametrize("spec", ["square", "tiles", "patches"])
+def test_pictures_that_travel_as_bytes_become_the_same_bits(spec: str) -> None:
+    """By NumPy in float32, and as when they are normalised at once."""
+    square = {"image_size_px": 28, "cell_px": 14, "mean": (0.48, 0.46, 0.41), "std": (0.27, 0.26, 0.28)}
+    more = {"tiles": {"tiling": {"kind": "internvl", "max_tiles": 6}}, "patches": {"max_patches": 40}}
+    vision = VisionSpec.model_validate({**square, **more.get(spec, {})})
+    family = CHATML
+    made = AvlmProcessor(tokenizer(family), MediaSpec(vision=vision).model_dump(mode="json"), family.template)
+    rng = np.random.default_rng(0)
+    seen = [Picture(rng.integers(0, 256, (30, 75, 3), dtype=np.uint8)) for _ in range(3)]
+    film = MediaItem("video", decoded=Clip(tuple(seen), 1.5, None))
+    items = (*(MediaItem("image", decoded=picture) for picture in seen), film)
+    sample = Sample("1", (Turn("user", items), Turn("assistant", (Text("yes"),))))
+    plain, later = made.encode(sample), made.encode(sample, pixels="bytes")
+    assert (later.colours is None) == (spec == "patches")
+    one, other = pack([plain, plain]), pack([later, later])
+    for name in ("pixel_values", "pixel_values_videos"):
+        assert torch.equal(getattr(one, name), getattr(other, name)) and getattr(other, name).dtype == torch.float32
+    if later.colours is not None:
+        assert all(picture.dtype == torch.uint8 for picture in [*later.images, *later.frames])
+        mean, std = (np.array(values, np.float32)[:, None, None] for values in later.colours)
+        by_hand = (later.images[0].numpy().astype(np.float32) / np.float32(255) - mean) / std
+        assert np.array_equal(by_hand, other.pixel_values[0].numpy())  # type: ignore[index]
+        again = pack([later])
+        assert torch.equal(again.pixel_values, plain_pixels(plain))  # what was read is not changed on the way
+
+
+def plain_pixels(encoded: Encoded) -> torch.Tensor:
+    return torch.stack(encoded.images)

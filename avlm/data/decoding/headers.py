@@ -10,6 +10,7 @@ What is said is what decoding gives, to the sample; where a header does not say 
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import BinaryIO
@@ -22,6 +23,7 @@ from avlm.config.media import MediaSpec
 from avlm.data.decoding.containers import clip_length, sound_length_s
 from avlm.data.decoding.decode import check_senses, cut_samples, opened_image
 from avlm.data.decoding.files import LIMITS, Limits, about, check_samples, opened
+from avlm.data.decoding.plain import plain_jpeg_size, plain_wav_length
 from avlm.data.decoding.recordings import recording_of
 from avlm.data.decoding.truncated import check_whole
 from avlm.data.decoding.wav import MOST_CHUNKS
@@ -56,9 +58,14 @@ def measure(item: MediaItem, media: MediaSpec, limits: Limits = LIMITS) -> Facts
 def _image(item: MediaItem, limits: Limits) -> ImageFacts | None:
     if isinstance(item.decoded, Picture):
         return ImageFacts((int(item.decoded.pixels.shape[0]), int(item.decoded.pixels.shape[1])))
-    with opened(item, limits) as file, opened_image(item, file, limits) as image:
-        size = _upright(image, file)
-        return None if size is None else ImageFacts(size)
+    with opened(item, limits) as file:
+        plain = plain_jpeg_size(file)
+        if plain is not None and plain[0] * plain[1] <= min(limits.max_pixels, PILImage.MAX_IMAGE_PIXELS or 0):
+            return ImageFacts(plain)
+        file.seek(0)
+        with opened_image(item, file, limits) as image:
+            size = _upright(image, file)
+            return None if size is None else ImageFacts(size)
 
 
 def _upright(image: PILImage.Image, file: BinaryIO) -> Size | None:
@@ -104,15 +111,26 @@ def _audio(item: MediaItem, media: MediaSpec, limits: Limits) -> AudioFacts | No
         sound = item.decoded
         return _heard(item, len(sound.waveform), sound.sample_rate_hz, rate_hz)
     with opened(item, limits) as file:
-        check_whole(item, file)
-        recording = recording_of(file)
-        if recording is not None:
-            with recording:
-                own_hz = int(recording.samplerate)
-                check_samples(cut_samples(item, recording.frames, own_hz)[1], own_hz, limits, item)
-                return _heard(item, recording.frames, own_hz, rate_hz)
+        length = _length(item, file)
+    if length is not None:
+        num_samples, own_hz = length
+        check_samples(cut_samples(item, num_samples, own_hz)[1], own_hz, limits, item)
+        return _heard(item, num_samples, own_hz, rate_hz)
     seconds = sound_length_s(item, limits)
     return None if seconds is None else AudioFacts(timed_count(seconds, rate_hz))
+
+
+def _length(item: MediaItem, file: BinaryIO) -> tuple[int, int] | None:
+    """Samples and samples a second of a recording; None where its header does not tell."""
+    plain = plain_wav_length(file, file.seek(0, io.SEEK_END))
+    if plain is not None:
+        return plain
+    check_whole(item, file)
+    recording = recording_of(file)
+    if recording is None:
+        return None
+    with recording:
+        return int(recording.frames), int(recording.samplerate)
 
 
 def _heard(item: MediaItem, num_samples: int, own_hz: int, rate_hz: int) -> AudioFacts | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -158,9 +158,14 @@ WIDEST = 8192
 
 def normalise(pixels: Tensor, spec: VisionSpec) -> Tensor:
     """uint8 [..., 3, h, w] to float32, (x / 255 - mean) / std per channel; contiguous, however the pixels lie."""
-    mean, std = torch.tensor((spec.mean, spec.std))[:, :, None, None]
     planes = pixels.contiguous()  # while they are bytes: colours that lie side by side take several times as long
-    return planes.float().div_(255).sub_(mean).div_(std)
+    return normalised(planes.float(), spec.mean, spec.std)
+
+
+def normalised(planes: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """(x / 255 - mean) / std per channel of float32 [..., 3, h, w], in its place."""
+    means, deviations = torch.tensor((mean, std))[:, :, None, None]
+    return planes.div_(255).sub_(means).div_(deviations)
 
 
 def _framed(pixels: Tensor, canvas: Size, spec: VisionSpec) -> Tensor:

@@ -51,15 +51,18 @@ class Shape:
     Args:
         pieces: Each with its text cut up: words, number of a slot, words, number of a slot, ..., words.
         rest: What the template writes behind the last piece, cut up too.
+        stripped: Slots that the template writes without the white space around them, where it is proven that every
+            conversation of the shape is written like this; None where it is to be compared each time.
     """
 
     pieces: tuple[tuple[Piece, tuple[str, ...]], ...]
     rest: tuple[str, ...]
+    stripped: frozenset[str] | None = None
 
     @classmethod
-    def of(cls, pieces: list[Piece], rest: str) -> Shape:
+    def of(cls, pieces: list[Piece], rest: str, stripped: frozenset[str] | None) -> Shape:
         """A rendered conversation with slots in it."""
-        return cls(tuple((piece, _cut_up(piece.text)) for piece in pieces), _cut_up(rest))
+        return cls(tuple((piece, _cut_up(piece.text)) for piece in pieces), _cut_up(rest), stripped)
 
     def filled(self, said: dict[str, str]) -> tuple[list[Piece], str, str]:
         """The pieces of a conversation, the text that they make up (a mark for each medium), and what is behind them.
@@ -77,6 +80,25 @@ class Shape:
             texts.append(_filled(parts, said))
             found += [Piece(texts[-1], answer=True)] if piece.answer else split(texts[-1])
         return found, "".join(texts), _filled(self.rest, said)
+
+
+def stripped_slots(plain: str, padded: str) -> frozenset[str] | None:
+    """Slots that lose a space on either side when they are written; None if that is not all that happens to them.
+
+    Args:
+        plain: A rendered conversation with slots.
+        padded: The same, rendered with a space on both sides of each slot.
+    """
+    words, numbers = _cut_up(plain)[::2], _cut_up(plain)[1::2]
+    kept: set[str] = set()
+    lost: set[str] = set()
+    built = words[0]
+    for number, word in zip(numbers, words[1:], strict=True):
+        slot = SLOT.format(number)
+        loses = padded.startswith(built + slot)
+        (lost if loses else kept).add(number)
+        built += (slot if loses else f" {slot} ") + word
+    return frozenset(lost) if built == padded and not lost & kept else None
 
 
 def _cut_up(text: str) -> tuple[str, ...]:

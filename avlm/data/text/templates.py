@@ -21,7 +21,8 @@ from jinja2 import TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
 from avlm.config.media import MediaSpec
-from avlm.data.text.pieces import ANSWER, CUT, MARK, MARKS, RESERVED, SLOT, Piece, Shape, split
+from avlm.data.text.pieces import ANSWER, CUT, MARK, MARKS, RESERVED, SLOT, Piece, Shape, split, stripped_slots
+from avlm.data.text.slots import only_writes
 from avlm.errors import ConfigError, DataError
 from avlm.samples import MediaItem, MediaKind, Sample, Text, Turn
 
@@ -132,16 +133,20 @@ def _answered(
 ) -> tuple[list[Piece], str]:
     """Pieces up to the last answer, and the text that they make up.
 
-    How a template writes a conversation is known from the first one of the same shape. That is taken where it gives the
-    very text that the template makes of this conversation; otherwise the template is asked answer by answer.
+    How a template writes a conversation is known from the first one of the same shape: by the template's syntax, if
+    that proves it, else where it gives the very text that the template makes of this conversation. Otherwise the
+    template is asked answer by answer.
     """
     last = max((i for i, message in enumerate(messages) if message["role"] == "assistant"), default=-1)
     messages = messages[: last + 1]
     typed = bool(kinds_written(tokenizer, template))
     shape = _shape(messages, tokenizer, template, sample, typed)
     if shape is not None:
-        whole = _render(tokenizer, template, messages, False, sample)
         said = {number: text for message in messages for number, text in _slots(message, typed).items()}
+        if shape.stripped is not None:
+            said |= {number: said[number].strip() for number in shape.stripped}
+            return shape.filled(said)[:2]
+        whole = _render(tokenizer, template, messages, False, sample)
         for change in (str, str.strip):  # many templates strip what is said
             found, done, rest = shape.filled({number: change(text) for number, text in said.items()})
             if done + rest == whole:
@@ -178,9 +183,19 @@ def _shape(
         blank = [_blank(message, typed) for message in messages]
         found, done = _answer_by_answer(blank, tokenizer, template, sample)
         whole = _render(tokenizer, template, blank, False, sample)
-        shape = Shape.of(found, whole[len(done) :]) if whole.startswith(done) else None
+        stripped = None
+        if _is_plain(tokenizer) and only_writes(template, typed):
+            padded = [_blank(message, typed, " ") for message in messages]
+            stripped = stripped_slots(whole, _render(tokenizer, template, padded, False, sample))
+        shape = Shape.of(found, whole[len(done) :], stripped) if whole.startswith(done) else None
     known[key] = shape
     return shape
+
+
+def _is_plain(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a tokenizer applies a template as transformers does, and does nothing else to a conversation."""
+    own = PreTrainedTokenizerBase.apply_chat_template
+    return getattr(tokenizer.apply_chat_template, "__func__", None) is own
 
 
 def _part_kinds(message: dict[str, Any], media: Sequence[str]) -> tuple[str, ...]:
@@ -189,12 +204,16 @@ def _part_kinds(message: dict[str, Any], media: Sequence[str]) -> tuple[str, ...
     return tuple("" if mark is None else media[int(mark[1])] for mark in marks)
 
 
-def _blank(message: dict[str, Any], typed: bool) -> dict[str, Any]:
-    """A message with slots for what is said. Media that a template writes by itself stay where they are."""
-    names = iter(_slots(message, typed))
+def _blank(message: dict[str, Any], typed: bool, beside: str = "") -> dict[str, Any]:
+    """A message with slots for what is said. Media that a template writes by itself stay where they are.
+
+    Args:
+        beside: Stands on both sides of each slot.
+    """
+    slots = iter([f"{beside}{SLOT.format(name)}{beside}" for name in _slots(message, typed)])
     if not typed:
-        return {**message, "content": SLOT.format(next(names))}
-    parts = [word if MARKS.fullmatch(word) else SLOT.format(next(names)) for word in message["parts"]]
+        return {**message, "content": next(slots)}
+    parts = [word if MARKS.fullmatch(word) else next(slots) for word in message["parts"]]
     return {**message, "content": "".join(parts), "parts": parts}
 
 

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from avlm.data.text.pieces import CUT
 from avlm.data.text.templates import control_tokens, pieces, placeholder_ids, placeholders
+from avlm.data.text.words import Words, parts_before_spaces
 from avlm.errors import ConfigError, DataError
 from avlm.samples import Sample, Text, Turn
 
@@ -26,6 +27,8 @@ class Tokens:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str) -> None:
         self.tokenizer = tokenizer
         self.template = template
+        self.size = len(tokenizer)
+        """Of the vocabulary that is remembered here; tokens that are added later want another `Tokens`."""
         self.placeholders = placeholder_ids(tokenizer)
         kind, self.stand_in = next(iter(placeholders(tokenizer).items()), ("", ""))
         """The token that holds the place of a medium, whatever its kind, while a text is turned into tokens."""
@@ -36,6 +39,8 @@ class Tokens:
         self._backend = _backend(tokenizer)
         if any(self._read_quickly(text) != self._read_slowly(text) for text in _PROBES):
             self._backend = None
+        by_words = self._backend is not None and parts_before_spaces(self._backend)
+        self._words = Words(self._read_all) if by_words else None
         self._anchors = anchors(tokenizer, control_tokens(tokenizer, template))
 
     def _token_id(self, token: str) -> int:
@@ -43,17 +48,20 @@ class Tokens:
         return int(self.tokenizer.convert_tokens_to_ids(token))
 
     def _read(self, text: str) -> tuple[int, ...]:
+        read = self._read_quickly if self._words is None else self._words.ids
         if CUT not in text:
-            return tuple(self._read_quickly(text)) if text else ()
-        return tuple(i for part in text.split(CUT) if part for i in self._read_quickly(part))
+            return tuple(read(text)) if text else ()
+        return tuple(i for part in text.split(CUT) if part for i in read(part))
 
     def _read_quickly(self, text: str) -> list[int]:
+        return self._read_all([text])[0]
+
+    def _read_all(self, texts: list[str]) -> list[list[int]]:
         """Ids alone, without the offsets and masks that come with a call of the tokenizer."""
         backend = self._backend
         if backend is None or backend.padding is not None or backend.truncation is not None:  # others may set them
-            return self._read_slowly(text)
-        found: list[int] = backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
-        return found
+            return [self._read_slowly(text) for text in texts]
+        return [found.ids for found in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
     def _read_slowly(self, text: str) -> list[int]:
         found: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
@@ -61,7 +69,7 @@ class Tokens:
 
     def ids(self, text: str) -> tuple[int, ...]:
         """Ids of a text. What stands on both sides of a cut is turned into tokens apart."""
-        return self._short(text) if len(text) <= REMEMBERED else self._read(text)
+        return self._short(text) if self._words is None and len(text) <= REMEMBERED else self._read(text)
 
     def answer_end(self) -> int | None:
         """The token that ends an answer; None where the template ends it with no special token."""
