@@ -106,8 +106,8 @@ def half_used(machine: str, maker: str, capability: str) -> bool:
         capability: The most that torch's own kernels use of it.
     """
     other = maker not in ("", "GenuineIntel")
-    libraries = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
-    return libraries and other and machine == "x86_64" and capability == "AVX512"
+    both = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return both and other and machine == "x86_64" and capability == "AVX512"
 
 
 @lru_cache(maxsize=1)
