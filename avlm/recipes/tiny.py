@@ -79,7 +79,7 @@ def tiny(pace: float = 1.0) -> RunConfig:
         samples=SampleConfig(prompts=2),
         side_by_side=3,
         parallel=ParallelConfig(processes=2),
-        threads=1,  # parts this small gain nothing from a second one, and come to the same bits on every machine
+        threads=1,  # parts this small gain nothing from a second one
     )
 
 
