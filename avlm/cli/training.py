@@ -36,6 +36,7 @@ def train(
     began = time.monotonic()
     config = resolve(recipe, overrides)
     check_files(config)
+    _warm(config)
     from avlm.training.world import join
 
     world = join(config.device, config.parallel)
@@ -67,6 +68,7 @@ def demo(
     if os.path.lexists(config.out) and not os.path.isdir(config.out):
         raise ConfigError(f"{config.out} is a file, and a run needs a directory. Choose another name with --out")
 
+    _warm(config)
     from avlm.data.world.build import make_world
     from avlm.training.console import make_console, world_progress
     from avlm.training.world import one_process
@@ -78,6 +80,14 @@ def demo(
     _train_and_report(config, None, began, one_process(config.device))
     print(f'\ntalk to it:  avlm chat {config.out}/model --image PICTURE.png "What do you see?"')
     print(f"look at it:  {config.out}/report.html")
+
+
+def _warm(config: RunConfig) -> None:
+    """Where the run will start processes, let them be imported for while this one imports what it needs itself."""
+    if "RANK" not in os.environ and max(config.side_by_side, config.parallel.processes) > 1:
+        from avlm.training.nursery import warm
+
+        warm()
 
 
 def _with_data(config: RunConfig, world: World) -> RunConfig:

@@ -32,8 +32,9 @@ class Speed(Settings):
     """Default: everything that gradients need is kept."""
 
     onednn: Literal["auto", "off"] = "auto"
-    """float32 products of matrices by oneDNN on a processor: `auto` uses it where the processor has AVX-512 and is of
-    another maker than MKL, which uses one half of it then; they are as exact. `off` leaves the choice to torch."""
+    """float32 products of matrices by oneDNN on a processor: `auto` uses it for wide layers where the processor has
+    AVX-512 and is of another maker than MKL, which uses one half of it then; they are as exact. `off` leaves the choice
+    to torch."""
 
     liger: Literal["auto", "on", "off"] = "auto"
     """Liger Kernel's fused norms, rotations and feed-forward layers for the language model: `auto` uses them on a GPU

@@ -6,7 +6,6 @@ from avlm.config.connectors import MlpConnector, PrefixConnector
 from avlm.config.data import DataConfig
 from avlm.config.media import VideoSpec
 from avlm.config.model import AudioPart, LanguagePart, ModelConfig, Source, VisionPart
-from avlm.config.parallel import ParallelConfig
 from avlm.config.run import (
     Augment,
     Optimizer,
@@ -78,7 +77,6 @@ def tiny(pace: float = 1.0) -> RunConfig:
         save=SaveConfig(every_s=30),
         samples=SampleConfig(prompts=2),
         side_by_side=3,
-        parallel=ParallelConfig(processes=2),
         threads=1,  # parts this small gain nothing from a second one
     )
 
@@ -125,7 +123,7 @@ def _trades() -> tuple[Stage, ...]:
             train={"audio": TrainPart(lr=2e-3)},
             rows="audio",
             supervise="words",
-            steps=1000,
+            steps=850,
             batch_samples=32,
             optimizer=FRESH,
             augment=HEAR,
@@ -148,7 +146,7 @@ def _alignment() -> tuple[Stage, ...]:
             name="audio-alignment",
             train={"audio_connector": TrainPart(lr=2e-3)},
             rows="audio",
-            steps=350,
+            steps=300,
             batch_samples=32,
             augment=HEAR,
         ),

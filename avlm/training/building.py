@@ -4,8 +4,6 @@ aligned.
 Each is a run of its own in ``building/STAGE``, in a process of its own, and resumes by
 itself; when all are done their results and journals become the whole run's. Small parts on
 a processor gain nothing from more threads, so two at a time are done in half the time.
-
-    python -m avlm.training.building CONFIG PARENT    one of those processes
 """
 
 from __future__ import annotations
@@ -13,8 +11,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
@@ -27,8 +23,8 @@ from transformers.utils import logging
 from avlm import errors
 from avlm.config.io import build, read_mapping, to_yaml
 from avlm.config.run import RunConfig, Stage
-from avlm.data.workers.foreman import end_with
 from avlm.training.apart import lay_together
+from avlm.training.nursery import start
 from avlm.training.observe import Bar, Journal, StepMetrics, read_lines, steps_progress
 from avlm.training.stopping import SIGNALS, Stopped, StopWish, stop_wishes
 
@@ -91,13 +87,9 @@ class _Worker:
         )
         settings = self.folder.parent / f"{stage.name}.yaml"
         settings.write_text(to_yaml(config), encoding="utf-8")
-        command = [sys.executable, "-m", __spec__.name, str(settings), str(os.getpid())]
         self.error = self.folder.parent / f"{stage.name}.error"
         self.error.unlink(missing_ok=True)
-        # A session of its own: Ctrl-C reaches this process alone, which passes it on.
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
-        )
+        self.process = start(__name__, str(settings))
 
     def goes_on(self) -> bool:
         """Whether it is still at work; its bar is brought up to date."""
@@ -144,8 +136,7 @@ class _Worker:
 
     def end(self) -> None:
         """Ask it to save and stop, if it has not ended by itself, and wait."""
-        if self.process.poll() is None:
-            self.process.terminate()
+        self.process.terminate()
         self.process.wait()
 
 
@@ -223,12 +214,11 @@ def clear(run: RunConfig) -> None:
         building.rmdir()
 
 
-def main(settings: str, parent: int) -> int:
+def main(settings: str) -> int:
     """Build one part; what ends it is written down for the process that waits."""
     from avlm.training.chain import Run
 
     logging.disable_progress_bar()
-    end_with(parent)  # whoever starts the run again starts this part again
     try:
         with stop_wishes(second="nothing") as stop:  # the parent ends this process, if it must
             Run(build(RunConfig, read_mapping(Path(settings))), console=Console(quiet=True)).train(stop=stop)
@@ -240,7 +230,3 @@ def main(settings: str, parent: int) -> int:
         Path(settings).with_suffix(".error").write_text(json.dumps([type(error).__name__, message, *facts]))
         return 2
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1], int(sys.argv[2])))

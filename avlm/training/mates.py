@@ -1,16 +1,12 @@
 """Processes of this machine that train a stage together with this one: started for it, and gone with it.
 
 This process is the first of them. What each does is what a process that torchrun started would do.
-
-    python -m avlm.training.mates STAGE RANK SIZE PORT PARENT    one of the others
 """
 
 from __future__ import annotations
 
 import os
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,8 +21,8 @@ from transformers.utils import logging
 
 from avlm.config.io import build, to_yaml
 from avlm.config.run import RunConfig, Stage
-from avlm.data.workers.foreman import end_with
 from avlm.errors import AvlmError, WorldError
+from avlm.training.nursery import Child, start
 from avlm.training.stopping import Stopped, stop_wishes
 from avlm.training.world import World, enter
 
@@ -58,7 +54,10 @@ def mates(world: World, run: RunConfig, stage: Stage) -> Iterator[World]:
     threads = torch.get_num_threads()
     store = TCPStore("127.0.0.1", 0, size, is_master=True, wait_for_workers=False)
     store.set(SETTINGS, to_yaml(run))
-    others = [_start(stage, rank, size, store.port) for rank in range(1, size)]
+    others = [
+        start(__name__, stage.name, str(rank), str(size), str(store.port), env={"LOCAL_RANK": str(rank)})
+        for rank in range(1, size)
+    ]
     try:
         _await(store, others, run.parallel.timeout_s)
         torch.set_num_threads(_share(run, size))
@@ -70,25 +69,14 @@ def mates(world: World, run: RunConfig, stage: Stage) -> Iterator[World]:
             other.wait(FAREWELL_S)
     finally:
         for other in others:
-            if other.poll() is None:
-                other.terminate()
+            other.terminate()
             other.wait()
         if dist.is_initialized():
             dist.destroy_process_group()
         torch.set_num_threads(threads)
 
 
-def _start(stage: Stage, rank: int, size: int, port: int) -> subprocess.Popen[bytes]:
-    numbers = [str(number) for number in (rank, size, port, os.getpid())]
-    # A session of its own: Ctrl-C reaches this process alone, and they agree to stop behind the same step.
-    return subprocess.Popen(
-        [sys.executable, "-m", __spec__.name, stage.name, *numbers],
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True,
-        env={**os.environ, "LOCAL_RANK": str(rank)},
-    )  # fmt: skip
-
-
-def _await(store: Store, others: Sequence[subprocess.Popen[bytes]], limit_s: float) -> None:
+def _await(store: Store, others: Sequence[Child], limit_s: float) -> None:
     """Go on when all have come. Whoever ends before that is not waited for."""
     until = time.monotonic() + limit_s
     while not store.check([f"{HERE}/{rank}" for rank in range(1, len(others) + 1)]):
@@ -125,12 +113,12 @@ def _share(run: RunConfig, size: int) -> int:
     return max(1, (run.threads or torch.get_num_threads()) // size)
 
 
-def main(stage: str, rank: int, size: int, port: int, parent: int) -> int:
-    """Train one stage as one of several processes; why that failed is told by the first of them."""
+def main(stage: str, *numbers: str) -> int:
+    """Train one stage as one of several processes (rank, size, port); the first of them tells why that failed."""
     from avlm.training.chain import Run
 
     logging.disable_progress_bar()
-    end_with(parent)
+    rank, size, port = map(int, numbers)
     store = TCPStore("127.0.0.1", port, size, is_master=False)
     run = build(RunConfig, yaml.safe_load(store.get(SETTINGS)))
     torch.set_num_threads(_share(run, size))
@@ -145,7 +133,3 @@ def main(stage: str, rank: int, size: int, port: int, parent: int) -> int:
     except AvlmError:
         return 2
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1], *(int(argument) for argument in sys.argv[2:])))

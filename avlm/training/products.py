@@ -9,6 +9,7 @@ the last place, as they are without; and whether they are is tried, not assumed.
 from __future__ import annotations
 
 import platform
+import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -16,11 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 SHAPES = ((8, 64, 64), (17, 160, 24), (64, 64, 64), (130, 512, 48), (256, 1024, 256))
 """Of the products that are tried: rows, places that are summed over, columns."""
+
+WIDE = 256
+"""Places that a layer sums over from which on its products are worth oneDNN's: it writes a program for each shape that
+it meets, and packed rows are never equally long. For layers of 128 that took longer than all their products."""
 
 LONG = 512
 """Tokens from which on attention is as fast by oneDNN, or faster."""
@@ -46,6 +52,12 @@ def fast_products(wanted: bool) -> Iterator[None]:
             yield
     finally:
         how.fp32_precision = "none"
+
+
+def wide(model: nn.Module) -> bool:
+    """Whether the layers of a model are mostly so wide that their products are worth oneDNN's."""
+    sides = [min(layer.weight.shape) for layer in model.modules() if isinstance(layer, nn.Linear)]
+    return bool(sides) and statistics.median(sides) >= WIDE
 
 
 def by_onednn() -> bool:

@@ -33,7 +33,7 @@ from avlm.training.loss import RowLosses, stage_losses
 from avlm.training.observe import Journal, StepMetrics, answer_prompts, bar
 from avlm.training.parallel import DataParallel
 from avlm.training.preference import Preference, preferred, tally
-from avlm.training.products import fast_products
+from avlm.training.products import fast_products, wide
 from avlm.training.quicken import quicken
 from avlm.training.saver import Saver, kept_checkpoints
 from avlm.training.sharded import Sharded, check_sharded, shards
@@ -153,7 +153,8 @@ class Trainer:
             ConfigError: The loss is no longer a number, and the run is to stop then.
             Stopped: The run was asked to stop; what was done is saved.
         """
-        with fast_products(self.run.speed.onednn == "auto" and self.world.device.type == "cpu"):
+        wanted = self.run.speed.onednn == "auto" and self.world.device.type == "cpu"
+        with fast_products(wanted and wide(self.model)):
             self._train()
 
     def _train(self) -> None:

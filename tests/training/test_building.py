@@ -215,12 +215,12 @@ def test_ended_while_parts_are_built_and_gone_on_with(apart: Apart, tmp_path: Pa
         return len(read_lines(path)) if path.exists() else 0
 
     wait(lambda: all(done(name) > 1 for name in stages))
-    builders = children(process.pid)
+    builders = [pid for child in children(process.pid) for pid in children(child)]
     below = [*builders, *(pid for builder in builders for pid in children(builder))]  # and those that prepare data
     assert len(below) > 1
     if number == signal.SIGTERM:  # which tells all processes
-        for builder in builders:
-            os.kill(builder, number)
+        for pid in [*builders, *children(process.pid)]:
+            os.kill(pid, number)
     process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
     wait(lambda: all(gone(pid) for pid in below), seconds=30)
@@ -308,12 +308,10 @@ def test_a_wrong_setting_of_a_part_is_one_message_and_status_2(apart: Apart, tmp
 
 
 def test_a_part_whose_process_is_ended_from_outside_is_named(apart: Apart, monkeypatch: pytest.MonkeyPatch) -> None:
-    started = subprocess.Popen
-    monkeypatch.setattr(
-        building.subprocess,
-        "Popen",
-        lambda command, **how: started(["sh", "-c", "kill -9 $$" if "vision" in command[3] else "exit 0"], **how),
-    )
+    def start(module: str, settings: str) -> Any:
+        return subprocess.Popen(["sh", "-c", "kill -9 $$" if "vision" in settings else "exit 0"])
+
+    monkeypatch.setattr(building, "start", start)
     with pytest.raises(OSError, match="process that built vision") as error:
         train(apart("three", [THREE]))
     assert str(error.value) == (
@@ -335,7 +333,7 @@ def test_news_of_a_part_are_whole_lines_and_begin_again_when_it_went_back(
     """A resumed part goes back to its checkpoint, and may be further than before when it is looked at next."""
     config = apart()
     bar = Bar("vision", 3, 0, Console(file=io.StringIO()))
-    monkeypatch.setattr(building.subprocess, "Popen", lambda *_, **__: None)
+    monkeypatch.setattr(building, "start", lambda *_: None)
     path = tmp_path / "run" / "building" / "vision" / "metrics.jsonl"
     path.parent.mkdir(parents=True)
     worker = building._Worker(config, config.stages[1], 1, bar)

@@ -426,6 +426,7 @@ def test_a_state_head_is_among_a_stages_adapters(small_run: Callable[..., Any], 
         assert (merged - untouched).abs().max() > 1e-2
 
 
+@pytest.mark.slow
 def test_beside_a_language_model_trained_whole_adapters_are_only_merged_and_that_is_said(
     small_run: Callable[..., Any], tmp_path: Path
 ) -> None:

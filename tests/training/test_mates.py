@@ -19,7 +19,7 @@ from rich.console import Console
 from avlm.config.io import build, to_yaml
 from avlm.config.run import RunConfig
 from avlm.errors import WorldError
-from avlm.training import mates
+from avlm.training import mates, nursery
 from avlm.training.chain import Run
 from avlm.training.observe import StepMetrics
 from tests.training.worlds import lines, train_in, weights
@@ -56,19 +56,24 @@ def assert_equal(one: Path, other: Path) -> None:
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
+def children(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:  # it has ended
+        return []
+
+
 def others(first: int | None = None) -> list[int]:
-    """Processes that this one, or another, has started for a stage and that are still there."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (folder / "cmdline").read_text().split("\0")
-        except OSError:
-            continue
-        if mates.__name__ in words and str(first or os.getpid()) in words:
-            found.append(int(folder.name))
-    return found
+    """Processes that the nursery of this one, or of another, has started and that are still there."""
+    nurseries = [
+        child
+        for child in children(first or os.getpid())
+        if nursery.__name__ in Path(f"/proc/{child}/cmdline").read_text().split("\0")
+    ]
+    return [pid for one in nurseries for pid in children(one)]
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="children are found in /proc")
 def test_they_learn_what_processes_of_torchrun_learn_also_after_one_was_killed(
     joint: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
@@ -88,12 +93,13 @@ def test_they_learn_what_processes_of_torchrun_learn_also_after_one_was_killed(
 
 
 def test_what_ends_one_is_told_by_the_first(joint: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "executable", "/bin/false")
+    monkeypatch.setattr(mates, "start", lambda *_, **__: subprocess.Popen(["false"]))
     with pytest.raises(WorldError, match=r"process 1 of 2, which this run started .* ended with status 1 before it"):
         train(joint("none"))
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="children are found in /proc")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_whatever_ends_the_first_ends_the_others(
     joint: Callable[..., RunConfig], tmp_path: Path, number: signal.Signals

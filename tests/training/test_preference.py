@@ -268,6 +268,7 @@ def test_shares_of_the_weights_are_refused_before_the_first_stage(
     assert read_lines(tmp_path / "two" / "metrics.jsonl") == []
 
 
+@pytest.mark.slow
 def test_a_resumed_run_compares_with_where_the_stage_began(
     small_run: Callable[..., RunConfig], pairs: Path, tmp_path: Path
 ) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from avlm.training import products
-from avlm.training.products import by_onednn, exact, fast_products, half_used
+from avlm.training.products import by_onednn, exact, fast_products, half_used, wide
 
 USED = pytest.mark.skipif(not half_used(*products._processor()), reason="MKL uses all of this processor")
 
@@ -38,6 +38,12 @@ def test_whose_processors_mkl_leaves_half_unused(machine: str, maker: str, capab
     if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):
         half = False
     assert half_used(machine, maker, capability) == half
+
+
+@pytest.mark.parametrize(("widths", "worth"), [([512, 512, 64], True), ([128, 128, 2048], False), ([], False)])
+def test_a_model_is_wide_where_most_of_its_layers_are(widths: list[int], worth: bool) -> None:
+    model = torch.nn.Sequential(*(torch.nn.Linear(width, 2 * width) for width in widths), torch.nn.LayerNorm(4096))
+    assert wide(model) == worth
 
 
 @USED

@@ -54,8 +54,15 @@ def test_every_tensor_comes_as_it_was_sent(size: int) -> None:
     done(in_world(size, work))
 
 
-@pytest.mark.parametrize("train", TRAIN)
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("mode", "train"),
+    [
+        ("data", "whole"),
+        ("fsdp", "lora"),
+        *(pytest.param("data", train, marks=pytest.mark.slow) for train in ("connectors", "lora")),
+        *(pytest.param("fsdp", train, marks=pytest.mark.slow) for train in ("whole", "connectors")),
+    ],
+)
 def test_two_processes_learn_what_one_learns(
     plain: Callable[..., RunConfig], tmp_path: Path, train: str, mode: str
 ) -> None:
@@ -116,7 +123,11 @@ def test_each_process_encodes_its_share_and_rows_get_what_they_would_have_had(
 @pytest.mark.parametrize(
     "stage",
     [
-        pytest.param({"train": {"audio_connector": {"lr": LR}}, "loss": "distill", "rows": "audio"}, id="distill"),
+        pytest.param(
+            {"train": {"audio_connector": {"lr": LR}}, "loss": "distill", "rows": "audio"},
+            id="distill",
+            marks=pytest.mark.slow,
+        ),
         pytest.param({"train": TRAIN["lora"], "loss": "dpo", "batch_samples": 4, "row_tokens": 160}, id="dpo"),
         pytest.param({"train": everything(), "batch_rows": 3, "row_tiles": 4}, id="planned rows"),
     ],

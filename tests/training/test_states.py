@@ -151,6 +151,7 @@ def test_a_head_in_a_model_that_is_thrown_away_is_refused() -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_ends_with_the_head_and_connector_of_one_that_was_not(
     small_run: Callable[..., RunConfig], rows: Callable[..., Path], tmp_path: Path
 ) -> None:

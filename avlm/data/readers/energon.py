@@ -286,6 +286,8 @@ def leaves(path: Path, split: str, depth: int = 0) -> tuple[list[Leaf], bool]:
         raise ConfigError(f"{path}: splits.{split} lists no datasets. Give each a path and a weight")
     outer = _subset(given, path) if listed != [given] else Subset()
     total = 1.0 if epochs else sum(_weight(one, "weight", path) for one in listed)
+    if not 0 < total < float("inf"):
+        raise ConfigError(f"{path}: the weights of splits.{split} add up to {total:g}. Give one a weight above 0")
     found: list[Leaf] = []
     for one in listed:
         weight = _weight(one, "repetitions" if epochs else "weight", path) / total

@@ -370,6 +370,10 @@ def test_other_wrong_things_are_one_message_each(two: Path) -> None:
         == 'TMP/wrong.yaml: ./a has weight="x". Give a number'
     )
     assert (
+        refusal({"train": {"blend": [{"path": "./a", "weight": 0}, {"path": "./b", "weight": 0.0}]}})
+        == "TMP/wrong.yaml: the weights of splits.train add up to 0. Give one a weight above 0"
+    )
+    assert (
         refusal({"train": {"path": "wrong.yaml"}}) == "TMP/wrong.yaml: is a blend that holds itself. Correct its paths"
     )
     assert "joins datasets, which Python of yours decides how to" in refusal(
@@ -473,6 +477,7 @@ def test_any_values_of_a_type_are_a_row_or_are_refused(kind: str, values: dict[s
         max_size=4,
     )
 )
+@hypothesis.example(split={"weight": 0})
 def test_any_blend_is_read_or_refused(tmp_path: Path, split: Any) -> None:
     with contextlib.suppress(ConfigError, DataError):
         open_source(blend(tmp_path / "any.yaml", {"train": split}))
