@@ -188,6 +188,7 @@ def test_avlm_passes_its_checks(walk: Walk) -> None:
     check("runs/avlm/run/model")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("audio", ["ast", pytest.param("whisper", marks=pytest.mark.slow)])
 def test_another_encoder_hears(walk: Walk, audio: str) -> None:
     said = walk("hearing", "swap", "--audio", audio, "--steps", 1)

@@ -172,6 +172,7 @@ def test_a_step_descends_on_the_token_mean_and_the_rows_balance_by_their_tokens(
     assert line["grad_norm"] == pytest.approx(float(norm), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_heavy_weight_evens_the_experts_out(mixture: Callable[..., Any]) -> None:
     run = mixture("heavy", 10.0, "stages.text.steps=40")
     train(run)

@@ -96,7 +96,7 @@ def test_a_checkpoint_holds_the_copies(tmp_path: Path) -> None:
         assert torch.equal(a, b) and torch.equal(optimizer.kept(a), again.kept(b))
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
+@pytest.mark.parametrize("precision", ["bfloat16", pytest.param("float32", marks=pytest.mark.slow)])
 def test_a_run_keeps_its_model_in_the_numbers_asked_for(
     precision: str, small_run: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -169,6 +169,7 @@ def test_samples_longer_than_a_row_are_listed_where_they_are_dropped(small_run: 
     assert "tokens, and a row of stage joint holds 60" in found["reason"]
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_what_it_planned_with(small_run: Small, tmp_path: Path) -> None:
     """A file that is whole again does not change the plan; without the plan's numbers the run says so."""
     small_run()

@@ -363,7 +363,8 @@ def test_half_precision_learns_in_float32_in_every_mode(plain: Callable[..., Run
     np.testing.assert_allclose(lines(tmp_path / "moved"), lines(tmp_path / "one"), rtol=2**-6)
 
 
-@pytest.mark.parametrize("mode", [pytest.param("data", marks=pytest.mark.slow), "fsdp"])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
 def test_a_whole_run_goes_through_all_its_stages(small_run: Small, tmp_path: Path, mode: str) -> None:
     config = changed(small_run(), tmp_path / "two", parallel={"mode": mode}, device="cpu", side_by_side=2)
     done(train_in(2, config))

@@ -281,6 +281,7 @@ def mute(apart: Callable[..., RunConfig], tmp_path: Path) -> Callable[[str], Run
     return make
 
 
+@pytest.mark.slow
 def test_an_encoder_learns_words_without_the_weights_of_a_released_language_model(
     mute: Callable[[str], RunConfig], tmp_path: Path
 ) -> None:

@@ -124,6 +124,7 @@ def test_an_interpreter_of_its_own_does_the_same() -> None:
         assert list(crew.in_order([[1, 2], [3]], ahead=2)) == [[1, 4], [9]]
 
 
+@pytest.mark.slow
 def test_an_interpreter_of_its_own_knows_modules_only(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
     monkeypatch.setattr(square, "__module__", "__main__")
     monkeypatch.setattr(sys.modules["__main__"], "square", square, raising=False)
