@@ -52,7 +52,7 @@ def mates(world: World, run: RunConfig, stage: Stage) -> Iterator[World]:
         yield world
         return
     threads = torch.get_num_threads()
-    store = TCPStore("127.0.0.1", 0, size, is_master=True, wait_for_workers=False)
+    store = _store(size)
     store.set(SETTINGS, to_yaml(run))
     others = [
         start(__name__, stage.name, str(rank), str(size), str(store.port), env={"LOCAL_RANK": str(rank)})
@@ -74,6 +74,13 @@ def mates(world: World, run: RunConfig, stage: Stage) -> Iterator[World]:
         if dist.is_initialized():
             dist.destroy_process_group()
         torch.set_num_threads(threads)
+
+
+def _store(size: int) -> TCPStore:
+    """What the processes know each other by, for this machine alone: a store's own socket would hear every network."""
+    listens = socket.create_server(("127.0.0.1", 0))
+    port = listens.getsockname()[1]
+    return TCPStore("127.0.0.1", port, size, is_master=True, wait_for_workers=False, master_listen_fd=listens.detach())
 
 
 def _await(store: Store, others: Sequence[Child], limit_s: float) -> None:

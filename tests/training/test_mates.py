@@ -124,3 +124,13 @@ def test_whatever_ends_the_first_ends_the_others(
     assert not any(Path(f"/proc/{pid}").exists() for pid in mine)
     train(config)
     assert_equal(tmp_path / "ended", tmp_path / "whole")
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").is_file(), reason="sockets are found in /proc")
+def test_no_network_hears_of_them() -> None:
+    store = mates._store(2)
+    listening = [
+        line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()
+    ]
+    ours = [words[1] for words in listening if words[1].endswith(f":{store.port:04X}") and words[3] == "0A"]
+    assert ours == [f"0100007F:{store.port:04X}"]
