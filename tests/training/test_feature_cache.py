@@ -392,6 +392,7 @@ def test_without_the_cache_the_losses_are_the_same_but_for_rounding(
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_auto_keeps_nothing_where_no_row_comes_twice(frozen: Callable[..., RunConfig], tmp_path: Path) -> None:
     said = run(frozen("once", "stages.align.steps=3", "stages.tune.steps=3"))
     assert "features" not in said
