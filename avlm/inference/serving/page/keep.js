@@ -1,0 +1,45 @@
+// The conversation outlives the page: it lies in this browser's own store until it is cleared.
+
+const NAME = "avlm";
+const STORE = "conversation";
+const ONLY = "only";
+
+function open() {
+  return new Promise((resolve, reject) => {
+    const request = indexedDB.open(NAME, 1);
+    request.onupgradeneeded = () => request.result.createObjectStore(STORE);
+    request.onsuccess = () => resolve(request.result);
+    request.onerror = () => reject(request.error);
+  });
+}
+
+async function within(mode, work) {
+  const database = await open();
+  try {
+    return await new Promise((resolve, reject) => {
+      const transaction = database.transaction(STORE, mode);
+      const request = work(transaction.objectStore(STORE));
+      transaction.oncomplete = () => resolve(request.result);
+      transaction.onabort = () => reject(transaction.error);
+    });
+  } finally {
+    database.close();
+  }
+}
+
+/** @returns {Promise<object[]>} the turns that were kept; none where the browser keeps nothing */
+export async function kept() {
+  const turns = (await within("readonly", (store) => store.get(ONLY)).catch(() => [])) ?? [];
+  return turns.map((turn) => (turn.role === "assistant" && !turn.finish ? { ...turn, finish: "stopped" } : turn));
+}
+
+/** @returns {Promise<boolean>} whether the browser kept them */
+export async function keep(turns) {
+  const plain = turns.map(({ fault, ...turn }) => (fault ? { ...turn, fault: { title: fault.title, detail: fault.detail } } : turn));
+  try {
+    await within("readwrite", (store) => store.put(plain, ONLY));
+    return true;
+  } catch {
+    return false;
+  }
+}
