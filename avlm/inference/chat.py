@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from avlm.convert.weights import load_model
 from avlm.data.processor import AvlmProcessor, media_item
@@ -14,6 +14,8 @@ from avlm.inference.engine import Engine, Request
 from avlm.inference.sampling import Sampling
 from avlm.models.modeling import AvlmForConditionalGeneration
 from avlm.samples import MediaItem, Sample, Text, Turn
+
+T = TypeVar("T")
 
 
 def Image(value: Any) -> MediaItem:  # noqa: N802 - reads as the noun it returns
@@ -67,7 +69,7 @@ class Chat:
         """
         if not parts:
             raise ConfigError("nothing was asked. Give a text, a picture, a sound or a video")
-        turn = Turn("user", tuple(Text(p) if isinstance(p, str) else p for p in _media_first(parts)))
+        turn = Turn("user", tuple(Text(p) if isinstance(p, str) else p for p in media_first(parts)))
         request = self.engine.join(Sample("chat", (*self.turns, turn)), sampling or Sampling())
         return self._answer(turn, request)
 
@@ -91,11 +93,10 @@ class Chat:
             self.turns = kept
 
 
-def _media_first(parts: tuple[str | MediaItem, ...]) -> list[str | MediaItem]:
+def media_first(parts: Sequence[T]) -> list[T]:
     """Media before the words, as models are trained, when the caller wrote the words first and media behind."""
-    if parts and isinstance(parts[0], str) and not any(isinstance(p, str) for p in parts[1:]):
-        return [*parts[1:], parts[0]]
-    return list(parts)
+    words = [isinstance(part, (str, Text)) for part in parts]
+    return [*parts[1:], parts[0]] if words and words[0] and not any(words[1:]) else list(parts)
 
 
 def load(path: Path | str, *, device: str = "cpu") -> Chat:
