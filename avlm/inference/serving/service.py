@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
@@ -85,7 +85,7 @@ class Service:
         """Whether requests can be expected to be answered."""
         return self.running.well and self.readers is not None and self.readers.well
 
-    async def answers(self, question: Question, usage: Usage) -> AsyncIterator[tuple[int, Update]]:
+    async def answers(self, question: Question, usage: Usage) -> AsyncGenerator[tuple[int, Update], None]:
         """What becomes of a question, piece by piece: which of its answers, and what came.
 
         Args:
