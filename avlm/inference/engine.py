@@ -151,6 +151,7 @@ class Engine:
         self._joined.append(request)
         return request
 
+    @torch.inference_mode()
     def leave(self, request: Request) -> None:
         """Free a request's place: nobody wants more of it."""
         if request.finish is None:

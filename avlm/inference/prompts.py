@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import get_args
 
 import numpy as np
 import torch
@@ -25,8 +26,8 @@ from avlm.data.encode import add_tensors
 from avlm.data.media.reader import Prepared
 from avlm.data.processor import AvlmProcessor
 from avlm.inference.kept import Kept
-from avlm.layout import Facts
-from avlm.models.modeling import KINDS, AvlmForConditionalGeneration
+from avlm.layout import Facts, Kind
+from avlm.models.modeling import AvlmForConditionalGeneration
 from avlm.samples import IGNORE, Clip, Encoded, MediaItem, Picture, Place, Sample, Sound, Turn
 
 AT_ONCE = 2**26
@@ -245,10 +246,10 @@ class Prompts:
         ids = inputs.pop("input_ids")
         tensors = {k: v for k, v in inputs.items() if k not in ("labels", "attention_mask")}
         _, features = self.model.model.embed(ids, places=[medium.place for medium in media], **tensors)
-        done = dict.fromkeys(KINDS, 0)
+        done = dict.fromkeys(get_args(Kind), 0)
         for medium in media:
             medium.embeddings = {}
-            for kind in KINDS:
+            for kind in get_args(Kind):
                 count = medium.place.count(kind)
                 if count:
                     # In memory of its own: what is remembered must not hold on to its neighbours.
@@ -269,8 +270,10 @@ def _parts(decoded: Picture | Sound | Clip) -> Iterator[bytes]:
         yield repr(decoded.sample_rate_hz).encode() + np.ascontiguousarray(decoded.waveform).tobytes()
     else:
         yield repr((decoded.duration_s, len(decoded.frames), decoded.sound is None)).encode()
-        for part in (*decoded.frames, *([] if decoded.sound is None else [decoded.sound])):
-            yield from _parts(part)
+        for frame in decoded.frames:
+            yield from _parts(frame)
+        if decoded.sound is not None:
+            yield from _parts(decoded.sound)
 
 
 def _apart(encoded: Encoded) -> Iterator[Encoded]:

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from transformers import Cache
+from transformers.utils import logging
 
 from avlm.errors import AvlmError
 from avlm.inference.prefixes import Prefix, Prefixes, closest, read
@@ -27,6 +28,8 @@ from avlm.models import attention
 from avlm.models.modeling import AvlmForConditionalGeneration
 from avlm.models.reading import read_once
 from avlm.models.slots import Run, Slots, Step
+
+logger = logging.get_logger(__name__)
 
 AT_ONCE = 1024
 """Tokens of prompts that are read in one step, so that answers that are running wait for no long one."""
@@ -227,17 +230,24 @@ class SlotReader:
         except (MemoryError, torch.OutOfMemoryError):
             raise
         except (AvlmError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            self.model.model.takes_slots = False
-            raise UnfitError from error
-        self.model.model.takes_slots = self.slots.proven(step)
-        if not self.model.model.takes_slots:
-            raise UnfitError
+            raise self._unfit(f"{type(error).__name__}: {error}") from error
+        if not self.slots.proven(step):
+            raise self._unfit("not every layer writes to its cache and attends through transformers' interface once")
+        self.model.model.takes_slots = True
         return logits
+
+    def _unfit(self, why: str) -> UnfitError:
+        self.model.model.takes_slots = False
+        logger.warning_once(
+            f"{type(self.language).__name__} cannot have its answers in slots ({why}), so those that are asked for "
+            "together are read as a padded batch: the same answers, more computing."
+        )
+        return UnfitError(why)
 
     def _pass(self, embeds_TD: Tensor, step: Step, ends: Sequence[int]) -> Tensor:
         self.slots.step = step
         whole = len(ends) == len(embeds_TD)
-        index = None if whole else torch.tensor(ends, device=embeds_TD.device)
+        index = None if whole else torch.tensor(ends, dtype=torch.long, device=embeds_TD.device)
         kwargs: dict[str, Any] = {
             "position_ids": step.places_T[None],
             # A mask that was made elsewhere, as transformers knows it by its dimensions: none is made.
