@@ -6,6 +6,7 @@ the beginning of a stop string waits until it is none.
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,9 +21,9 @@ class TokenLogprob:
     """What the model thought of one token of an answer, before anything was left out or drawn."""
 
     token: str
-    bytes: bytes
+    bytes: builtins.bytes
     logprob: float
-    top: tuple[tuple[str, bytes, float], ...]
+    top: tuple[tuple[str, builtins.bytes, float], ...]
     """The likeliest tokens in its place, itself among them where it is one: text, bytes, log probability."""
 
 

@@ -159,20 +159,23 @@ def drawn(logits_V: Tensor, sampling: Sampling, generator: torch.Generator) -> i
 
 def _candidates(scaled_V: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     """Weights (C,) of the tokens that may be drawn, the likeliest first, and which ones they are."""
-    size = len(scaled_V)
-    count = min(sampling.top_k or size, size)
-    whole = None if sampling.top_k else scaled_V.logsumexp(-1)  # of what top_p is a share of
-    for looked_at in dict.fromkeys((min(FIRST, count), count)):
-        ordered, index = scaled_V.topk(looked_at)
-        of = ordered.logsumexp(-1) if whole is None and looked_at == count else whole
-        if of is None:
-            continue
-        weights = (ordered - of).exp()
-        keep = weights.cumsum(-1) - weights < sampling.top_p
-        keep &= ordered >= ordered[0] + (math.log(sampling.min_p) if sampling.min_p else -math.inf)
-        if looked_at == count or not bool(keep[-1]):
-            break
+    if not sampling.top_k and len(scaled_V) > FIRST:  # the border is seldom beyond the first few
+        ordered, index = scaled_V.topk(FIRST)
+        weights, keep = _within(ordered, scaled_V.logsumexp(-1), sampling)
+        if not bool(keep[-1]):
+            return weights[keep], index[keep]
+    ordered, index = scaled_V.topk(min(sampling.top_k or len(scaled_V), len(scaled_V)))
+    weights, keep = _within(ordered, ordered.logsumexp(-1), sampling)
     return weights[keep], index[keep]
+
+
+def _within(ordered_C: Tensor, whole: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """Probabilities of tokens, the likeliest first, and which of them `top_p` and `min_p` leave: the first so many."""
+    weights = (ordered_C - whole).exp()
+    keep = weights.cumsum(-1) - weights < sampling.top_p
+    if sampling.min_p:
+        keep &= ordered_C >= ordered_C[0] + math.log(sampling.min_p)
+    return weights, keep
 
 
 def _at(weights_C: Tensor, share: Tensor) -> int:
