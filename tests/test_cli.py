@@ -93,7 +93,15 @@ def garbage(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["convert", "--help"], ["data", "--help"], ["recipes"], ["show", "tiny"], ["show", "nonsense"]],
+    [
+        ["--help"],
+        ["serve", "--help"],
+        ["convert", "--help"],
+        ["data", "--help"],
+        ["recipes"],
+        ["show", "tiny"],
+        ["show", "nonsense"],
+    ],
 )
 def test_light_commands_import_nothing_heavy(arguments: list[str]) -> None:
     check = f"""
@@ -103,7 +111,7 @@ from avlm.cli import main
 try:
     main()
 finally:
-    heavy = {{"torch", "transformers", "numpy", "tokenizers", "PIL", "av", "rich"}} & set(sys.modules)
+    heavy = {{"torch", "transformers", "numpy", "tokenizers", "PIL", "av", "rich", "fastapi"}} & set(sys.modules)
     print("heavy:", sorted(heavy), file=sys.stderr)
 """
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -119,7 +127,7 @@ finally:
 def test_help_names_every_command() -> None:
     done = shell("-m", "avlm", "--help")
     assert done.returncode == 0
-    for command in ("demo", "recipes", "show", "compose", "train", "chat", "eval", "data"):
+    for command in ("demo", "recipes", "show", "compose", "train", "chat", "serve", "eval", "data"):
         assert f"\n  {command} " in done.stdout
 
 

@@ -30,7 +30,7 @@ def chat(
         for path in paths or []:
             check_file(f"--{name}", str(path))
     from avlm.inference.chat import Audio, Image, Video, load
-    from avlm.inference.generate import Sampling
+    from avlm.inference.sampling import Sampling
 
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed)
     quiet()

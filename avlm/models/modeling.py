@@ -135,6 +135,7 @@ class AvlmModel(AvlmPreTrainedModel):
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
         self.features: FeatureStore | None = None  # where frozen encoders' outputs may be found
         self._packs: bool | None = None  # whether rows go through packed; None until it has been seen
+        self.takes_slots: bool | None = None  # whether answers may stand in `slots`; None until it has been seen
         self.post_init()
 
     @property

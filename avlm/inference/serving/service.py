@@ -1,0 +1,125 @@
+"""One model that is served: its workers, its running batch, its places, and what was counted."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+
+from avlm.config.data import Fetch
+from avlm.config.serve import Serve
+from avlm.data.fetching.fetch import Fetcher
+from avlm.inference.chat import Chat, load
+from avlm.inference.engine import Engine, media_tokens
+from avlm.inference.serving.answering import Usage
+from avlm.inference.serving.counting import Counts
+from avlm.inference.serving.places import Places
+from avlm.inference.serving.reading import Question, Readers, Reading
+from avlm.inference.serving.refusing import RefusedError
+from avlm.inference.serving.running import Running, Update, Updates
+
+ALIAS = "avlm"
+"""A name that every model goes by."""
+
+
+class Service:
+    """A model that can be asked while `open` lasts.
+
+    Args:
+        model: A model directory, or a model that is loaded.
+        settings: Of the server.
+        make_fetcher: Makes what fetches URLs.
+    """
+
+    def __init__(
+        self, model: Path | str | Chat, settings: Serve, make_fetcher: Callable[[Fetch], Fetcher] = Fetcher
+    ) -> None:
+        loaded = model if isinstance(model, Chat) else load(model, device=settings.device)
+        folder = None if isinstance(model, Chat) else Path(model)
+        self.settings = settings
+        self.name = settings.name or (folder.resolve().name if folder is not None else "") or ALIAS
+        self.names = {self.name, ALIAS, *({str(model)} if folder is not None else ())}
+        """What requests may call it; also as in the command that started it, which is known to those who use it."""
+        self.created = int(time.time() if folder is None else (folder / "config.json").stat().st_mtime)
+        self.counts = Counts()
+        self.places = Places(settings, self._sent_away)
+        self._model, self._processor = loaded.model, loaded.processor
+        self._reading = Reading(loaded.processor, settings, self._longest(), self.check_name, make_fetcher)
+        self.running = Running(lambda: Engine(self._model, self._processor, slots=settings.slots))
+        self.readers: Readers | None = None
+
+    def _longest(self) -> int | None:
+        found = getattr(self._model.config.text_config.get_text_config(), "max_position_embeddings", None)
+        return None if found is None else int(found)
+
+    def _sent_away(self) -> None:
+        self.counts.full += 1
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[None]:
+        """Workers and the engine's thread, for as long as the block lasts."""
+        with closing(Readers(self._reading, self.settings, self._lost)) as self.readers, closing(self.running):
+            self.running.start()
+            yield
+
+    def _lost(self, how: str) -> None:
+        self.counts.lost[how] += 1
+
+    def check_name(self, asked: str | None) -> None:
+        """Refuse to answer for another model.
+
+        Raises:
+            RefusedError: It is another one.
+        """
+        if asked is not None and asked not in self.names:
+            raise RefusedError(
+                404,
+                f"The model {asked[:100]!r} is not served here. Ask for {self.name!r}",
+                param="model",
+                code="model_not_found",
+            )
+
+    def well(self) -> bool:
+        """Whether requests can be expected to be answered."""
+        return self.running.well and self.readers is not None and self.readers.well
+
+    async def answers(self, question: Question, usage: Usage) -> AsyncGenerator[tuple[int, Update], None]:
+        """What becomes of a question, piece by piece: which of its answers, and what came.
+
+        Args:
+            usage: Filled in on the way.
+
+        Raises:
+            RefusedError: The model failed.
+        """
+        begun = time.monotonic()
+        updates: Updates = asyncio.Queue()
+        wishes = question.wishes
+        usage.prompt, usage.media = len(question.prompt), media_tokens(question.prompt)
+        asked = [
+            self.running.ask(question.prompt, wishes.of_choice(number), updates, number)
+            for number in range(wishes.choices)
+        ]
+        left, first = len(asked), True
+        try:
+            while left:
+                number, update = await updates.get()
+                if update.failure is not None:
+                    raise update.failure
+                if first:
+                    self.counts.first_s.add(time.monotonic() - begun)
+                    usage.kept, first = asked[number].kept_tokens, False
+                if update.finish is not None:
+                    left -= 1
+                    usage.answer += asked[number].answer_tokens
+                    self.places.took(time.monotonic() - begun)
+                yield number, update
+        finally:
+            for answer in asked:
+                self.running.leave(answer)
+            self._count(usage)
+
+    def _count(self, usage: Usage) -> None:
+        self.counts.tokens.update({"prompt": usage.prompt, "kept": usage.kept, "answer": usage.answer, **usage.media})
