@@ -55,6 +55,8 @@ class Chat:
         self.processor = processor
         self.engine = Engine(model, processor, slots=1)
         self.turns: list[Turn] = []
+        self.request: Request | None = None
+        """The last one that was made: what it read and wrote."""
 
     def clear(self) -> None:
         """Forget the conversation."""
@@ -71,6 +73,7 @@ class Chat:
             raise ConfigError("nothing was asked. Give a text, a picture, a sound or a video")
         turn = Turn("user", tuple(Text(p) if isinstance(p, str) else p for p in media_first(parts)))
         request = self.engine.join(Sample("chat", (*self.turns, turn)), sampling or Sampling())
+        self.request = request
         return self._answer(turn, request)
 
     def _answer(self, turn: Turn, request: Request) -> Iterator[str]:

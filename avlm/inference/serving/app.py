@@ -9,20 +9,16 @@ from pathlib import Path
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.staticfiles import StaticFiles
 
 from avlm.config.data import Fetch
 from avlm.config.serve import Serve
 from avlm.data.fetching.fetch import Fetcher
-from avlm.errors import ConfigError
 from avlm.inference.chat import Chat
 from avlm.inference.serving import about, completions, transcribing
 from avlm.inference.serving.gate import Gate, Keys
+from avlm.inference.serving.pages import page_router
 from avlm.inference.serving.refusing import RefusedError, refuse, refuse_fault, refuse_route
 from avlm.inference.serving.service import Service
-
-PAGE = Path(__file__).parent / "page"
-"""The chat page's files."""
 
 
 def create_app(
@@ -37,13 +33,8 @@ def create_app(
 
     Raises:
         ConfigError, WeightsError: It is not a whole model directory.
-        ConfigError: A page is asked for that is not there.
     """
     settings = settings or Serve()
-    if settings.ui and not (PAGE / "index.html").is_file():
-        raise ConfigError(
-            "this installation has no chat page, so there is nothing to show. Leave out --ui, or reinstall"
-        )
     service = Service(model, settings, make_fetcher)
 
     @asynccontextmanager
@@ -58,7 +49,7 @@ def create_app(
     app.include_router(transcribing.router(service))
     app.include_router(about.router(service))
     if settings.ui:
-        app.mount("/", StaticFiles(directory=PAGE, html=True))
+        app.include_router(page_router())
     app.add_exception_handler(RefusedError, refuse)
     app.add_exception_handler(HTTPException, refuse_route)
     app.add_exception_handler(Exception, refuse_fault)

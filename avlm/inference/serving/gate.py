@@ -195,5 +195,8 @@ class _Wire:
             self._count(message["status"])
             if message["status"] >= 400 and message["status"] != SLOW and not self._came_whole:
                 await discard(self.receive)
-            message["headers"] = [*message.get("headers", ()), (b"x-request-id", self._number.encode()), *HEADERS]
+            given = list(message.get("headers", ()))
+            said = {name for name, _ in given}  # the page is stricter with itself
+            own = [(name, value) for name, value in HEADERS if name not in said]
+            message["headers"] = [*given, (b"x-request-id", self._number.encode()), *own]
         await self._send(message)

@@ -131,6 +131,7 @@ def fake_app(fake: Fake) -> FastAPI:
         try:
             for i, word in enumerate(words):
                 if i == 2 and "broken" in question:
+                    await asyncio.sleep(0.2)  # what came is read; a browser lets go of what it has not given out yet
                     raise ConnectionError("as asked for")
                 if i == 2 and "spoiled" in question:
                     yield event(error={"message": "the model was taken away. Ask again", "code": None})

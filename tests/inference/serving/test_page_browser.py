@@ -469,6 +469,9 @@ def test_the_conversation_stays_until_it_is_cleared(opened: Callable[..., Page],
     ended(page, 1)
     ask(page, "wrong")
     ended(page, 2)
+    stored = "() => import('/page/keep.js').then(({ kept }) => kept()).then((turns) => turns.at(-1)?.finish ?? '')"
+    while page.evaluate(stored) != "failed":
+        page.wait_for_timeout(20)
     page.reload()
     expect(ended(page, 2).get_by_role("alert")).to_contain_text("The server cannot take this")
     image = page.get_by_role("button", name="Look at the picture kept.png").locator("img")
@@ -479,6 +482,8 @@ def test_the_conversation_stays_until_it_is_cleared(opened: Callable[..., Page],
     expect(answers(page)).to_have_count(2)
     page.get_by_role("button", name="New").click()
     expect(page.get_by_role("status")).to_have_text("The conversation was cleared")
+    while page.evaluate(stored) != "":
+        page.wait_for_timeout(20)
     page.reload()
     expect(page.get_by_text("Show it something, then ask.")).to_be_visible()
     expect(answers(page)).to_have_count(0)
@@ -588,7 +593,8 @@ def test_a_whole_conversation_by_keyboard_alone(opened: Callable[..., Page], fak
     met = []
     for _ in range(40):
         page.keyboard.press("Tab")
-        name, ring = page.evaluate("""() => {
+        name, ring = page.evaluate("""async () => {
+          for (let i = 0; i < 2; i++) await new Promise(requestAnimationFrame);
           const it = document.activeElement;
           const style = getComputedStyle(it);
           const name = it.ariaLabel || it.labels?.[0]?.textContent || it.textContent;

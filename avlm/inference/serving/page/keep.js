@@ -33,8 +33,15 @@ export async function kept() {
   return turns.map((turn) => (turn.role === "assistant" && !turn.finish ? { ...turn, finish: "stopped" } : turn));
 }
 
-/** @returns {Promise<boolean>} whether the browser kept them */
-export async function keep(turns) {
+let before = Promise.resolve();
+
+/** What is given last is what stays. @returns {Promise<boolean>} whether the browser kept them */
+export function keep(turns) {
+  before = before.then(() => put(turns));
+  return before;
+}
+
+async function put(turns) {
   const plain = turns.map(({ fault, ...turn }) => (fault ? { ...turn, fault: { title: fault.title, detail: fault.detail } } : turn));
   try {
     await within("readwrite", (store) => store.put(plain, ONLY));

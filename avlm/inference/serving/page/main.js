@@ -47,8 +47,8 @@ async function respond() {
   conversation.turns.push(said);
   log.add(said);
   log.toEnd();
-  refresh();
   warn(null);
+  remember();
   stopping = new AbortController();
   composer.setBusy(true);
   say("Answering");
@@ -135,21 +135,22 @@ function begin() {
   endEdit();
   cleared = conversation;
   adopt(new Conversation());
+  warn(null);
+  remember();
   say("The conversation was cleared");
   byId("question").focus();
 }
 
 function bringBack() {
   adopt(cleared);
+  remember();
   byId("question").focus();
 }
 
 function adopt(found) {
   conversation = found;
   log.set(conversation.turns);
-  warn(null);
   refresh();
-  remember();
 }
 
 // ---------------------------------------------------------------- the rest of the page
@@ -236,6 +237,6 @@ function listen() {
 }
 
 listen();
-meet();
 adopt(new Conversation(await kept()));
+meet();
 byId("question").focus({ preventScroll: true });
