@@ -42,6 +42,8 @@ class Serve(Settings):
     """Answers that are made at once."""
     waiting: int = Field(64, ge=0)
     """Answers that may wait beside them; what comes then is told to try again (status 429)."""
+    kept_mb: int = Field(512, ge=0)
+    """Memory for what is remembered between requests: embeddings of media, and keys and values of what was read."""
     connections: int = Field(512, ge=1)
     """Connections that may be open at once."""
 

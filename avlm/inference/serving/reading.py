@@ -23,17 +23,18 @@ from avlm.data.decoding.doors import Doors
 from avlm.data.decoding.files import limits_of
 from avlm.data.fetching.fetch import Fetcher
 from avlm.data.media.reader import MediaReader
-from avlm.data.processor import AvlmProcessor
 from avlm.data.text.templates import unmarked
 from avlm.data.workers.crew import Crew, Lost
 from avlm.data.workers.foreman import Error
 from avlm.errors import DataError, MediaError
+from avlm.inference.chat import Chat
+from avlm.inference.prompts import Prompt, Prompts
 from avlm.inference.serving.asking import Wishes, chat_request
 from avlm.inference.serving.fields import parse_json
 from avlm.inference.serving.hearing import transcription_request
 from avlm.inference.serving.refusing import RefusedError, about_media, our_fault
 from avlm.layout import AudioFacts
-from avlm.samples import Encoded, MediaItem, Sample, Text
+from avlm.samples import MediaItem, Sample, Text
 
 log = logging.getLogger("avlm.serving")
 
@@ -51,7 +52,7 @@ class Body:
 class Question:
     """A request as the model takes it."""
 
-    prompt: Encoded
+    prompt: Prompt
     wishes: Wishes
     heard_s: float = 0.0
     """Length of the recording that is to be transcribed."""
@@ -61,7 +62,7 @@ class Reading:
     """Reads one request; called in a worker.
 
     Args:
-        processor: Of the model.
+        chat: The model.
         settings: Of the server.
         longest: Tokens that the language model can read; None: any number.
         check_name: Refuses to answer for another model.
@@ -70,7 +71,7 @@ class Reading:
 
     def __init__(
         self,
-        processor: AvlmProcessor,
+        chat: Chat,
         settings: Serve,
         longest: int | None,
         check_name: Callable[[str | None], None],
@@ -79,8 +80,10 @@ class Reading:
         self.settings, self.longest, self.check_name = settings, longest, check_name
         self.limits = limits_of(settings.limits, NOWHERE)
         self.fetcher = None if settings.fetch is None else make_fetcher(settings.fetch)
-        self.processor = processor.with_template(processor.tokens().template)
-        self.processor.use_reader(MediaReader(processor.media_spec(), limits=self.limits))
+        self.processor = chat.processor.with_template(chat.processor.tokens().template)
+        self.processor.use_reader(MediaReader(self.processor.media_spec(), limits=self.limits))
+        # It remembers nothing, as nothing is encoded here; but media are known by their content then.
+        self.prompts = Prompts(chat.model, self.processor, capacity=1)
 
     def __call__(self, body: Body) -> Question | RefusedError:
         """What the request asks, or why it is refused."""
@@ -128,8 +131,7 @@ class Reading:
         return replace(part, url="", data=data)
 
     def _encoded(self, sample: Sample, wishes: Wishes) -> Question:
-        prepared = self.processor.prepare(sample)
-        prompt = self.processor.encode(sample, prompt_only=True, prepared=prepared)
+        prompt = self.prompts.of_sample(sample)
         if self.longest is not None and len(prompt) >= self.longest:
             raise RefusedError(
                 400,
@@ -138,9 +140,9 @@ class Reading:
                 param="messages",
                 code="context_length_exceeded",
             )
-        rate_hz = self.processor.media_spec().audio
-        samples = sum(item.facts.num_samples for item in prepared if isinstance(item.facts, AudioFacts))
-        return Question(prompt, wishes, samples / rate_hz.sample_rate_hz if rate_hz else 0.0)
+        audio, facts = self.processor.media_spec().audio, (medium.facts for medium in prompt.media)
+        num_samples = sum(fact.num_samples for fact in facts if isinstance(fact, AudioFacts))
+        return Question(prompt, wishes, num_samples / audio.sample_rate_hz if audio is not None else 0.0)
 
 
 NOWHERE = Doors(roots=())

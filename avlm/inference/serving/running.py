@@ -10,15 +10,14 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from avlm.inference.answers import Piece
 from avlm.inference.engine import Engine, Request
+from avlm.inference.prompts import Prompt
 from avlm.inference.sampling import Sampling
 from avlm.inference.serving.refusing import RefusedError, our_fault
-from avlm.samples import Encoded
 
 log = logging.getLogger("avlm.serving")
 
@@ -43,7 +42,7 @@ Updates: TypeAlias = "asyncio.Queue[tuple[int, Update]]"
 class Answer:
     """One answer that somebody waits for."""
 
-    prompt: Encoded | None
+    prompt: Prompt | None
     """Until the engine has it."""
     sampling: Sampling
     updates: Updates
@@ -67,12 +66,11 @@ class Running:
     """The engine and its thread.
 
     Args:
-        make: Makes the engine, once, and again should a step fail.
+        engine: Only this thread uses it from now on.
     """
 
-    def __init__(self, make: Callable[[], Engine]) -> None:
-        self._make = make
-        self._engine = make()
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
         self._news = threading.Condition()
         self._joining: deque[Answer] = deque()
         self._leaving: deque[Answer] = deque()
@@ -112,7 +110,7 @@ class Running:
         """Answers that wait for a place in the batch."""
         return len(self._joining)
 
-    def ask(self, prompt: Encoded, sampling: Sampling, updates: Updates, number: int = 0) -> Answer:
+    def ask(self, prompt: Prompt, sampling: Sampling, updates: Updates, number: int = 0) -> Answer:
         """Ask for an answer; it begins when there is a place, and is told to a queue of the caller's."""
         answer = Answer(prompt, sampling, updates, number)
         with self._news:
@@ -144,7 +142,7 @@ class Running:
                 self._failures = 0
             except Exception:
                 log.exception("a step of the model failed, and with it what was being answered")
-                told += self._start_again()
+                told += self._give_up()
             self._tell(told)
 
     def _let_out(self) -> None:
@@ -166,7 +164,7 @@ class Running:
         for answer in entering:
             assert answer.prompt is not None
             try:
-                answer.request = self._engine.join_encoded(answer.prompt, answer.sampling)
+                answer.request = self._engine.join(answer.prompt, answer.sampling)
                 self._inside[answer.request] = answer
             except Exception:
                 log.exception("a prompt was not taken")
@@ -183,15 +181,15 @@ class Running:
             del self._inside[request]
         return answer, Update(pieces, request.finish)
 
-    def _start_again(self) -> list[tuple[Answer, Update]]:
-        """With another engine, as nobody knows what is left in this one."""
-        told = [(answer, Update(failure=our_fault())) for answer in self._inside.values()]
-        for answer, _ in told:
-            answer.over = True
-        self._inside.clear()
+    def _give_up(self) -> list[tuple[Answer, Update]]:
+        """On all that are in: what the engine had read of them is lost."""
         self._failures += 1
-        self._engine = self._make()
-        return told
+        given_up = dict(self._inside)
+        self._inside.clear()
+        for request, answer in given_up.items():
+            answer.over = True
+            self._engine.leave(request)
+        return [(answer, Update(failure=our_fault())) for answer in given_up.values()]
 
     def _tell(self, told: list[tuple[Answer, Update]]) -> None:
         if told and self._loop is not None and not self._loop.is_closed():

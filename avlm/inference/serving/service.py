@@ -12,7 +12,7 @@ from avlm.config.data import Fetch
 from avlm.config.serve import Serve
 from avlm.data.fetching.fetch import Fetcher
 from avlm.inference.chat import Chat, load
-from avlm.inference.engine import Engine, media_tokens
+from avlm.inference.engine import Engine
 from avlm.inference.serving.answering import Usage
 from avlm.inference.serving.counting import Counts
 from avlm.inference.serving.places import Places
@@ -45,14 +45,12 @@ class Service:
         self.created = int(time.time() if folder is None else (folder / "config.json").stat().st_mtime)
         self.counts = Counts()
         self.places = Places(settings, self._sent_away)
-        self._model, self._processor = loaded.model, loaded.processor
-        self._reading = Reading(loaded.processor, settings, self._longest(), self.check_name, make_fetcher)
-        self.running = Running(lambda: Engine(self._model, self._processor, slots=settings.slots))
+        longest = getattr(loaded.model.config.text_config.get_text_config(), "max_position_embeddings", None)
+        self._reading = Reading(loaded, settings, longest, self.check_name, make_fetcher)
+        self.running = Running(
+            Engine(loaded.model, loaded.processor, slots=settings.slots, kept_bytes=settings.kept_mb * 2**20)
+        )
         self.readers: Readers | None = None
-
-    def _longest(self) -> int | None:
-        found = getattr(self._model.config.text_config.get_text_config(), "max_position_embeddings", None)
-        return None if found is None else int(found)
 
     def _sent_away(self) -> None:
         self.counts.full += 1
@@ -97,7 +95,7 @@ class Service:
         begun = time.monotonic()
         updates: Updates = asyncio.Queue()
         wishes = question.wishes
-        usage.prompt, usage.media = len(question.prompt), media_tokens(question.prompt)
+        usage.prompt, usage.media = len(question.prompt), question.prompt.media_tokens
         asked = [
             self.running.ask(question.prompt, wishes.of_choice(number), updates, number)
             for number in range(wishes.choices)

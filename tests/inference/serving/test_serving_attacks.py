@@ -462,8 +462,8 @@ def _places_in(value: Any, way: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...
 
 def _mutated(rng: random.Random, value: Any) -> Any:
     """A request with something in it replaced, left out, doubled, renamed or put elsewhere."""
-    value = json.loads(json.dumps(value))
     for _ in range(rng.choice((1, 1, 2, 3))):
+        value = json.loads(json.dumps(value))  # so that nothing in it is there twice
         ways = [way for way in _places_in(value) if way]
         if not ways:
             return value

@@ -71,7 +71,9 @@ def test_it_answers_as_the_command_line_does_and_ends_when_all_is_said(
     (tmp_path / "a.wav").write_bytes(made("16.wav"))
     arguments = ["--image", tmp_path / "a.png", "--audio", tmp_path / "a.wav", "--max-tokens", "12", "What is it?"]
     monkeypatch.setattr(sys, "argv", ["avlm", "chat", str(model), *map(str, arguments)])
-    cli.main()
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code
     expected = capsys.readouterr().out.rstrip("\n")
     with process(model) as (started, line, url):
         assert line == f"model is served at {url}/v1\n" and url.startswith("http://127.0.0.1:")
