@@ -17,12 +17,16 @@ from PIL import Image
 
 pytest.importorskip("fastapi", reason="the page is served by FastAPI: pip install avlm[serve]")
 pytest.importorskip("playwright", reason="the browser is driven by playwright: pip install avlm[dev]")
+from page_fake import MARKUP, Fake, fake_app, serving
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from served import KEY, served
 
 from avlm.data.forms.folders import Folders
 from avlm.data.forms.parse import parse_row
+from avlm.inference.chat import Audio, Chat
+from avlm.inference.chat import Image as Picture
+from avlm.inference.sampling import Sampling
 from avlm.samples import MediaItem
-from tests.inference.serving.page_fake import MARKUP, Fake, fake_app, serving
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next((found for name in NAMES if (found := shutil.which(name))), None)
@@ -232,6 +236,33 @@ def test_events_are_read_wherever_the_stream_is_cut(opened: Callable[..., Page])
             ["data: {é}", "", ": ping", "event: x", "data:two", "data: lines 😀", "", "", "data: unended"]
         )
         assert page.evaluate(read, stream) == ['["{é}","two\\nlines 😀"]']
+
+
+def test_a_model_answers_the_page_as_it_answers_in_a_conversation(
+    opened: Callable[..., Page], chat: Chat, picture: Callable[..., Path], sound: Callable[..., Path]
+) -> None:
+    image, audio = picture("a.png"), sound("b.wav")
+    asked = [Picture(image), Audio(audio), "What is this?"]
+    expected = chat.chat(*asked, sampling=Sampling(max_tokens=8))
+    with served(chat, keys=(KEY,), ui=True, name="tiny") as server:
+        page = opened(url=f"{server.url}/")
+        page.get_by_role("button", name="Enter the key").click()
+        page.get_by_label("Key", exact=True).fill(KEY)
+        page.get_by_label("Longest answer").fill("8")
+        page.get_by_role("button", name="Done").click()
+        expect(page.locator("#model-name")).to_have_text("tiny")
+        add(page, image, audio)
+        ask(page, "What is this?")
+        answer = ended(page, 1)
+        expect(answer).to_contain_text("picture 4")
+        expect(answer).to_contain_text("8 tokens")
+        stored: list[Any] = []
+        while len(stored) < 2 or "usage" not in stored[1]:
+            stored = page.evaluate("() => import('/page/keep.js').then(({ kept }) => kept())")
+        assert stored[1]["text"].strip() == expected
+        usage = stored[1]["usage"]
+        media = sum(usage["prompt_tokens_details"][f"{kind}_tokens"] for kind in ("image", "audio", "video"))
+        expect(answer).to_contain_text(f"words {usage['prompt_tokens'] - media}")
 
 
 # ---------------------------------------------------------------- stop, edit, retry
@@ -469,8 +500,8 @@ def test_the_conversation_stays_until_it_is_cleared(opened: Callable[..., Page],
     ended(page, 1)
     ask(page, "wrong")
     ended(page, 2)
-    stored = "() => import('/page/keep.js').then(({ kept }) => kept()).then((turns) => turns.at(-1)?.finish ?? '')"
-    while page.evaluate(stored) != "failed":
+    last = "() => import('/page/keep.js').then(({ kept }) => kept()).then((turns) => turns.at(-1)?.finish ?? '')"
+    while page.evaluate(last) != "failed":
         page.wait_for_timeout(20)
     page.reload()
     expect(ended(page, 2).get_by_role("alert")).to_contain_text("The server cannot take this")
@@ -482,7 +513,7 @@ def test_the_conversation_stays_until_it_is_cleared(opened: Callable[..., Page],
     expect(answers(page)).to_have_count(2)
     page.get_by_role("button", name="New").click()
     expect(page.get_by_role("status")).to_have_text("The conversation was cleared")
-    while page.evaluate(stored) != "":
+    while page.evaluate(last) != "":
         page.wait_for_timeout(20)
     page.reload()
     expect(page.get_by_text("Show it something, then ask.")).to_be_visible()

@@ -31,12 +31,14 @@ export function bytes(value) {
 export function costs(usage, times) {
   const found = [];
   const details = usage?.prompt_tokens_details ?? {};
+  let words = usage?.prompt_tokens ?? 0; // what is not of a medium
   for (const [kind, noun] of Object.entries(KINDS)) {
-    const tokens = details[`${kind}_tokens`];
+    const tokens = details[`${kind}_tokens`] ?? 0;
+    words -= tokens;
     if (tokens) found.push({ kind, text: `${noun} ${whole.format(tokens)}` });
   }
-  if (details.text_tokens) found.push({ kind: "words", text: `words ${whole.format(details.text_tokens)}` });
-  else if (usage?.prompt_tokens && !found.length) found.push({ kind: "words", text: `read ${whole.format(usage.prompt_tokens)}` });
+  words = details.text_tokens ?? words;
+  if (words > 0) found.push({ kind: "words", text: `words ${whole.format(words)}` });
   if (details.cached_tokens) found.push({ kind: "", text: `remembered ${whole.format(details.cached_tokens)}` });
   if (usage?.completion_tokens !== undefined) found.push({ kind: "", text: count(usage.completion_tokens, "token") });
   const pace = speed(usage, times);

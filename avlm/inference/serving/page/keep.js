@@ -42,7 +42,7 @@ export function keep(turns) {
 }
 
 async function put(turns) {
-  const plain = turns.map(({ fault, ...turn }) => (fault ? { ...turn, fault: { title: fault.title, detail: fault.detail } } : turn));
+  const plain = turns.map(({ fault, ...turn }) => (fault ? { ...turn, fault: { title: fault.title, detail: fault.detail, status: fault.status } } : turn));
   try {
     await within("readwrite", (store) => store.put(plain, ONLY));
     return true;
