@@ -675,7 +675,7 @@ def test_everything_has_a_name_that_is_read_out(
     expect(log.get_by_role("heading", name="You", exact=True)).to_have_count(1)
     expect(log.get_by_role("heading", name="Answer", exact=True)).to_have_count(1)
     assert page.evaluate("document.documentElement.lang") == "en"
-    expect(page.get_by_role("toolbar", name="Conversation")).to_be_visible()
+    expect(page.get_by_role("group", name="Tools")).to_be_visible()
 
 
 def luminance(colour: str) -> float:

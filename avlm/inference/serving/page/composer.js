@@ -7,14 +7,16 @@ import { address, mediumOf } from "./media.js";
 import { measure } from "./player.js";
 import { Recorder } from "./recorder.js";
 
+const TOUCH = matchMedia("(hover: none) and (pointer: coarse)");
+
 export class Composer {
-  /** @param {{send, stop, fault, cancel, recall}} acts */
+  /** @param {{send, stop, fault, recall}} acts */
   constructor(acts) {
     this.acts = acts;
     this.media = [];
     this.busy = false;
     this.question = byId("question");
-    this.recorder = new Recorder((file) => this.add([file]), acts.fault);
+    this.recorder = new Recorder({ kept: (file) => this.add([file]), failed: acts.fault, ended: () => this.focus() });
     this.listen();
     this.paint();
   }
@@ -34,6 +36,11 @@ export class Composer {
     this.paint();
   }
 
+  /** Be ready for words; not where that would raise a keyboard over half of the screen. */
+  focus() {
+    if (!TOUCH.matches) this.question.focus({ preventScroll: true });
+  }
+
   setBusy(busy) {
     this.busy = busy;
     this.paint();
@@ -48,7 +55,7 @@ export class Composer {
       }
     }
     this.paint();
-    this.question.focus();
+    this.focus();
   }
 
   choose() {
@@ -101,7 +108,7 @@ export class Composer {
   }
 
   typed(event) {
-    if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+    if (event.key === "Enter" && !event.shiftKey && !event.isComposing && !TOUCH.matches) {
       event.preventDefault();
       this.send();
     } else if (event.key === "ArrowUp" && this.empty) {
@@ -159,6 +166,6 @@ export class Composer {
   remove(medium) {
     this.media = this.media.filter((known) => known !== medium);
     this.paint();
-    this.question.focus();
+    this.focus();
   }
 }

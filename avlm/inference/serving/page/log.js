@@ -65,7 +65,7 @@ export class Log {
     return [
       make("h2.sr", {}, "You"),
       media.length ? make("ul.media", { aria: { label: "With it" } }, ...media) : null,
-      turn.text ? make("div.said", {}, turn.text) : null,
+      turn.text ? make("div.said", { dir: "auto" }, turn.text) : null,
       make(
         "div.acts",
         {},
@@ -111,7 +111,7 @@ export class Log {
 
   async copied(event, turn) {
     const button = event.currentTarget;
-    await this.acts.copy(turn.text.trim());
+    if (!(await this.acts.copy(turn.text.trim()))) return;
     button.replaceChildren(icon("done"));
     setTimeout(() => button.replaceChildren(icon("copy")), 1500);
   }

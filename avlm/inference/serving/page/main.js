@@ -14,11 +14,12 @@ import { Settings } from "./settings.js";
 let conversation = new Conversation();
 let cleared = null; // the conversation before, as long as it can be brought back
 let stopping = null; // an AbortController while an answer comes
+let answering = Promise.resolve(); // until the last answer has ended
 let editing = null; // the question that is being changed, and what stood in the composer before
 
 const settings = new Settings(() => meet());
-const log = new Log(byId("log"), byId("latest"), { edit, again, copy: (text) => navigator.clipboard.writeText(text), key: askKey });
-const composer = new Composer({ send, stop, fault: warn, cancel: endEdit, recall });
+const log = new Log(byId("log"), byId("latest"), { edit, again, copy, key: askKey });
+const composer = new Composer({ send, stop, fault: warn, recall });
 
 // ---------------------------------------------------------------- asking
 
@@ -30,15 +31,15 @@ async function send({ text, media }) {
   conversation.turns.push(question);
   if (changed) log.set(conversation.turns);
   else log.add(question);
-  await respond();
+  answering = respond();
 }
 
 async function again(said) {
-  if (stopping) return;
+  await stop();
   endEdit();
   conversation.cut(said.id);
   log.set(conversation.turns);
-  await respond();
+  answering = respond();
 }
 
 /** Ask the server for the answer to the last question, and show it as it comes. */
@@ -52,7 +53,7 @@ async function respond() {
   stopping = new AbortController();
   composer.setBusy(true);
   say("Answering");
-  byId("question").focus();
+  composer.focus();
   try {
     await read(said, stopping.signal);
     say("");
@@ -102,17 +103,18 @@ function failed(said, error) {
 
 function stop() {
   stopping?.abort();
+  return answering;
 }
 
 // ---------------------------------------------------------------- changing what was said
 
-function edit(question) {
-  if (stopping) return;
+async function edit(question) {
+  await stop();
   editing = { id: question.id, before: editing?.before ?? { text: composer.text, media: composer.media } };
   composer.fill(question);
   byId("editing").hidden = false;
   log.fade(question.id);
-  byId("question").focus();
+  byId("question").focus(); // where it is written, so a phone's keyboard may come
 }
 
 /** @param {boolean} restore  whether what was being written before comes back */
@@ -130,21 +132,21 @@ function recall() {
   if (question) edit(question);
 }
 
-function begin() {
-  stop();
+async function begin() {
+  await stop();
   endEdit();
   cleared = conversation;
   adopt(new Conversation());
   warn(null);
   remember();
   say("The conversation was cleared");
-  byId("question").focus();
+  composer.focus();
 }
 
 function bringBack() {
   adopt(cleared);
   remember();
-  byId("question").focus();
+  composer.focus();
 }
 
 function adopt(found) {
@@ -154,6 +156,17 @@ function adopt(found) {
 }
 
 // ---------------------------------------------------------------- the rest of the page
+
+/** @returns {Promise<boolean>} whether the browser let it */
+async function copy(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch {
+    warn(new Fault("The browser lets no page copy here", "Select the text and copy it yourself."));
+    return false;
+  }
+}
 
 async function save() {
   const id = `conversation-${new Date().toISOString().slice(0, 19).replaceAll(/[-:]/g, "").replace("T", "-")}`;
@@ -207,7 +220,7 @@ async function meet() {
   if (!names.includes(settings.model)) settings.model = names[0];
   const choices = names.length > 1 ? names : [];
   byId("model").replaceChildren(...choices.map((name) => make("option", { value: name, selected: name === settings.model }, name)));
-  byId("model").hidden = !choices.length;
+  byId("models").hidden = !choices.length;
   byId("model-name").textContent = choices.length ? "" : settings.model;
   document.title = `${settings.model} · avlm`;
 }
@@ -239,4 +252,4 @@ function listen() {
 listen();
 adopt(new Conversation(await kept()));
 meet();
-byId("question").focus({ preventScroll: true });
+composer.focus();

@@ -51,9 +51,9 @@ function drawn({ kind, lines }) {
     const closed = lines.length > 1 && FENCE.test(lines.at(-1));
     return make("pre", { tabIndex: 0 }, make("code", {}, lines.slice(1, closed ? -1 : undefined).join("\n")));
   }
-  if (kind === "heading") return make("h3", {}, ...spans(HEADING.exec(lines[0])[2]));
+  if (kind === "heading") return make("h3", { dir: "auto" }, ...spans(HEADING.exec(lines[0])[2]));
   if (kind === "list") return list(lines);
-  return make("p", {}, ...spans(lines.join("\n")));
+  return make("p", { dir: "auto" }, ...spans(lines.join("\n")));
 }
 
 /** A list; items that are indented are lists within the item before them. */
@@ -69,7 +69,7 @@ function list(lines) {
       if (item || inner.length) inner.push(lines[i]);
       else words.push(lines[i].trim());
     }
-    top.append(make("li", {}, ...spans(words.join("\n")), inner.length ? list(inner) : null));
+    top.append(make("li", { dir: "auto" }, ...spans(words.join("\n")), inner.length ? list(inner) : null));
   }
   return top;
 }

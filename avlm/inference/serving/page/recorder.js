@@ -8,10 +8,11 @@ const BAR_PX = 3;
 const STEP_PX = 5;
 
 export class Recorder {
-  /** @param {(file: File) => void} kept */
-  constructor(kept, failed) {
+  /** @param {{kept: (file: File) => Promise, failed: (fault: Fault) => void, ended: () => void}} acts */
+  constructor({ kept, failed, ended }) {
     this.kept = kept;
     this.failed = failed;
+    this.ended = ended;
     this.recording = null;
     byId("keep").addEventListener("click", () => this.end(true));
     byId("discard").addEventListener("click", () => this.end(false));
@@ -39,7 +40,7 @@ export class Recorder {
     if (!recording) return;
     this.recording = null;
     this.seen(false);
-    byId("question").focus();
+    this.ended();
     if (!keep) return recording.discard();
     try {
       await this.kept(await recording.keep());
