@@ -13,12 +13,13 @@ import json
 import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import uvicorn
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Request, Response, WebSocket, WebSocketDisconnect
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from avlm.inference.serving.pages import page_router
@@ -45,6 +46,10 @@ class Fake:
     url: str = ""
     key: str = ""
     asked: list[dict[str, Any]] = field(default_factory=list)
+    live: bool = False
+    """Whether it can be talked to."""
+    told: list[str] = field(default_factory=list)
+    """What came over the WebSocket, but for the sound."""
     left: int = 0
     """How many clients went away in the middle of an answer."""
 
@@ -104,7 +109,22 @@ def fake_app(fake: Fake) -> FastAPI:
     def models(request: Request) -> Response:
         if locked(request):
             return refusal(401, "the key is not the one that the server was started with. Give it as a bearer token")
-        return JSONResponse({"object": "list", "data": [{"id": "tiny-demo", "object": "model"}]})
+        return JSONResponse({"object": "list", "data": [{"id": "tiny-demo", "object": "model", "live": fake.live}]})
+
+    @app.websocket("/v1/live")
+    async def live(socket: WebSocket) -> None:
+        await socket.accept(subprotocol="avlm-live")
+        fake.told.append(",".join(socket.scope["subprotocols"]))
+        with suppress(WebSocketDisconnect):
+            for number in (1, 2):
+                await heard(socket)
+                for event in spoken(number):
+                    await socket.send_json(event)
+                await socket.send_bytes(b"\0\1" * 4800)
+                kind = await control(socket, fake)
+                await socket.send_json({"event": "interrupted" if kind == "stop" else "answer_ends", "number": number})
+            await control(socket, fake)
+        fake.told.append("closed")
 
     @app.post("/v1/chat/completions")
     async def completions(request: Request) -> Response:
@@ -147,6 +167,36 @@ def fake_app(fake: Fake) -> FastAPI:
         yield "data: [DONE]\n\n"
 
     return app
+
+
+def spoken(number: int) -> list[dict[str, Any]]:
+    """The events of one answer, as `avlm live` tells them."""
+    events = [{"event": "heard"}, {"event": "state", "state": "question", "probability": 0.9}]
+    events += [{"event": "answer_begins"}, {"event": "piece", "text": " You said"}]
+    events += [{"event": "piece", "text": f" *{number}*."}, {"event": "speech", "text": f"You said {number}."}]
+    return [{**event, "number": number} for event in events]
+
+
+async def heard(socket: WebSocket) -> None:
+    """Wait until half a second of sound came that is not silent."""
+    loud = 0
+    while loud < 8_000:
+        data = (await socket.receive()).get("bytes")
+        if data is None:
+            raise WebSocketDisconnect
+        wave = np.frombuffer(data, "<i2")
+        loud += len(wave) if loud or abs(wave).max() > 1000 else 0
+
+
+async def control(socket: WebSocket, fake: Fake) -> str:
+    """The type of the next message that is no sound."""
+    while True:
+        message = await socket.receive()
+        if message["type"] == "websocket.disconnect":
+            raise WebSocketDisconnect
+        if message.get("text"):
+            fake.told.append(json.loads(message["text"])["type"])
+            return fake.told[-1]
 
 
 @contextmanager

@@ -12,10 +12,6 @@ export class Conversation {
     this.turns = turns;
   }
 
-  get last() {
-    return this.turns.at(-1);
-  }
-
   /** Everything from this turn on is taken away. @returns what was */
   cut(id) {
     const from = this.turns.findIndex((known) => known.id === id);
@@ -33,8 +29,7 @@ export class Conversation {
 
   /** What came before the question that is being answered, and that question. */
   told() {
-    const asked = this.turns.at(-2);
-    return [...this.pairs().flat().filter((known) => known !== this.last && known !== asked), asked];
+    return [...this.pairs().flat(), this.turns.at(-2)];
   }
 }
 

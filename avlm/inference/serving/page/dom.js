@@ -34,5 +34,5 @@ export const byId = (id) => document.getElementById(id);
 
 /** A button of the row below a turn: a picture whose name is said. */
 export function act(name, label, press, set = {}) {
-  return make("button.act", { type: "button", title: label, aria: { label }, on: { click: press }, ...set }, icon(name));
+  return make(`button.act.${name}`, { type: "button", title: label, aria: { label }, on: { click: press }, ...set }, icon(name));
 }

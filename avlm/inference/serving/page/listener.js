@@ -1,9 +1,9 @@
-// Runs beside the page, in the thread of the sound: hands on what the microphone hears, 2,048 samples at a time.
+// Runs beside the page, in the thread of the sound: hands on what the microphone hears, some samples at a time.
 
 class Listener extends AudioWorkletProcessor {
-  constructor() {
+  constructor({ processorOptions }) {
     super();
-    this.held = new Float32Array(2048);
+    this.held = new Float32Array(processorOptions.samples);
     this.filled = 0;
     this.port.onmessage = () => {
       this.port.postMessage({ samples: this.held.slice(0, this.filled), last: true });

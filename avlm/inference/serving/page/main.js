@@ -10,6 +10,7 @@ import { Log } from "./log.js";
 import { part } from "./media.js";
 import { download, row } from "./row.js";
 import { Settings } from "./settings.js";
+import { Talk } from "./talk.js";
 
 let conversation = new Conversation();
 let cleared = null; // the conversation before, as long as it can be brought back
@@ -20,6 +21,7 @@ let editing = null; // the question that is being changed, and what stood in the
 const settings = new Settings(() => meet());
 const log = new Log(byId("log"), byId("latest"), { edit, again, copy, key: askKey });
 const composer = new Composer({ send, stop, fault: warn, recall });
+const talk = new Talk({ key: () => settings.key, failed: warn });
 
 // ---------------------------------------------------------------- asking
 
@@ -222,6 +224,7 @@ async function meet() {
   byId("model").replaceChildren(...choices.map((name) => make("option", { value: name, selected: name === settings.model }, name)));
   byId("models").hidden = !choices.length;
   byId("model-name").textContent = choices.length ? "" : settings.model;
+  byId("talk").hidden = !served.find((model) => model.id === settings.model).live;
   document.title = `${settings.model} · avlm`;
 }
 
@@ -231,6 +234,7 @@ function listen() {
   byId("bring-back").addEventListener("click", bringBack);
   byId("cancel-edit").addEventListener("click", () => endEdit());
   byId("open-settings").addEventListener("click", () => settings.open());
+  byId("talk").addEventListener("click", () => talk.open());
   byId("door-file").addEventListener("click", () => composer.choose());
   byId("door-camera").addEventListener("click", () => composer.shoot());
   byId("door-microphone").addEventListener("click", () => composer.record());

@@ -42,7 +42,7 @@ export class Recording {
     this.context = context;
     this.chunks = [];
     this.length = 0;
-    this.listener = new AudioWorkletNode(context, "listener", { numberOfOutputs: 0 });
+    this.listener = new AudioWorkletNode(context, "listener", { numberOfOutputs: 0, processorOptions: { samples: 2048 } });
     this.whole = new Promise((resolve) => {
       this.listener.port.onmessage = ({ data: { samples, last } }) => {
         this.chunks.push(samples);
