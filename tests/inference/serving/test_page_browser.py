@@ -159,6 +159,7 @@ def test_a_question_with_a_picture_and_a_sound_is_answered(
     assert (fake.asked[0]["max_tokens"], fake.asked[0]["temperature"]) == (512, 0)
 
 
+@pytest.mark.slow
 def test_a_video_is_sent_and_can_be_played(opened: Callable[..., Page], fake: Fake, tmp_path: Path) -> None:
     import av
 
@@ -193,6 +194,7 @@ def test_answers_are_shown_as_text_whatever_they_say(opened: Callable[..., Page]
     assert page.evaluate("navigator.clipboard.readText()") == MARKUP.strip()
 
 
+@pytest.mark.slow
 def test_an_answer_that_grew_looks_as_one_that_came_whole(opened: Callable[..., Page]) -> None:
     compare = """async (text) => {
       const { show } = await import("/page/prose.js");
@@ -400,6 +402,7 @@ def test_a_key_is_asked_for_and_kept_with_the_tab_alone(opened: Callable[..., Pa
     expect(page.get_by_text("tiny-demo")).to_be_visible()
 
 
+@pytest.mark.slow
 def test_files_of_other_kinds_are_refused_by_name(opened: Callable[..., Page], tmp_path: Path) -> None:
     (tmp_path / "notes.pdf").write_bytes(b"%PDF-1.7")
     (tmp_path / "empty.wav").write_bytes(b"")
@@ -415,6 +418,7 @@ def test_files_of_other_kinds_are_refused_by_name(opened: Callable[..., Page], t
 # ---------------------------------------------------------------- ways in and out
 
 
+@pytest.mark.slow
 def test_files_are_dropped_and_pasted(opened: Callable[..., Page], picture: Callable[..., Path]) -> None:
     data = base64.b64encode(picture("a.png").read_bytes()).decode()
     carry = """([kind, data]) => {
@@ -438,6 +442,7 @@ def test_files_are_dropped_and_pasted(opened: Callable[..., Page], picture: Call
     expect(page.locator("#tray")).to_contain_text("drop.png")
 
 
+@pytest.mark.slow
 def test_the_microphone_makes_a_wav_of_16_khz(opened: Callable[..., Page], fake: Fake) -> None:
     import soundfile
 
@@ -457,6 +462,7 @@ def test_the_microphone_makes_a_wav_of_16_khz(opened: Callable[..., Page], fake:
     expect(page.locator("#tray li")).to_have_count(0)
 
 
+@pytest.mark.slow
 def test_wav_files_are_what_they_say(opened: Callable[..., Page]) -> None:
     import soundfile
 
@@ -475,6 +481,7 @@ def test_wav_files_are_what_they_say(opened: Callable[..., Page]) -> None:
     assert len(tone) == 16000 and best < 0.01
 
 
+@pytest.mark.slow
 def test_the_camera_takes_a_picture(opened: Callable[..., Page], fake: Fake) -> None:
     page = opened()
     page.get_by_role("button", name="Take a picture").last.click()
@@ -491,6 +498,7 @@ def test_the_camera_takes_a_picture(opened: Callable[..., Page], fake: Fake) -> 
         assert seen.convert("RGB").getpixel((5, seen.height // 2))[1] > 100  # the browser's own device is green
 
 
+@pytest.mark.slow
 def test_it_is_talked_to_where_the_server_listens(opened: Callable[..., Page], fake: Fake) -> None:
     fake.live, fake.key = True, "right-key"
     page = opened()
@@ -568,6 +576,7 @@ def test_what_is_saved_is_a_row_that_can_be_learned(
     assert sample.turns[2].text().startswith("Turn 1: 'What is this?'")
 
 
+@pytest.mark.slow
 def test_settings_are_followed_and_kept(opened: Callable[..., Page], fake: Fake) -> None:
     page = opened(color_scheme="light")
     page.get_by_role("button", name="Settings").click()
@@ -594,7 +603,9 @@ def test_settings_are_followed_and_kept(opened: Callable[..., Page], fake: Fake)
 # ---------------------------------------------------------------- for everybody
 
 
-@pytest.mark.parametrize("size", [PHONE, (320, 568)], ids=["phone", "smallest"])
+@pytest.mark.parametrize(
+    "size", [pytest.param(PHONE, id="phone"), pytest.param((320, 568), id="smallest", marks=pytest.mark.slow)]
+)
 def test_nothing_is_wider_than_a_phone(
     opened: Callable[..., Page], size: tuple[int, int], picture: Callable[..., Path], sound: Callable[..., Path]
 ) -> None:
@@ -755,6 +766,7 @@ def test_colours_are_told_apart(opened: Callable[..., Page], scheme: str) -> Non
         assert contrast(sign, "paper") >= 3, sign
 
 
+@pytest.mark.slow
 def test_nothing_moves_where_that_is_not_wanted(opened: Callable[..., Page]) -> None:
     page = opened(reduced_motion="reduce")
     ask(page, "late")
@@ -764,6 +776,7 @@ def test_nothing_moves_where_that_is_not_wanted(opened: Callable[..., Page]) -> 
     ended(page, 1)
 
 
+@pytest.mark.slow
 def test_the_browser_lets_the_page_make_no_code_of_text(browser: Browser, fake: Fake) -> None:
     page = browser.new_page()
     page.goto(fake.url)
