@@ -5,9 +5,10 @@
 throughput  answers of the same length to the same questions, one client that waits for each against many at once; the
             two take turns, and a figure is the best of the rounds. Every answer of the many must be the one that was
             given alone: none is lost, and none is another's.
-memory      what the server and its workers hold (resident, shared pages once) while requests of every kind come: text,
-            pictures, sounds, streams, clients that leave, requests that are refused. It is told after a tenth of them,
-            when caches are full, and at the end.
+memory      what the server and its workers hold while requests of every kind come: text, pictures, sounds, streams,
+            clients that leave, requests that are refused. It is told after a tenth of them, when caches are full, and
+            at the end. Counted are resident pages of no file, those that processes share once: libraries are shared
+            with whatever else runs.
 
 The server is a process of its own, started by `avlm serve`. Without ``--model`` it is a small model of random weights,
 whose answers end at their length. The clients share the machine with it.
@@ -90,14 +91,14 @@ def serving(model: Path, *settings: str) -> Iterator[tuple[int, str]]:
 
 
 def resident(process: int) -> int:
-    """Bytes that a process and those that it started hold, what they share counted once (Linux' PSS)."""
+    """Bytes in memory of a process and those that it started, shared ones once (Linux' PSS), without files."""
     total = 0
     for one in (process, *_below(process)):
         try:
             lines = Path(f"/proc/{one}/smaps_rollup").read_text().splitlines()
         except OSError:  # it has ended
             continue
-        total += sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Pss:"))
+        total += sum(int(line.split()[1]) << 10 for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:")))
     return total
 
 

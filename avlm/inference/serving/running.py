@@ -138,8 +138,9 @@ class Running:
                 entering = self._entering()
             told = self._let_in(entering)
             try:
-                told += [self._update(request) for request in self._engine.step()] if self._engine.busy else []
-                self._failures = 0
+                if self._engine.busy:
+                    told += [self._update(request) for request in self._engine.step()]
+                    self._failures = 0
             except Exception:
                 log.exception("a step of the model failed, and with it what was being answered")
                 told += self._give_up()
