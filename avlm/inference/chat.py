@@ -72,14 +72,17 @@ class Chat:
         return self._answer(turn, request)
 
     def _answer(self, turn: Turn, request: Request) -> Iterator[str]:
+        texts: list[str] = []
         try:
             while request.finish is None:
                 self.engine.step()
-                texts = [request.pieces.popleft().text for _ in range(len(request.pieces))]
-                yield from (text for text in texts if text)
+                while request.pieces:
+                    texts.append(request.pieces.popleft().text)
+                    if texts[-1]:
+                        yield texts[-1]
         finally:
             self.engine.leave(request)
-        answer = unmarked(request.text.shown(), self.processor.tokenizer)
+        answer = unmarked("".join(texts), self.processor.tokenizer)
         self.turns += [turn, Turn("assistant", (Text(answer),))]
 
     def chat(self, *parts: str | MediaItem, sampling: Sampling | None = None) -> str:
