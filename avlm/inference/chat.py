@@ -11,6 +11,7 @@ from avlm.data.processor import AvlmProcessor, media_item
 from avlm.data.text.templates import unmarked
 from avlm.errors import ConfigError
 from avlm.inference.engine import Engine, Request
+from avlm.inference.quantize import Quant, check_quant, quantize
 from avlm.inference.sampling import Sampling
 from avlm.models.modeling import AvlmForConditionalGeneration
 from avlm.samples import MediaItem, Sample, Text, Turn
@@ -101,11 +102,17 @@ def _media_first(parts: tuple[str | MediaItem, ...]) -> list[str | MediaItem]:
     return list(parts)
 
 
-def load(path: Path | str, *, device: str = "cpu") -> Chat:
+def load(path: Path | str, *, device: str = "cpu", quant: Quant = "none") -> Chat:
     """Load a model directory and be ready to chat.
+
+    Args:
+        quant: How the language model's weights are kept; see `quantize`.
 
     Raises:
         ConfigError, WeightsError: It is not a whole model directory.
+        MissingExtraError: torchao is needed and not installed.
     """
+    check_quant(quant)
     model, processor = load_model(path, device=device)
+    quantize(model, quant)
     return Chat(model, processor)
