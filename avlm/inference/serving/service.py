@@ -38,7 +38,9 @@ class Service:
     def __init__(
         self, model: Path | str | Chat, settings: Serve, make_fetcher: Callable[[Fetch], Fetcher] = Fetcher
     ) -> None:
-        loaded = model if isinstance(model, Chat) else load(model, device=settings.device)
+        self.chat = model if isinstance(model, Chat) else load(model, device=settings.device, quant=settings.quant)
+        """The model. What else is done with it is done by `running.run`."""
+        loaded = self.chat
         folder = None if isinstance(model, Chat) else Path(model)
         self.settings = settings
         self.name = settings.name or (folder.resolve().name if folder is not None else "") or ALIAS
