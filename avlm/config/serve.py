@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -37,6 +38,8 @@ class Serve(Settings):
     """Also serve the chat page, at `/`."""
     device: str = "cpu"
     """Where the model runs."""
+    quant: Literal["none", "int8"] = "none"
+    """How the language model's weights are kept: as they are, or in eight bits."""
 
     slots: int = Field(8, ge=1)
     """Answers that are made at once."""

@@ -11,6 +11,7 @@ from avlm.data.processor import AvlmProcessor, media_item
 from avlm.data.text.templates import unmarked
 from avlm.errors import ConfigError
 from avlm.inference.engine import Engine, Request
+from avlm.inference.quantize import Quant, check_quant, quantize
 from avlm.inference.sampling import Sampling
 from avlm.models.modeling import AvlmForConditionalGeneration
 from avlm.samples import MediaItem, Sample, Text, Turn
@@ -77,14 +78,17 @@ class Chat:
         return self._answer(turn, request)
 
     def _answer(self, turn: Turn, request: Request) -> Iterator[str]:
+        texts: list[str] = []
         try:
             while request.finish is None:
                 self.engine.step()
-                texts = [request.pieces.popleft().text for _ in range(len(request.pieces))]
-                yield from (text for text in texts if text)
+                while request.pieces:
+                    texts.append(request.pieces.popleft().text)
+                    if texts[-1]:
+                        yield texts[-1]
         finally:
             self.engine.leave(request)
-        answer = unmarked(request.text.shown(), self.processor.tokenizer)
+        answer = unmarked("".join(texts), self.processor.tokenizer)
         self.turns += [turn, Turn("assistant", (Text(answer),))]
 
     def chat(self, *parts: str | MediaItem, sampling: Sampling | None = None) -> str:
@@ -102,11 +106,17 @@ def media_first(parts: Sequence[T]) -> list[T]:
     return [*parts[1:], parts[0]] if words and words[0] and not any(words[1:]) else list(parts)
 
 
-def load(path: Path | str, *, device: str = "cpu") -> Chat:
+def load(path: Path | str, *, device: str = "cpu", quant: Quant = "none") -> Chat:
     """Load a model directory and be ready to chat.
+
+    Args:
+        quant: How the language model's weights are kept; see `quantize`.
 
     Raises:
         ConfigError, WeightsError: It is not a whole model directory.
+        MissingExtraError: torchao is needed and not installed.
     """
+    check_quant(quant)
     model, processor = load_model(path, device=device)
+    quantize(model, quant)
     return Chat(model, processor)

@@ -28,9 +28,16 @@ KEPT_BYTES = 2**29
 
 
 class Request:
-    """One answer that was asked for."""
+    """One answer that was asked for.
 
-    def __init__(self, prompt: Prompt, sampling: Sampling, tokenizer: PreTrainedTokenizerBase, room: int) -> None:
+    Args:
+        tokenizer: Makes text of its tokens, and pieces; None: nobody wants those.
+        room: How many tokens may follow the prompt.
+    """
+
+    def __init__(
+        self, prompt: Prompt, sampling: Sampling, tokenizer: PreTrainedTokenizerBase | None, room: int
+    ) -> None:
         self.prompt, self.sampling = prompt, sampling
         self.pieces: deque[Piece] = deque()
         """What nobody has taken yet."""
@@ -41,35 +48,34 @@ class Request:
         """Of the prompt, by kind."""
         self.kept_tokens = 0
         """Of the prompt, those that had been read before."""
-        self.text = AnswerText(tokenizer, sampling.stop)
+        self.tokens: list[int] = []
+        """The answer, without the token that ends it."""
+        self.text = None if tokenizer is None else AnswerText(tokenizer, sampling.stop)
         self.choice = Choice(sampling, prompt.ids)
         self._room = min(room, sampling.max_tokens)
         self._waiting: list[tuple[int, TokenLogprob | None]] = []
         """Tokens since the last piece."""
 
     @property
-    def tokens(self) -> list[int]:
-        """The answer, without the token that ends it."""
-        return self.text.ids
-
-    @property
     def answer_tokens(self) -> int:
-        return len(self.text.ids)
+        return len(self.tokens)
 
     def take(self, token: int, about: TokenLogprob | None) -> None:
         """One token further."""
-        text = self.text.add(token)
-        self._waiting.append((token, about))
-        if text:
-            self._hand_out(text)
-        if self.text.stopped:
+        self.tokens.append(token)
+        if self.text is not None:
+            text = self.text.add(token)
+            self._waiting.append((token, about))
+            if text:
+                self._hand_out(text)
+        if self.text is not None and self.text.stopped:
             self.end("stop")
         elif self.answer_tokens >= self._room:
             self.end("length")
 
     def end(self, why: Finish) -> None:
         """No further token."""
-        if why != "left":
+        if why != "left" and self.text is not None:
             rest = self.text.end()
             why = "stop" if self.text.stopped else why
             if rest or self._waiting:
@@ -147,7 +153,18 @@ class Engine:
             DataError: There is nothing to be answered.
         """
         prompt = sample if isinstance(sample, Prompt) else self.prepare(sample)
-        request = Request(prompt, sampling, self.processor.tokenizer, room(self.model, len(prompt)))
+        return self._join(prompt, sampling, self.processor.tokenizer)
+
+    def join_for_tokens(self, prompt: Prompt, sampling: Sampling) -> Request:
+        """As `join`, for an answer of which nothing but the tokens is wanted: it has no pieces.
+
+        Raises:
+            ConfigError: The prompt is as long as the language model can read, or longer.
+        """
+        return self._join(prompt, sampling, self.processor.tokenizer if sampling.stop else None)
+
+    def _join(self, prompt: Prompt, sampling: Sampling, tokenizer: PreTrainedTokenizerBase | None) -> Request:
+        request = Request(prompt, sampling, tokenizer, room(self.model, len(prompt)))
         self._joined.append(request)
         return request
 

@@ -39,7 +39,7 @@ def generate(
     if not use_cache:
         return [_read_again(model, processor, prompt, sampling) for prompt in prompts]
     engine = Engine(model, processor, slots=len(prompts), kept_bytes=0)
-    requests = [engine.join(engine.prompts.of_encoded(prompt), sampling) for prompt in prompts]
+    requests = [engine.join_for_tokens(engine.prompts.of_encoded(prompt), sampling) for prompt in prompts]
     while engine.busy:
         engine.step()
     return [request.tokens for request in requests]

@@ -107,7 +107,8 @@ class SlotReader:
 
     def __init__(self, model: AvlmForConditionalGeneration, prompts: Prompts, kept_bytes: int) -> None:
         self.model, self.prompts = model, prompts
-        self.language, self.head = model.language_model, model.plain_head()
+        self.language, self.head, self.written = model.language_model, model.plain_head(), model.written_out()
+        self.decoder, self.table, self.device = self.language.get_decoder(), model.get_input_embeddings(), model.device
         self.prefixes = Prefixes(kept_bytes)
         self.slots = Slots(int(self.language.config.get_text_config().num_hidden_layers))
         self.seats: list[_Seat] = []
@@ -155,11 +156,11 @@ class SlotReader:
                 parts.append(seat.rest[:count])
                 left -= count
         singles = self.seats[: self.answering]
-        step = Step([seat.past for seat in singles], runs, self.model.device)
+        step = Step([seat.past for seat in singles], runs, self.device)
         self.slots.reserve(len(self.seats), step.needed)
         if singles:
-            last = torch.tensor([seat.request.tokens[-1] for seat in singles], device=self.model.device)
-            parts.insert(0, self.model.get_input_embeddings()(last))
+            last = torch.tensor([seat.request.tokens[-1] for seat in singles], device=self.device)
+            parts.insert(0, self.table(last))
         ends = list(range(len(singles)))
         done = len(singles)
         for run in runs:
@@ -221,7 +222,7 @@ class SlotReader:
         Raises:
             UnfitError: Not every layer of the language model did as it should with the slots.
         """
-        if self.model.model.takes_slots:
+        if self.written is not None or self.model.model.takes_slots:
             return self._pass(embeds_TD, step, ends)
         for layer in self.slots.own:
             layer.written = 0
@@ -247,22 +248,18 @@ class SlotReader:
     def _pass(self, embeds_TD: Tensor, step: Step, ends: Sequence[int]) -> Tensor:
         self.slots.step = step
         whole = len(ends) == len(embeds_TD)
-        index = None if whole else torch.tensor(ends, dtype=torch.long, device=embeds_TD.device)
-        kwargs: dict[str, Any] = {
-            "position_ids": step.places_T[None],
-            # A mask that was made elsewhere, as transformers knows it by its dimensions: none is made.
-            "attention_mask": embeds_TD.new_ones(1, 1, 1, len(embeds_TD)),
-            "past_key_values": self.slots,
-            "use_cache": True,
-            "return_dict": True,
-            "slots": step,
-        }
+        index = None if whole else torch.tensor(ends, dtype=torch.long, device=self.device)
         if self.head is None:
+            kwargs = {**step.kwargs(embeds_TD, self.slots), "return_dict": True}
             kept: int | Tensor = 0 if index is None else index
             logits: Tensor = read_once(self.language, embeds_TD[None], kept, kwargs).logits[0]
+            return logits.float()
+        if self.written is not None:
+            states = self.written.read(embeds_TD, step, self.slots)
         else:
-            states = self.language.get_decoder()(inputs_embeds=embeds_TD[None], **kwargs).last_hidden_state[0]
-            logits = self.head(states if index is None else states[index])
+            kwargs = step.kwargs(embeds_TD, self.slots)
+            states = self.decoder(inputs_embeds=embeds_TD[None], return_dict=True, **kwargs).last_hidden_state[0]
+        logits = self.head(states if index is None else states[index])
         return logits.float()
 
 

@@ -76,8 +76,19 @@ class Step:
             self._where[heads, room] = found
         return found
 
+    def kwargs(self, embeds_TD: Tensor, slots: Slots) -> dict[str, Any]:
+        """What a language model's forward needs to know, beside the embeddings of the step's tokens."""
+        return {
+            "position_ids": self.places_T[None],
+            # A mask that was made elsewhere, as transformers knows it by its dimensions: none is made.
+            "attention_mask": embeds_TD.new_ones(1, 1, 1, len(embeds_TD)),
+            "past_key_values": slots,
+            "use_cache": True,
+            "slots": self,
+        }
+
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, how: How) -> Tensor:
-        """Attention of each token over what its own answer has read.
+        """Attention of each token over what its own answer has read, as transformers has its tensors.
 
         Args:
             query: (1, H, T, D).
@@ -87,14 +98,19 @@ class Step:
             (1, T, H, D).
         """
         self.calls += 1
-        found, start = [], len(self.pasts)
-        if start:
-            found.append(self._singles(query[0, :, :start].transpose(0, 1), keys, values, how))
+        return self.attend_tokens(query[0].transpose(0, 1), keys, values, how)[None]
+
+    def attend_tokens(self, q_THD: Tensor, keys: Tensor, values: Tensor, how: How) -> Tensor:
+        """As `attend`: (T, H, D)."""
+        start = len(self.pasts)
+        if not self.runs:
+            return self._singles(q_THD, keys, values, how)
+        found = [self._singles(q_THD[:start], keys, values, how)] if start else []
         for number, run in enumerate(self.runs):
-            own = query[:, :, start : start + run.count]
+            own = q_THD[start : start + run.count].transpose(0, 1)[None]
             found.append(self._run(number, run, own, keys, values, how).transpose(1, 2)[0])
             start += run.count
-        return (found[0] if len(found) == 1 else torch.cat(found))[None]
+        return found[0] if len(found) == 1 else torch.cat(found)
 
     def _singles(self, q_SHD: Tensor, keys: Tensor, values: Tensor, how: How) -> Tensor:
         """One token of each of the first slots: (S, H, D). Heads that share keys go as if they were several tokens."""
@@ -176,14 +192,17 @@ class SlotLayer(CacheLayerMixin):
         Returns:
             Those of all slots (S, K, C, D), which attention takes apart again.
         """
+        return self.write(key_states[0].transpose(0, 1), value_states[0].transpose(0, 1))
+
+    def write(self, keys_TKD: Tensor, values_TKD: Tensor) -> tuple[Tensor, Tensor]:
+        """As `update`, a token after the other."""
         if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        step = self.slots.step
-        assert step is not None and self.keys is not None and self.values is not None
+            self.lazy_initialization(*(t.transpose(0, 1)[None] for t in (keys_TKD, values_TKD)))
+        assert self.slots.step is not None and self.keys is not None and self.values is not None
         self.written += 1
-        where = step.where(key_states.shape[1], self.slots.room)
-        for kept, states in ((self.keys, key_states), (self.values, value_states)):
-            kept.view(-1, kept.shape[3]).index_copy_(0, where, states[0].transpose(0, 1).flatten(0, 1))
+        where = self.slots.step.where(keys_TKD.shape[1], self.slots.room)
+        self.keys.view(-1, keys_TKD.shape[2]).index_copy_(0, where, keys_TKD.flatten(0, 1))
+        self.values.view(-1, values_TKD.shape[2]).index_copy_(0, where, values_TKD.flatten(0, 1))
         return self.keys, self.values
 
     def resize(self) -> None:

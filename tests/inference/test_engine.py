@@ -254,7 +254,7 @@ def test_an_answer_ends_where_a_stop_string_begins(
     sample = make_sample("image", answer=None)
     whole = engine.join(sample, Sampling(max_tokens=30))
     run(engine, whole)
-    text = whole.text.shown()
+    text = "".join(piece.text for piece in whole.pieces)
     stop = text[len(text) // 2 :][:3]
     request = engine.join(sample, Sampling(max_tokens=30, stop=("never said", stop)))
     run(engine, request)

@@ -7,8 +7,8 @@ Source:
 
 from __future__ import annotations
 
-import random
 import re
+import secrets
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -108,7 +108,7 @@ def _sampling(fields: Fields, settings: Serve) -> Sampling:
         temperature = settings.temperature
     seed = fields.whole("seed", -(2**63), 2**64 - 1)
     if seed is None:
-        seed = random.getrandbits(62) if temperature else 0
+        seed = secrets.randbits(62) if temperature else 0  # workers are copies, and so are their generators
     top_p, min_p = fields.number("top_p", 0, 1), fields.number("min_p", 0, 1)
     penalty = fields.number("repetition_penalty", 0.01, 100)
     return Sampling(

@@ -65,9 +65,8 @@ class Exchange(Response):
     async def _conduct(self, send: Send) -> None:
         request, service = self.request, self.service
         async with body_of(request, self.takes, service.settings, service.places) as data:
-            assert service.readers is not None, "the service is open while it is asked"
             body = Body(self.kind, data, request.headers.get("content-type", ""))
-            question = await while_there(request.receive, service.readers.read(body))
+            question = await while_there(request.receive, service.read(body))
         del data, body
         with service.places.take(question.wishes.choices - 1):
             await while_there(request.receive, self.reply(question, send))

@@ -6,7 +6,7 @@ Source:
 
 from __future__ import annotations
 
-import random
+import secrets
 
 from avlm.config.serve import Serve
 from avlm.data.forms.folders import unbroken
@@ -44,7 +44,7 @@ def transcription_request(body: bytes, content_type: str, settings: Serve) -> tu
     sampling = Sampling(
         max_tokens=settings.answer_tokens,
         temperature=settings.temperature if temperature is None else temperature,
-        seed=random.getrandbits(62) if temperature else 0,
+        seed=secrets.randbits(62) if temperature else 0,
     )
     parts = (MediaItem("audio", data=data, title="file"), Text(unbroken(instruction, "prompt")))
     wishes = Wishes(model, sampling, stream=stream, form=said, language=language)

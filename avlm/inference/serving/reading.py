@@ -28,7 +28,7 @@ from avlm.data.workers.crew import Crew, Lost
 from avlm.data.workers.foreman import Error
 from avlm.errors import DataError, MediaError
 from avlm.inference.chat import Chat
-from avlm.inference.prompts import Prompt, Prompts
+from avlm.inference.prompts import Known, Prompt, Prompts
 from avlm.inference.serving.asking import Wishes, chat_request
 from avlm.inference.serving.fields import parse_json
 from avlm.inference.serving.hearing import transcription_request
@@ -46,6 +46,8 @@ class Body:
     kind: Literal["chat", "transcription"]
     data: bytes
     content_type: str = ""
+    anew: bool = False
+    """Whether all its media are wanted, also those that were read before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +60,15 @@ class Question:
     """Length of the recording that is to be transcribed."""
 
 
+KNOWN = 4096
+"""Media that a worker knows again, and does not decode then: a conversation comes whole with each of its turns."""
+
+
 class Reading:
     """Reads one request; called in a worker.
+
+    Of media that it knows again there is nothing in the prompt but their digest and their place, as their embeddings
+    are remembered where the model is. Where they are not, the request is read once more, `anew`.
 
     Args:
         chat: The model.
@@ -82,8 +91,8 @@ class Reading:
         self.fetcher = None if settings.fetch is None else make_fetcher(settings.fetch)
         self.processor = chat.processor.with_template(chat.processor.tokens().template)
         self.processor.use_reader(MediaReader(self.processor.media_spec(), limits=self.limits))
-        # It remembers nothing, as nothing is encoded here; but media are known by their content then.
-        self.prompts = Prompts(chat.model, self.processor, capacity=1)
+        self._prompts = Prompts(chat.model, self.processor, KNOWN)
+        self._anew = Prompts(chat.model, self.processor, 1)  # in which nothing is ever put
 
     def __call__(self, body: Body) -> Question | RefusedError:
         """What the request asks, or why it is refused."""
@@ -93,7 +102,7 @@ class Reading:
             else:
                 sample, wishes = transcription_request(body.data, body.content_type, self.settings)
             self.check_name(wishes.model)
-            return self._encoded(self._unmarked(self._fetched(sample)), wishes)
+            return self._encoded(self._unmarked(self._fetched(sample)), wishes, body.anew)
         except RefusedError as refused:
             return refused
         except DataError as error:
@@ -130,8 +139,10 @@ class Reading:
             ) from None
         return replace(part, url="", data=data)
 
-    def _encoded(self, sample: Sample, wishes: Wishes) -> Question:
-        prompt = self.prompts.of_sample(sample)
+    def _encoded(self, sample: Sample, wishes: Wishes, anew: bool) -> Question:
+        prompt = (self._anew if anew else self._prompts).of_sample(sample)
+        for medium in prompt.media:
+            self._prompts.known.put(medium.digest, Known(medium.facts, {}), 1)
         if self.longest is not None and len(prompt) >= self.longest:
             raise RefusedError(
                 400,
@@ -194,6 +205,8 @@ class Readers:
         Raises:
             RefusedError: It cannot be answered.
         """
+        if self._over:
+            raise our_fault()
         job = _Job(body, Future())
         self._waiting.append(job)
         self._ring()

@@ -10,14 +10,18 @@ import asyncio
 import logging
 import threading
 from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from avlm.inference.answers import Piece
 from avlm.inference.engine import Engine, Request
 from avlm.inference.prompts import Prompt
 from avlm.inference.sampling import Sampling
 from avlm.inference.serving.refusing import RefusedError, our_fault
+
+T = TypeVar("T")
 
 log = logging.getLogger("avlm.serving")
 
@@ -74,6 +78,7 @@ class Running:
         self._news = threading.Condition()
         self._joining: deque[Answer] = deque()
         self._leaving: deque[Answer] = deque()
+        self._errands: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._inside: dict[Request, Answer] = {}
         self._failures = 0
         self._over = False
@@ -125,21 +130,31 @@ class Running:
                 self._leaving.append(answer)
                 self._news.notify()
 
+    async def run(self, function: Callable[[], T]) -> T:
+        """Have something else done with the model, in its thread and between two tokens of the others."""
+        done: Future[T] = Future()
+        with self._news:
+            self._errands.append((function, done))
+            self._news.notify()
+        return await asyncio.wrap_future(done)
+
     # ------------------------------------------------------------ the thread
 
     def _run(self) -> None:
         while True:
             with self._news:
-                while not (self._over or self._engine.busy or self._joining or self._leaving):
+                while not (self._over or self._engine.busy or self._joining or self._leaving or self._errands):
                     self._news.wait()
                 if self._over:
                     return
                 self._let_out()
                 entering = self._entering()
+            self._run_errands()
             told = self._let_in(entering)
             try:
-                told += [self._update(request) for request in self._engine.step()] if self._engine.busy else []
-                self._failures = 0
+                if self._engine.busy:
+                    told += [self._update(request) for request in self._engine.step()]
+                    self._failures = 0
             except Exception:
                 log.exception("a step of the model failed, and with it what was being answered")
                 told += self._give_up()
@@ -157,6 +172,15 @@ class Running:
 
     def _entering(self) -> list[Answer]:
         return [self._joining.popleft() for _ in range(min(self._engine.free, len(self._joining)))]
+
+    def _run_errands(self) -> None:
+        for _ in range(len(self._errands)):
+            function, done = self._errands.popleft()
+            if done.set_running_or_notify_cancel():
+                try:
+                    done.set_result(function())
+                except BaseException as error:
+                    done.set_exception(error)
 
     def _let_in(self, entering: list[Answer]) -> list[tuple[Answer, Update]]:
         """Hand prompts to the engine; what it will not take fails alone."""

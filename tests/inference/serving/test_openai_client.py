@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import openai
@@ -12,8 +14,10 @@ import torch
 from media_files import made
 from served import KEY, Served, audio, image, said, served, until, video
 
+from avlm.config.serve import Serve
 from avlm.inference.chat import Audio, Chat, Image, Video
 from avlm.inference.sampling import Sampling
+from avlm.inference.serving.reading import Body, Question, Reading
 
 SHORT = Sampling(max_tokens=8)
 PICTURE, SOUND, FILM = "rgb.png", "16.wav", "h264.mp4"
@@ -170,6 +174,24 @@ def test_fields_without_effect_are_ignored_and_others_refused(server: Served) ->
         assert caught.value.param == field and caught.value.type == "invalid_request_error"
     with pytest.raises(openai.BadRequestError, match="Did you mean temperature"):
         server.ask(extra_body={"temprature": 1})
+
+
+def test_media_are_decoded_once_and_answers_stay_the_same(chat: Chat) -> None:
+    body = Body("chat", json.dumps(said("What is it?", image(made(PICTURE)), audio(made(SOUND)))).encode())
+    reading = Reading(chat, Serve(), None, lambda name: None)
+    first, second, anew = (reading(b) for b in (body, body, replace(body, anew=True)))
+    assert isinstance(first, Question) and isinstance(second, Question) and isinstance(anew, Question)
+    assert [medium.fresh is None for q in (first, second, anew) for medium in q.prompt.media] == [
+        False, False, True, True, False, False
+    ]  # fmt: skip
+    assert first.prompt.ids == second.prompt.ids and first.prompt.marks == second.prompt.marks
+    asked = ("What is it?", image(made(PICTURE)), audio(made(SOUND)))
+    for kept_mb in (512, 0):  # where nothing is remembered, what a worker knows again is read once more
+        with served(chat, kept_mb=kept_mb) as server:
+            texts = [text_of(server.ask(*asked)) for _ in range(3)]
+            assert len(set(texts)) == 1
+            expected = chat.chat(Image(made(PICTURE)), Audio(made(SOUND)), "What is it?", sampling=SHORT)
+            assert texts[0].strip() == expected
 
 
 # ---------------------------------------------------------------- other routes

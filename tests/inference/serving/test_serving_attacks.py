@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import random
@@ -19,9 +20,13 @@ from media_files import made
 from served import KEY, Served, at, audio, data_url, image, said, served, video
 
 from avlm.config.data import Fetch
+from avlm.config.serve import Serve
 from avlm.data.fetching.fetch import Fetcher
 from avlm.inference.chat import Chat, Image
 from avlm.inference.sampling import Sampling
+from avlm.inference.serving.counting import Counts
+from avlm.inference.serving.gate import Gate, Keys, check_name
+from avlm.inference.serving.refusing import RefusedError
 
 LEAKS = re.compile(
     r"/tmp|/home|/root|/usr|/proc|site-packages|Traceback|File \"|\.py\b|0x[0-9a-f]{6}|127\.0\.0\.1|169\.254|10\.0\.0"
@@ -300,10 +305,6 @@ def test_pages_of_other_origins(chat: Chat, server: Served) -> None:
     ],
 )
 def test_names_beyond_this_machine(settings: dict[str, Any], host: str, status: int) -> None:
-    from avlm.config.serve import Serve
-    from avlm.inference.serving.gate import check_name
-    from avlm.inference.serving.refusing import RefusedError
-
     scope = {"type": "http", "headers": [(b"host", host.encode())]}
     given = Serve(host="0.0.0.0", **settings)
     if status == 200:
@@ -602,3 +603,43 @@ def test_mutated_heads(server: Served, chat: Chat) -> None:
             status = int(answer.split()[1])
             assert status in (200, 400, 401, 403, 404, 405, 413, 415, 421, 426, 431, 501), answer[:300]
     _well(server, chat)
+
+
+# ---------------------------------------------------------------- WebSockets
+
+
+@pytest.mark.parametrize(
+    ("headers", "enters"),
+    [
+        ({"host": "localhost:8000", "authorization": f"Bearer {KEY}"}, True),
+        ({"host": "localhost:8000", "sec-websocket-protocol": f"avlm, avlm-key.{KEY}"}, True),
+        (
+            {"host": "localhost:8000", "sec-websocket-protocol": f"avlm-key.{KEY}", "origin": "http://localhost:8000"},
+            True,
+        ),
+        ({"host": "localhost:8000"}, False),
+        ({"host": "localhost:8000", "sec-websocket-protocol": "avlm-key.sesame"}, False),
+        ({"host": "evil.example.org", "authorization": f"Bearer {KEY}"}, False),
+        ({"host": "localhost:8000", "authorization": f"Bearer {KEY}", "origin": "http://evil.example.org"}, False),
+    ],
+)
+def test_websockets_pass_the_same_gate(headers: dict[str, str], enters: bool) -> None:
+    """A page of another origin may open a WebSocket to any host, and the browser asks nobody."""
+    entered, sent = [], []
+
+    async def inside(scope: Any, receive: Any, send: Any) -> None:
+        entered.append(scope)
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "websocket.connect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    settings = Serve(keys=(KEY,))
+    gate = Gate(Keys(inside, settings), settings, Counts())
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+    scope = {"type": "websocket", "path": "/v1/live", "method": "GET", "headers": raw}
+    asyncio.run(gate(scope, receive, send))
+    assert bool(entered) == enters
+    assert sent == ([] if enters else [{"type": "websocket.close", "code": 1008, "reason": ""}])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -209,6 +211,26 @@ def test_a_step_that_fails_costs_its_requests_and_says_nothing(chat: Chat, monke
         assert (health.status_code, health.json()) == (503, {"status": "failing"})
         monkeypatch.setattr(Engine, "step", step)
         assert server.ask() and httpx.get(f"{server.url}/health").status_code == 200
+
+
+def test_other_work_with_the_model_is_done_in_its_thread(server: Served) -> None:
+    running = server.service.running
+    loop = running._loop
+    assert loop is not None
+    stream = server.ask(max_tokens=200, stream=True)
+    pieces = iter(stream)
+    next(pieces)
+    name = asyncio.run_coroutine_threadsafe(running.run(lambda: threading.current_thread().name), loop).result(10)
+    assert name == "avlm-engine" and server.service.running.running == 1
+
+    def fail() -> None:
+        raise KeyError("no")
+
+    with pytest.raises(KeyError):
+        asyncio.run_coroutine_threadsafe(running.run(fail), loop).result(10)
+    assert [c.choices[0].finish_reason for c in pieces][-1] == "length"
+    found = asyncio.run_coroutine_threadsafe(running.run(lambda: 7), loop).result(10)  # also while nobody asks
+    assert found == 7
 
 
 def test_counts_are_what_prometheus_reads() -> None:
