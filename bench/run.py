@@ -20,7 +20,7 @@ from pathlib import Path
 from harness import MISSED, machine, read, summary, written
 
 HERE = Path(__file__).parent
-BENCHES = ("images", "sounds", "video", "loaders", "index", "plan", "features")
+BENCHES = ("images", "sounds", "video", "loaders", "index", "plan", "features", "generate")
 
 
 def one(name: str, folder: Path) -> None:

@@ -215,7 +215,7 @@ def small_model(small_run: Callable[..., Any], tmp_path: Path) -> Any:
     return compose(small_run().model, seed=1, texts=["What is number 1 2 3 4 5 6 7 8 9 0? red green blue"] * 3)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_model() -> Callable[..., Any]:
     """Compose a tiny model out of nothing, in eval mode, with weights large enough that every mistake shows.
 

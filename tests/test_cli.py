@@ -93,7 +93,15 @@ def garbage(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["convert", "--help"], ["data", "--help"], ["recipes"], ["show", "tiny"], ["show", "nonsense"]],
+    [
+        ["--help"],
+        ["serve", "--help"],
+        ["convert", "--help"],
+        ["data", "--help"],
+        ["recipes"],
+        ["show", "tiny"],
+        ["show", "nonsense"],
+    ],
 )
 def test_light_commands_import_nothing_heavy(arguments: list[str]) -> None:
     check = f"""
@@ -103,7 +111,7 @@ from avlm.cli import main
 try:
     main()
 finally:
-    heavy = {{"torch", "transformers", "numpy", "tokenizers", "PIL", "av", "rich"}} & set(sys.modules)
+    heavy = {{"torch", "transformers", "numpy", "tokenizers", "PIL", "av", "rich", "fastapi"}} & set(sys.modules)
     print("heavy:", sorted(heavy), file=sys.stderr)
 """
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -119,7 +127,7 @@ finally:
 def test_help_names_every_command() -> None:
     done = shell("-m", "avlm", "--help")
     assert done.returncode == 0
-    for command in ("demo", "recipes", "show", "compose", "train", "chat", "eval", "data"):
+    for command in ("demo", "recipes", "show", "compose", "train", "chat", "serve", "eval", "data"):
         assert f"\n  {command} " in done.stdout
 
 
@@ -405,12 +413,14 @@ def test_a_conversation(avlm: Callable[..., Said], model: Path, tmp_path: Path) 
     said = avlm("chat", model, "--max-tokens", 3, stdin="\n".join(lines))
     assert said.status == 0
     errors = said.err.splitlines()
-    assert errors[0].startswith("Ask something. /image PATH")
-    assert errors[1] == "nowhere.png: there is no such file. Check the path"
-    assert errors[2] == "/frob is not a command. There are /image, /audio, /video, /clear and /quit"
-    assert errors[3].startswith("DataError: ") and "<video>" in errors[3]
-    assert errors[4].startswith("MediaError: ") and "rows.jsonl" in errors[4]
-    assert len(errors) == 5
+    assert errors[0].startswith("Ask something. Drag files in, or write /image PATH")
+    assert errors[1] == f"picture {tmp_path / 'p0.png'}: 40 x 30, 4 tokens"
+    assert errors[2].startswith(f"sound {tmp_path / 's0.wav'}: 0.2 s, ")
+    assert errors[3] == "nowhere.png: there is no such file. Check the path"
+    assert errors[4].startswith("/frob is not a command. There are /image, /audio, /video, /clear, /save")
+    assert errors[5].startswith("DataError: ") and "<video>" in errors[5]
+    assert errors[6].startswith("MediaError: ") and "rows.jsonl" in errors[6]
+    assert len(errors) == 7
     turns = said.out.split("> ")
     assert turns[1].strip() == turns[-2].strip()  # after /clear the first question has its first answer
     assert len(turns) == len(lines)

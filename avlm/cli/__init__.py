@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-from avlm.cli import data, models, moving, scoring, settings, talking, training
+from avlm.cli import data, models, moving, scoring, serving, settings, talking, training
 from avlm.errors import AvlmError, WorldError
 
 
@@ -21,7 +21,7 @@ def _group(help: str, **settings: Any) -> typer.Typer:
 
 
 app = _group(
-    "Give any language model eyes and ears: compose, align, fine-tune, evaluate, chat.",
+    "Give any language model eyes and ears: compose, align, fine-tune, evaluate, chat, serve.",
     name="avlm",
     pretty_exceptions_enable=False,
 )
@@ -33,6 +33,7 @@ app.command()(training.demo)
 app.command("eval")(scoring.evaluate)
 app.command()(models.check)
 app.command()(talking.chat)
+app.command()(serving.serve)
 
 _rows = _group("What is wrong with rows, how they look, how many tokens they take; other formats in and out.")
 _rows.command("check")(data.check)

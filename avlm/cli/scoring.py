@@ -46,7 +46,7 @@ def evaluate_rows(
     from avlm.data.sources import open_source
     from avlm.eval.benchmarks import evaluate as run
     from avlm.eval.metrics import metrics_for
-    from avlm.inference.generate import Sampling
+    from avlm.inference.sampling import Sampling
     from avlm.training.console import counted, make_console
 
     metrics_for("", metric)

@@ -22,7 +22,8 @@ from avlm.data.processor import AvlmProcessor
 from avlm.data.text.turns import without_state_token
 from avlm.errors import DataError
 from avlm.eval.metrics import METRICS, metrics_for, normalise
-from avlm.inference.generate import Sampling, generate
+from avlm.inference.generate import generate
+from avlm.inference.sampling import Sampling
 from avlm.layout import VideoFacts
 from avlm.models.modeling import AvlmForConditionalGeneration
 from avlm.samples import Encoded, Sample

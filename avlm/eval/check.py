@@ -23,7 +23,9 @@ from avlm.convert.weights import load_model, save_model
 from avlm.data.encode import pack
 from avlm.data.processor import AvlmProcessor
 from avlm.errors import AvlmError
-from avlm.inference.generate import Sampling, end_tokens, generate
+from avlm.inference.engine import end_tokens
+from avlm.inference.generate import generate
+from avlm.inference.sampling import Sampling
 from avlm.layout import frame_times_s
 from avlm.models.modeling import AvlmForConditionalGeneration
 from avlm.samples import IGNORE, Clip, Encoded, MediaItem, Picture, Row, Sample, Sound, Text, Turn

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from avlm.convert.weights import load_model
 from avlm.data.processor import AvlmProcessor, media_item
 from avlm.data.text.templates import unmarked
 from avlm.errors import ConfigError
-from avlm.inference.generate import Sampling, stream
+from avlm.inference.engine import Engine, Request
+from avlm.inference.quantize import Quant, check_quant, quantize
+from avlm.inference.sampling import Sampling
 from avlm.models.modeling import AvlmForConditionalGeneration
 from avlm.samples import MediaItem, Sample, Text, Turn
+
+T = TypeVar("T")
 
 
 def Image(value: Any) -> MediaItem:  # noqa: N802 - reads as the noun it returns
@@ -50,13 +54,16 @@ class Chat:
     def __init__(self, model: AvlmForConditionalGeneration, processor: AvlmProcessor) -> None:
         self.model = model
         self.processor = processor
+        self.engine = Engine(model, processor, slots=1)
         self.turns: list[Turn] = []
+        self.request: Request | None = None
+        """The last one that was made: what it read and wrote."""
 
     def clear(self) -> None:
         """Forget the conversation."""
         self.turns = []
 
-    def say(self, *parts: str | MediaItem, sampling: Sampling | None = None, use_cache: bool = True) -> Iterator[str]:
+    def say(self, *parts: str | MediaItem, sampling: Sampling | None = None) -> Iterator[str]:
         """Add a turn and stream the answer as it is made; it is remembered when it is complete.
 
         Raises:
@@ -65,48 +72,51 @@ class Chat:
         """
         if not parts:
             raise ConfigError("nothing was asked. Give a text, a picture, a sound or a video")
-        turn = Turn("user", tuple(Text(p) if isinstance(p, str) else p for p in _media_first(parts)))
-        sample = Sample("chat", (*self.turns, turn))
-        prompt = self.processor.encode(sample, prompt_only=True)
-        return self._answer(turn, prompt, sampling or Sampling(), use_cache)
+        turn = Turn("user", tuple(Text(p) if isinstance(p, str) else p for p in media_first(parts)))
+        request = self.engine.join(Sample("chat", (*self.turns, turn)), sampling or Sampling())
+        self.request = request
+        return self._answer(turn, request)
 
-    def _answer(self, turn: Turn, prompt: Any, sampling: Sampling, use_cache: bool) -> Iterator[str]:
-        ids: list[int] = []
-        shown = ""
-        for (token,) in stream(self.model, self.processor, [prompt], sampling, use_cache=use_cache):
-            assert token is not None
-            ids.append(token)
-            text = self.processor.tokenizer.decode(ids, skip_special_tokens=True)
-            # Half of a character waits for the rest of its bytes; so does what a tokenizer may yet rewrite.
-            if text != shown and text.startswith(shown) and not text.endswith("\ufffd"):
-                yield text[len(shown) :]
-                shown = text
-        final = self.processor.tokenizer.decode(ids, skip_special_tokens=True)
-        if final != shown:
-            yield final[len(shown) :]
-        self.turns += [turn, Turn("assistant", (Text(unmarked(final, self.processor.tokenizer)),))]
+    def _answer(self, turn: Turn, request: Request) -> Iterator[str]:
+        texts: list[str] = []
+        try:
+            while request.finish is None:
+                self.engine.step()
+                while request.pieces:
+                    texts.append(request.pieces.popleft().text)
+                    if texts[-1]:
+                        yield texts[-1]
+        finally:
+            self.engine.leave(request)
+        answer = unmarked("".join(texts), self.processor.tokenizer)
+        self.turns += [turn, Turn("assistant", (Text(answer),))]
 
-    def chat(self, *parts: str | MediaItem, sampling: Sampling | None = None, use_cache: bool = True) -> str:
+    def chat(self, *parts: str | MediaItem, sampling: Sampling | None = None) -> str:
         """Ask once, apart from any conversation, and get the whole answer."""
         kept, self.turns = self.turns, []
         try:
-            return "".join(self.say(*parts, sampling=sampling, use_cache=use_cache)).strip()
+            return "".join(self.say(*parts, sampling=sampling)).strip()
         finally:
             self.turns = kept
 
 
-def _media_first(parts: tuple[str | MediaItem, ...]) -> list[str | MediaItem]:
+def media_first(parts: Sequence[T]) -> list[T]:
     """Media before the words, as models are trained, when the caller wrote the words first and media behind."""
-    if parts and isinstance(parts[0], str) and not any(isinstance(p, str) for p in parts[1:]):
-        return [*parts[1:], parts[0]]
-    return list(parts)
+    words = [isinstance(part, (str, Text)) for part in parts]
+    return [*parts[1:], parts[0]] if words and words[0] and not any(words[1:]) else list(parts)
 
 
-def load(path: Path | str, *, device: str = "cpu") -> Chat:
+def load(path: Path | str, *, device: str = "cpu", quant: Quant = "none") -> Chat:
     """Load a model directory and be ready to chat.
+
+    Args:
+        quant: How the language model's weights are kept; see `quantize`.
 
     Raises:
         ConfigError, WeightsError: It is not a whole model directory.
+        MissingExtraError: torchao is needed and not installed.
     """
+    check_quant(quant)
     model, processor = load_model(path, device=device)
+    quantize(model, quant)
     return Chat(model, processor)

@@ -14,7 +14,6 @@ Shapes in this file:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from inspect import signature
 from itertools import accumulate
@@ -26,6 +25,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from avlm.errors import LayoutError
+from avlm.models.softmax import How, explicit
 
 varlen_attn: Callable[..., Any] | None
 try:
@@ -121,7 +121,8 @@ def packed_attention(
         key, value: (1, K, T, D).
         attention_mask: Ignored in a packed row, whose mask is its borders.
         kwargs: ``cu_seq_lens_q`` makes the row packed; ``sliding_window``, ``softcap`` and ``s_aux`` (attention
-            sinks) are honoured. ``packed_calls``, a list, is told of every call.
+            sinks) are honoured. ``packed_calls``, a list, is told of every call. ``slots``, a `slots.Step`, makes it
+            attention over slots, whose keys and values then come whole.
 
     Returns:
         Output of shape (1, T, H, D), and no attention weights.
@@ -130,28 +131,26 @@ def packed_attention(
         LayoutError: The borders do not fit the row, or the model asks for an attention bias, which cannot be cut.
     """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    softcap, sinks = kwargs.get("softcap"), kwargs.get("s_aux")
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
-    borders = kwargs.get("cu_seq_lens_q")
+    how = How(causal, kwargs.get("sliding_window"), scale, dropout, kwargs.get("softcap"), kwargs.get("s_aux"))
+    borders, step = kwargs.get("cu_seq_lens_q"), kwargs.get("slots")
+    if step is not None:
+        _refuse_bias(module, kwargs)
+        return step.attend(query, key, value, how), None
     if borders is None:
-        if softcap is not None or sinks is not None:
+        if how.written_out():
             mask = _plain_mask(attention_mask, query, key, causal)
-            return _explicit(query, key, value, mask, scale, dropout, softcap, sinks).transpose(1, 2).contiguous(), None
+            return explicit(query, key, value, mask, how).transpose(1, 2).contiguous(), None
         sdpa = AttentionInterface()["sdpa"]
         output, _ = sdpa(module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs)
         return output, None
-    if kwargs.get("position_bias") is not None:
-        raise LayoutError(
-            f"{type(module).__name__} adds a bias to its attention, which cannot be cut at the borders of a packed "
-            "row. Run this model on padded rows"
-        )
+    _refuse_bias(module, kwargs)
     given = kwargs.get("row_lengths")
     lengths = tuple(torch.diff(borders).tolist()) if given is None else given.tokens
     _check_row(lengths, query, key)
     if kwargs.get("packed_calls") is not None:
         kwargs["packed_calls"].append(type(module).__name__)
-    how = _How(causal, kwargs.get("sliding_window"), scale, dropout, softcap, sinks)
-    if how.varlen(query, value):
+    if _takes_varlen(query, value, how):
         return _varlen(query, key, value, borders, max(lengths), how)[None], None
     groups, order = _groups(tuple(lengths), query.device)
     if order is None:
@@ -166,35 +165,28 @@ def packed_attention(
     return torch.cat(found).index_select(0, order)[None], None
 
 
-def _one_by_one(query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int], how: _How) -> Tensor:
+def _refuse_bias(module: torch.nn.Module, kwargs: dict[str, Any]) -> None:
+    if kwargs.get("position_bias") is not None:
+        raise LayoutError(
+            f"{type(module).__name__} adds a bias to its attention, which cannot be cut at the borders of a packed "
+            "row. Run this model on padded rows"
+        )
+
+
+def _one_by_one(query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int], how: How) -> Tensor:
     """Attention of each sample of a row by itself, (T, H, D): nothing is gathered, padded or masked."""
     samples = zip(*(t.split(list(lengths), 2) for t in (query, key, value)), strict=True)
     return torch.cat([_attend(q, k, v, None, how).transpose(1, 2)[0] for q, k, v in samples if q.shape[2]])
 
 
-@dataclass(frozen=True, slots=True)
-class _How:
-    """What the model wants of its attention, beside the borders."""
-
-    causal: bool
-    window: int | None
-    scale: float
-    dropout: float
-    softcap: float | None
-    sinks: Tensor | None
-
-    def written_out(self) -> bool:
-        """Whether SDPA has no argument for it (Gemma 2's soft cap, gpt-oss's sinks)."""
-        return self.softcap is not None or self.sinks is not None
-
-    def varlen(self, query: Tensor, value: Tensor) -> bool:
-        """Whether torch's kernel for rows of samples takes it: half precision on CUDA, where torch has it."""
-        half = query.dtype in (torch.float16, torch.bfloat16) and query.shape[-1] == value.shape[-1]
-        plain = not self.written_out() and not self.dropout and query.shape[-1] <= 256
-        return query.is_cuda and half and plain and varlen_attn is not None
+def _takes_varlen(query: Tensor, value: Tensor, how: How) -> bool:
+    """Whether torch's kernel for rows of samples takes it: half precision on CUDA, where torch has it."""
+    half = query.dtype in (torch.float16, torch.bfloat16) and query.shape[-1] == value.shape[-1]
+    plain = not how.written_out() and not how.dropout and query.shape[-1] <= 256
+    return query.is_cuda and half and plain and varlen_attn is not None
 
 
-def _varlen(query: Tensor, key: Tensor, value: Tensor, borders: Tensor, longest: int, how: _How) -> Tensor:
+def _varlen(query: Tensor, key: Tensor, value: Tensor, borders: Tensor, longest: int, how: How) -> Tensor:
     """The whole row in one call of torch's flash attention, (T, H, D): nothing is gathered, padded or masked."""
     assert varlen_attn is not None
     q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))
@@ -260,7 +252,7 @@ def _groups(lengths: tuple[int, ...], device: torch.device) -> tuple[tuple[tuple
     return tuple(found), gathered.argsort()
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, inside_GL: Tensor | None, how: _How) -> Tensor:
+def _attend(q: Tensor, k: Tensor, v: Tensor, inside_GL: Tensor | None, how: How) -> Tensor:
     """Attention of samples side by side, (G, H, L, D), whose real places are told unless they all are."""
     longest = q.shape[2]
     banded = how.window is not None and how.window < longest
@@ -270,7 +262,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, inside_GL: Tensor | None, how: _How
         whole = q.new_ones(1, longest, dtype=torch.bool) if inside_GL is None else inside_GL
         mask = _mask(whole, how.causal, how.window)
     if how.written_out():
-        return _explicit(q, k, v, mask, how.scale, how.dropout, how.softcap, how.sinks)
+        return explicit(q, k, v, mask, how)
     return F.scaled_dot_product_attention(
         q, k, v, mask, how.dropout, is_causal=how.causal and mask is None, scale=how.scale,
         enable_gqa=k.shape[1] != q.shape[1],
@@ -287,31 +279,3 @@ def _mask(inside_GL: Tensor, causal: bool, window: int | None) -> Tensor:
     if window is not None:
         allowed = allowed & ((at[:, None] - at).abs() < window)
     return allowed | torch.eye(longest, dtype=torch.bool, device=at.device)
-
-
-def _explicit(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None,
-    scale: float,
-    dropout: float,
-    softcap: float | None,
-    sinks: Tensor | None,
-) -> Tensor:
-    """Softmax written out, for what SDPA has no argument for (Gemma 2's soft cap, gpt-oss's sinks)."""
-    repeat = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
-    scores = (q @ k.transpose(-1, -2)) * scale
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
-    if mask is not None and mask.dtype == torch.bool:
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    elif mask is not None:
-        scores = scores + mask
-    if sinks is not None:
-        sink = sinks.reshape(1, -1, 1, 1).expand(q.shape[0], -1, q.shape[2], 1)
-        weights = torch.cat([scores, sink.to(scores.dtype)], -1).softmax(-1, dtype=torch.float32)[..., :-1]
-    else:
-        weights = scores.softmax(-1, dtype=torch.float32)
-    return F.dropout(weights.to(v.dtype), dropout) @ v

@@ -43,6 +43,7 @@ from avlm.models.fusion import check_counts, place_embeddings
 from avlm.models.heads import plain_head
 from avlm.models.reading import borders, checked_lengths, read_once, read_padded, refuse_mask
 from avlm.models.tiles import check_grids, join_tiles, picture_grids
+from avlm.models.written import Layer, Written, layers_of, same_weights, written_out
 from avlm.samples import IGNORE, Place
 
 logger = logging.get_logger(__name__)
@@ -135,6 +136,7 @@ class AvlmModel(AvlmPreTrainedModel):
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
         self.features: FeatureStore | None = None  # where frozen encoders' outputs may be found
         self._packs: bool | None = None  # whether rows go through packed; None until it has been seen
+        self.takes_slots: bool | None = None  # whether answers may stand in `slots`; None until it has been seen
         self.post_init()
 
     @property
@@ -458,6 +460,7 @@ class AvlmForConditionalGeneration(AvlmPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = AvlmModel(config)
         self._head: tuple[nn.Linear | None] | None = None  # what `plain_head` found
+        self._written: tuple[list[Layer], Written | None] | None = None  # layers, and what `written_out` made of them
         self.state_head: nn.Linear | None = None
         if config.state_classes is not None:
             width = config.text_config.get_text_config().hidden_size
@@ -481,6 +484,15 @@ class AvlmForConditionalGeneration(AvlmPreTrainedModel, GenerationMixin):
         if self._head is None or (self._head[0] is not None and self._head[0] is not self.get_output_embeddings()):
             self._head = (plain_head(self.language_model),)
         return self._head[0]
+
+    def written_out(self) -> Written | None:
+        """The language model's decoder written out, for answers in slots; None where its own code is to be used."""
+        layers = layers_of(self.language_model)
+        if layers is None or self.plain_head() is None:
+            return None
+        if self._written is None or not same_weights(self._written[0], layers):
+            self._written = layers, written_out(self.language_model, layers)
+        return self._written[1]
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.get_input_embeddings()

@@ -10,7 +10,8 @@ import torch
 
 from avlm.errors import ConfigError, DataError
 from avlm.eval.benchmarks import evaluate, guess_score
-from avlm.inference.generate import Sampling, generate
+from avlm.inference.generate import generate
+from avlm.inference.sampling import Sampling
 from avlm.samples import Clip, Encoded, MediaItem, Picture, Sample, Sound, Text, Turn
 
 COLOURS = ["red", "green", "blue", "red"]

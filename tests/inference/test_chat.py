@@ -1,6 +1,6 @@
 """A conversation: pieces that join to the answer, and a memory that nothing disturbs."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ import avlm
 from avlm.convert.weights import save_model
 from avlm.errors import ConfigError, DataError, MediaError
 from avlm.inference.chat import Audio, Chat, Image, Video
-from avlm.inference.generate import Sampling, generate
+from avlm.inference.generate import generate
+from avlm.inference.sampling import Sampling
 from avlm.samples import MediaItem, Sample, Text, Turn
 
 SHORT = Sampling(max_tokens=5)
@@ -33,11 +34,10 @@ def by_hand(chat: Chat, turns: tuple[Turn, ...]) -> str:
 # ---------------------------------------------------------------- streaming
 
 
-def scripted(monkeypatch: pytest.MonkeyPatch, ids: list[int]) -> None:
-    def stream(*args: Any, **kwargs: Any) -> Iterator[list[int | None]]:
-        yield from ([i] for i in ids)
-
-    monkeypatch.setattr("avlm.inference.chat.stream", stream)
+def scripted(monkeypatch: pytest.MonkeyPatch, chat: Chat, ids: list[int]) -> None:
+    """Have the next answer be these tokens, whatever the model thinks."""
+    tokens = iter([*ids, chat.processor.tokenizer.eos_token_id])
+    monkeypatch.setattr("avlm.inference.engine.choose", lambda logits, choices: [next(tokens)])
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_pieces_join_to_the_whole_answer_and_never_hold_half_a_character(
 ) -> None:
     ids = chat.processor.tokenizer(text, add_special_tokens=False).input_ids
     assert len(ids) > len(text) or text.isascii() or not text
-    scripted(monkeypatch, ids)
+    scripted(monkeypatch, chat, ids)
     pieces = list(chat.say("What?"))
     assert "".join(pieces) == text
     assert not [p for p in pieces if "\ufffd" in p or not p]
@@ -59,7 +59,7 @@ def test_pieces_join_to_the_whole_answer_and_never_hold_half_a_character(
 
 def test_bytes_that_are_no_character_still_come_out(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     half = chat.processor.tokenizer("日", add_special_tokens=False).input_ids[:1]
-    scripted(monkeypatch, [*chat.processor.tokenizer("red", add_special_tokens=False).input_ids, *half])
+    scripted(monkeypatch, chat, [*chat.processor.tokenizer("red", add_special_tokens=False).input_ids, *half])
     assert "".join(chat.say("What?")) == "red\ufffd"
 
 
@@ -96,7 +96,7 @@ def test_an_answer_that_spells_a_marker_does_not_end_the_conversation(
 ) -> None:
     letters = [i for letter in "<image>" for i in chat.processor.tokenizer(letter, add_special_tokens=False).input_ids]
     with monkeypatch.context() as patch:
-        scripted(patch, letters)
+        scripted(patch, chat, letters)
         assert "".join(chat.say("What?")) == "<image>"
     assert "".join(chat.say("And now?", sampling=SHORT)) == by_hand(
         chat, (*chat.turns[:1], Turn("assistant", (Text("<image >"),)), Turn("user", (Text("And now?"),)))
@@ -132,12 +132,11 @@ def test_errors_and_interruptions_lose_nothing(
     answer.close()  # the listener went away in the middle of an answer
     assert chat.turns == before
 
-    def dying(*args: Any, **kwargs: Any) -> Iterator[list[int | None]]:
-        yield [20]
+    def dying(*args: Any, **kwargs: Any) -> list[int]:
         raise RuntimeError("out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr("avlm.inference.chat.stream", dying)
+        patch.setattr("avlm.inference.readers.SlotReader.read", dying)
         with pytest.raises(RuntimeError, match="out of memory"):
             list(chat.say("red or blue?"))
         with pytest.raises(RuntimeError, match="out of memory"):

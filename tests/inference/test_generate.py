@@ -4,11 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import torch
-from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from avlm.errors import ConfigError
-from avlm.inference.generate import Sampling, _choose, end_tokens, generate, stream
+from avlm.inference.engine import end_tokens
+from avlm.inference.generate import generate
+from avlm.inference.sampling import Sampling
 from avlm.samples import Encoded, Sample, Text, Turn
 
 KINDS: list[tuple[str, ...]] = [("image",), (), ("audio", "image"), ("video",), ("audio",)]
@@ -77,9 +77,6 @@ def test_an_answer_ends_at_the_end_token_and_the_others_go_on(
     stops = {processor.tokenizer.eos_token_id, free[0][2]}
     expected = [a[: next((i for i, t in enumerate(a) if t in stops), 6)] for a in free]
     assert ended == expected and len(ended[0]) <= 2 and max(len(a) for a in ended) == 6
-    steps = list(stream(model, processor, prompts, Sampling(max_tokens=6)))
-    for i, answer in enumerate(ended):
-        assert [step[i] for step in steps] == [*answer, *[None] * (len(steps) - len(answer))]
 
 
 def test_the_model_is_asked_no_further_when_all_answers_have_ended(
@@ -89,8 +86,10 @@ def test_the_model_is_asked_no_further_when_all_answers_have_ended(
     prompt = processor.encode(make_sample("image"), prompt_only=True)
     first = generate(model, processor, [prompt], Sampling(max_tokens=1))[0][0]
     model.generation_config.eos_token_id = first
+    passes: list[int] = []
+    model.language_model.get_decoder().register_forward_hook(lambda *_: passes.append(1))
     assert generate(model, processor, [prompt], Sampling(max_tokens=50)) == [[]]
-    assert list(stream(model, processor, [prompt], Sampling(max_tokens=50))) == []
+    assert len(passes) == 1
 
 
 def test_no_prompts_give_no_answers(make_model: Callable[..., Any]) -> None:
@@ -125,95 +124,3 @@ def test_a_placeholder_is_never_an_answer(
     for sampling in (Sampling(max_tokens=4), Sampling(max_tokens=4, temperature=1.0)):
         (answer,) = generate(model, processor, [prompt], sampling)
         assert len(answer) == 4 and model.config.image_token_id not in answer
-
-
-# ---------------------------------------------------------------- sampling
-
-
-def test_sampling_follows_from_the_seed_in_a_batch_as_alone(
-    make_model: Callable[..., Any], make_sample: Callable[..., Sample]
-) -> None:
-    model, processor = make_model()
-    prompts = prompts_of(processor, make_sample)
-    sampling = Sampling(max_tokens=6, temperature=1.5, top_k=50, top_p=0.95, seed=4)
-    torch.manual_seed(1)
-    together = generate(model, processor, prompts, sampling)
-    torch.manual_seed(2)
-    assert generate(model, processor, prompts, sampling) == together
-    assert [generate(model, processor, [p], sampling)[0] for p in prompts] == together
-    other = Sampling(max_tokens=6, temperature=1.5, top_k=50, top_p=0.95, seed=5)
-    assert generate(model, processor, prompts, other) != together
-
-
-def drawn(logits: torch.Tensor, sampling: dict[str, Any], count: int) -> torch.Tensor:
-    generators = [torch.Generator().manual_seed(seed) for seed in range(count)]
-    return _choose(logits.expand(count, -1), Sampling(**sampling), generators)
-
-
-@pytest.mark.parametrize(
-    "sampling",
-    [
-        {"temperature": 1.0},
-        {"temperature": 0.7},
-        {"temperature": 1.0, "top_k": 3},
-        {"temperature": 1.3, "top_p": 0.6},
-        {"temperature": 0.9, "top_k": 5, "top_p": 0.8},
-    ],
-)
-def test_tokens_are_drawn_as_often_as_transformers_warpers_say(sampling: dict[str, Any]) -> None:
-    torch.manual_seed(0)
-    logits = torch.randn(1, 12)
-    scores = TemperatureLogitsWarper(sampling["temperature"])(None, logits)
-    if "top_p" in sampling:
-        narrow = TopPLogitsWarper(sampling["top_p"])(None, scores)
-        if "top_k" in sampling:  # both at once: what either leaves out
-            narrow = torch.where(
-                TopKLogitsWarper(sampling["top_k"])(None, scores).isinf(), torch.tensor(-torch.inf), narrow
-            )
-        scores = narrow
-    elif "top_k" in sampling:
-        scores = TopKLogitsWarper(sampling["top_k"])(None, scores)
-    expected = scores.softmax(-1)[0]
-    count = 4000
-    shares = drawn(logits, sampling, count).bincount(minlength=12) / count
-    assert set(shares.nonzero().flatten().tolist()) <= set(expected.nonzero().flatten().tolist())
-    deviation = (expected * (1 - expected) / count).sqrt()
-    assert ((shares - expected).abs() <= 5 * deviation).all()
-
-
-def test_the_smallest_temperature_is_greedy_and_a_narrow_choice_too() -> None:
-    torch.manual_seed(0)
-    logits = torch.randn(3, 40) * 30
-    generators = [torch.Generator().manual_seed(i) for i in range(3)]
-    greedy = logits.argmax(-1)
-    for sampling in (
-        Sampling(temperature=1e-300),
-        Sampling(temperature=1e-30),
-        Sampling(temperature=2.0, top_k=1),
-        Sampling(temperature=2.0, top_p=1e-9),
-    ):
-        assert torch.equal(_choose(logits, sampling, generators), greedy)
-
-
-def test_more_candidates_than_tokens_are_all_of_them() -> None:
-    logits = torch.zeros(1, 4)
-    assert set(drawn(logits, {"temperature": 1.0, "top_k": 99}, 200).tolist()) == {0, 1, 2, 3}
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"max_tokens": 0}, "max_tokens=0 leaves no room for an answer. Use at least 1"),
-        ({"temperature": -1}, "temperature=-1 is not a number that logits can be divided by. Use 0 for the likeliest "
-         "token, or more"),
-        ({"temperature": float("nan")}, "temperature=nan is not a number that logits can be divided by. Use 0 for the "
-         "likeliest token, or more"),
-        ({"top_k": -1}, "top_k=-1 is not a number of tokens to choose among. Use 0 for all of them, or more"),
-        ({"top_p": 0}, "top_p=0 is not a probability to choose within. Use more than 0 and at most 1"),
-        ({"top_p": 1.1}, "top_p=1.1 is not a probability to choose within. Use more than 0 and at most 1"),
-    ],
-)  # fmt: skip
-def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError) as error:
-        Sampling(**settings)
-    assert str(error.value) == message

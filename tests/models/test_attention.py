@@ -371,7 +371,7 @@ def test_torchs_kernel_for_rows_is_asked_for_the_same(how: dict[str, Any], monke
     lengths = [6, 1, 5, 3]
     torch.manual_seed(3)
     query, key, value = (torch.randn(1, heads, 15, 8, dtype=torch.float64) for heads in (4, 2, 2))
-    wanted = attention._How(how.get("causal", True), how.get("window"), 8**-0.5, 0.0, None, None)
+    wanted = attention.How(how.get("causal", True), how.get("window"), 8**-0.5, 0.0, None, None)
     borders = packed_kwargs(lengths, torch.device("cpu"))["cu_seq_lens_q"]
     found = attention._varlen(query, key, value, borders, max(lengths), wanted)[None]
     torch.testing.assert_close(found, slow_attention(query, key, value, lengths, **how), rtol=1e-6, atol=1e-6)

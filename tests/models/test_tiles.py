@@ -19,7 +19,8 @@ from avlm.data.encode import pack
 from avlm.data.media.pictures import in_tiles, normalise, prepare_picture
 from avlm.errors import ConfigError, LayoutError
 from avlm.eval.benchmarks import evaluate
-from avlm.inference.generate import Sampling, generate
+from avlm.inference.generate import generate
+from avlm.inference.sampling import Sampling
 from avlm.models.configuration import AvlmConfig
 from avlm.models.modeling import AvlmForConditionalGeneration
 from avlm.samples import Clip, MediaItem, Picture, Sample, Text, Turn

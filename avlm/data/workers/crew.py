@@ -171,10 +171,15 @@ class Crew(Generic[T, R]):
         Raises:
             OSError: Workers die as soon as they are started.
         """
-        while not self._is_done(ticket):
-            self._attend()
+        while not self.is_done(ticket):
+            self.attend()
         task = self._tasks.pop(ticket)
         return [task.found[i] for i in range(len(task.items))]
+
+    def is_done(self, ticket: int) -> bool:
+        """Whether `result` would not have to wait. It is found out by `attend` alone."""
+        task = self._tasks[ticket]
+        return len(task.found) == len(task.items)
 
     def in_order(self, tasks: Iterable[Sequence[T]], ahead: int) -> Generator[list[Outcome[R]], None, None]:
         """What becomes of some tasks, in their order, with at most ``ahead`` of them given out."""
@@ -199,9 +204,35 @@ class Crew(Generic[T, R]):
     def _first(self, tickets: dict[int, int]) -> tuple[int, list[Outcome[R]]]:
         while True:
             for ticket in tickets:
-                if self._is_done(ticket):
+                if self.is_done(ticket):
                     return tickets.pop(ticket), self.result(ticket)
-            self._attend()
+            self.attend()
+
+    def attend(self, beside: int | None = None) -> None:
+        """Wait for news, not for long, and see to it.
+
+        Args:
+            beside: A descriptor of the caller's own: once there is something to read there, this waits no longer.
+
+        Raises:
+            OSError: Workers die as soon as they are started.
+        """
+        assert self._control is not None, "the crew is closed"
+        sight = select.poll()
+        sight.register(self._control, select.POLLIN)
+        sight.register(self._in, select.POLLIN)
+        if beside is not None:
+            sight.register(beside, select.POLLIN)
+        if self._unsent:
+            sight.register(self._out, select.POLLOUT)
+        news = sight.poll(LOOK_S * 1000)
+        self._flush()
+        self._take_in()
+        if any(descriptor == self._control.fileno() for descriptor, _ in news):
+            self._hear_of_deaths()
+        if time.monotonic() - self._looked > LOOK_S:
+            self._look()
+            self._looked = time.monotonic()
 
     def close(self) -> None:
         """End all processes, whatever they are at, and wait until they are gone."""
@@ -231,10 +262,6 @@ class Crew(Generic[T, R]):
         self._numbers += 1
         return self._numbers
 
-    def _is_done(self, ticket: int) -> bool:
-        task = self._tasks[ticket]
-        return len(task.found) == len(task.items)
-
     def _send(self, part: _Part[T]) -> None:
         if part.items:
             number = self._number()
@@ -253,23 +280,6 @@ class Crew(Generic[T, R]):
         """What a worker may have had. Should another come to do it too, what comes second is dropped."""
         for number in list(numbers):
             self._send(self._parts.pop(number))
-
-    def _attend(self) -> None:
-        """Wait for news, not for long, and see to it."""
-        assert self._control is not None, "the crew is closed"
-        sight = select.poll()
-        sight.register(self._control, select.POLLIN)
-        sight.register(self._in, select.POLLIN)
-        if self._unsent:
-            sight.register(self._out, select.POLLOUT)
-        news = sight.poll(LOOK_S * 1000)
-        self._flush()
-        self._take_in()
-        if any(descriptor == self._control.fileno() for descriptor, _ in news):
-            self._hear_of_deaths()
-        if time.monotonic() - self._looked > LOOK_S:
-            self._look()
-            self._looked = time.monotonic()
 
     def _take_in(self) -> None:
         with suppress(BlockingIOError):
