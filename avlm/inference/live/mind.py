@@ -1,0 +1,173 @@
+"""What a session asks of a model: was that for me, and what is the answer.
+
+The decision is the model's own. It reads the sound as a question is read, and where the
+answer would begin its state head says whether somebody meant it; a model that was trained
+to write state tokens instead is asked how likely each of them is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+
+from avlm.config.run import StateTokens
+from avlm.data.processor import AvlmProcessor, media_item
+from avlm.data.text.turns import KNOWN, NOISE, QUESTION
+from avlm.errors import ConfigError
+from avlm.inference.chat import Chat
+from avlm.inference.generate import Sampling
+from avlm.inference.live.gate import SAMPLE_RATE_HZ
+from avlm.models.modeling import AvlmForConditionalGeneration
+from avlm.samples import Encoded, MediaItem, Sample, Text, Turn
+
+Decides = Literal["auto", "head", "digits", "hands", "none"]
+TOKENS: dict[str, StateTokens] = {"digits": KNOWN[0], "hands": KNOWN[1]}
+"""State tokens by what they are: VITA 1.0's `<1> <2> <3>`, and the hands of VITA 1.5."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """Whether a sound was meant for the model."""
+
+    probability: float
+    """That it was."""
+    prompt_tokens: int
+    """What was read to tell."""
+
+
+@dataclass(slots=True)
+class Answer:
+    """An answer on its way."""
+
+    pieces: Iterator[str]
+    prompt_tokens: int
+
+    def close(self) -> None:
+        """Nobody wants the rest; what it held is free at once."""
+        close = getattr(self.pieces, "close", None)
+        if close is not None:
+            close()
+
+
+class Mind(Protocol):
+    """A model as a session sees it. One thread at a time."""
+
+    def judge(self, wave: np.ndarray) -> Judgement:
+        """Tell whether a sound (float32, mono, 16 kHz) was meant for the model."""
+
+    def answer(self, said: np.ndarray | str) -> Answer:
+        """Answer a sound or a typed text."""
+
+    def show(self, picture: MediaItem | None) -> None:
+        """What the camera shows from now on; None: nothing."""
+
+    def remember(self, said: np.ndarray | str, answer: str) -> None:
+        """An answer was given, or as much of it as was let out."""
+
+
+class ModelMind:
+    """A model directory that was loaded.
+
+    Args:
+        chat: As `avlm.inference.chat.load` gives it.
+        ask: Words beside a sound, the ones that the model was trained with.
+        decides: How the model tells who was meant; `auto` is its state head. `none`: everything is a question.
+        turns: So many earlier questions and answers are read again with each new one.
+
+    Raises:
+        ConfigError: The model hears nothing, or has no state head and nothing else is said.
+    """
+
+    def __init__(
+        self,
+        chat: Chat,
+        *,
+        ask: str,
+        decides: Decides = "auto",
+        sampling: Sampling | None = None,
+        turns: int = 0,
+    ) -> None:
+        self.model: AvlmForConditionalGeneration = chat.model
+        self.processor: AvlmProcessor = chat.processor
+        self.ask, self.sampling, self.turns = ask, sampling or Sampling(), turns
+        self.decides = _decides(chat, decides)
+        self._picture: MediaItem | None = None
+        self._past: list[Turn] = []
+
+    def judge(self, wave: np.ndarray) -> Judgement:
+        sample = self._sample(wave)
+        if self.decides == "none":
+            return Judgement(1.0, 0)
+        if self.decides == "head":
+            return self._by_head(self.processor.encode(sample, prompt_only=True))
+        return self._by_tokens(sample, TOKENS[self.decides])
+
+    def answer(self, said: np.ndarray | str) -> Answer:
+        sample = self._sample(said)
+        chat = Chat(self.model, self.processor)
+        chat.turns = list(sample.turns[:-1])
+        prompt_tokens = len(self.processor.encode(sample, prompt_only=True))
+        parts = [part.text if isinstance(part, Text) else part for part in sample.turns[-1].parts]
+        return Answer(chat.say(*parts, sampling=self.sampling), prompt_tokens)
+
+    def show(self, picture: MediaItem | None) -> None:
+        self._picture = picture
+
+    def remember(self, said: np.ndarray | str, answer: str) -> None:
+        if self.turns:
+            spoken = self._turn(said)
+            self._past = [*self._past, spoken, Turn("assistant", (Text(answer.strip()),))][-2 * self.turns :]
+
+    def _sample(self, said: np.ndarray | str) -> Sample:
+        return Sample("live", (*self._past, self._turn(said)))
+
+    def _turn(self, said: np.ndarray | str) -> Turn:
+        words = said if isinstance(said, str) else self.ask
+        sound = [] if isinstance(said, str) else [media_item("audio", said, SAMPLE_RATE_HZ)]
+        seen = [] if self._picture is None else [self._picture]
+        return Turn("user", (*seen, *sound, *([Text(words)] if words else [])))
+
+    @torch.inference_mode()
+    def _by_head(self, prompt: Encoded) -> Judgement:
+        last = torch.tensor([len(prompt) - 1])
+        output = self.model(**self._inputs(prompt), state_positions=last, logits_to_keep=1, use_cache=False)
+        states = output.state_logits[0, 0].float()[[QUESTION, NOISE]].softmax(-1)
+        return Judgement(float(states[0]), len(prompt))
+
+    @torch.inference_mode()
+    def _by_tokens(self, sample: Sample, tokens: StateTokens) -> Judgement:
+        """How likely each state token is where the answer begins, against the others."""
+        read, likely = 0, []
+        for state in ("audio", "noise", "text"):
+            token: str = getattr(tokens, state)
+            prompt = self.processor.encode(sample, prompt_only=True)
+            given = replace(sample, turns=(*sample.turns, Turn("assistant", (Text(token),), verbatim=True, ended=False)))
+            whole = self.processor.encode(given)
+            read = len(whole)
+            logits = self.model(**self._inputs(whole), use_cache=False).logits[0].float().log_softmax(-1)
+            at = torch.arange(len(prompt), len(whole))
+            likely.append(logits[at - 1, torch.tensor(whole.ids)[at]].sum())
+        states = torch.stack(likely).softmax(-1)
+        return Judgement(1.0 - float(states[1]), 3 * read)
+
+    def _inputs(self, prompt: Encoded) -> dict[str, Any]:
+        collated = self.processor.collate([prompt])
+        return {name: value.to(self.model.device) for name, value in collated.items() if name != "labels"}
+
+
+def _decides(chat: Chat, asked: Decides) -> Decides:
+    """How the model tells who was meant, or why it cannot."""
+    if chat.processor.media_spec().audio is None:
+        raise ConfigError("the model has no audio part, so it hears nothing. Use one that has, or `avlm chat`")
+    head = chat.model.state_head
+    if asked in ("auto", "head") and head is None:
+        raise ConfigError(
+            "the model has no state head, so it cannot tell whether it was meant. Train one with `avlm train voice "
+            "model=DIR data.train=ROWS` (rows: `avlm data voice`), or name its state tokens with --decides digits or "
+            "hands; --decides none answers everything"
+        )
+    return "head" if asked == "auto" else asked
