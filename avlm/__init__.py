@@ -28,7 +28,7 @@ _NAMES = {
     "Image": "avlm.inference.chat",
     "Audio": "avlm.inference.chat",
     "Video": "avlm.inference.chat",
-    "Sampling": "avlm.inference.generate",
+    "Sampling": "avlm.inference.sampling",
     "recipe": "avlm.recipes",
     "train": "avlm.eval.examining",
     "compose": "avlm.convert.compose",

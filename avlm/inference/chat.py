@@ -10,7 +10,8 @@ from avlm.convert.weights import load_model
 from avlm.data.processor import AvlmProcessor, media_item
 from avlm.data.text.templates import unmarked
 from avlm.errors import ConfigError
-from avlm.inference.generate import Sampling, stream
+from avlm.inference.engine import Engine, Request
+from avlm.inference.sampling import Sampling
 from avlm.models.modeling import AvlmForConditionalGeneration
 from avlm.samples import MediaItem, Sample, Text, Turn
 
@@ -50,13 +51,14 @@ class Chat:
     def __init__(self, model: AvlmForConditionalGeneration, processor: AvlmProcessor) -> None:
         self.model = model
         self.processor = processor
+        self.engine = Engine(model, processor, slots=1)
         self.turns: list[Turn] = []
 
     def clear(self) -> None:
         """Forget the conversation."""
         self.turns = []
 
-    def say(self, *parts: str | MediaItem, sampling: Sampling | None = None, use_cache: bool = True) -> Iterator[str]:
+    def say(self, *parts: str | MediaItem, sampling: Sampling | None = None) -> Iterator[str]:
         """Add a turn and stream the answer as it is made; it is remembered when it is complete.
 
         Raises:
@@ -66,31 +68,25 @@ class Chat:
         if not parts:
             raise ConfigError("nothing was asked. Give a text, a picture, a sound or a video")
         turn = Turn("user", tuple(Text(p) if isinstance(p, str) else p for p in _media_first(parts)))
-        sample = Sample("chat", (*self.turns, turn))
-        prompt = self.processor.encode(sample, prompt_only=True)
-        return self._answer(turn, prompt, sampling or Sampling(), use_cache)
+        request = self.engine.join(Sample("chat", (*self.turns, turn)), sampling or Sampling())
+        return self._answer(turn, request)
 
-    def _answer(self, turn: Turn, prompt: Any, sampling: Sampling, use_cache: bool) -> Iterator[str]:
-        ids: list[int] = []
-        shown = ""
-        for (token,) in stream(self.model, self.processor, [prompt], sampling, use_cache=use_cache):
-            assert token is not None
-            ids.append(token)
-            text = self.processor.tokenizer.decode(ids, skip_special_tokens=True)
-            # Half of a character waits for the rest of its bytes; so does what a tokenizer may yet rewrite.
-            if text != shown and text.startswith(shown) and not text.endswith("\ufffd"):
-                yield text[len(shown) :]
-                shown = text
-        final = self.processor.tokenizer.decode(ids, skip_special_tokens=True)
-        if final != shown:
-            yield final[len(shown) :]
-        self.turns += [turn, Turn("assistant", (Text(unmarked(final, self.processor.tokenizer)),))]
+    def _answer(self, turn: Turn, request: Request) -> Iterator[str]:
+        try:
+            while request.finish is None:
+                self.engine.step()
+                texts = [request.pieces.popleft().text for _ in range(len(request.pieces))]
+                yield from (text for text in texts if text)
+        finally:
+            self.engine.leave(request)
+        answer = unmarked(request.text.shown(), self.processor.tokenizer)
+        self.turns += [turn, Turn("assistant", (Text(answer),))]
 
-    def chat(self, *parts: str | MediaItem, sampling: Sampling | None = None, use_cache: bool = True) -> str:
+    def chat(self, *parts: str | MediaItem, sampling: Sampling | None = None) -> str:
         """Ask once, apart from any conversation, and get the whole answer."""
         kept, self.turns = self.turns, []
         try:
-            return "".join(self.say(*parts, sampling=sampling, use_cache=use_cache)).strip()
+            return "".join(self.say(*parts, sampling=sampling)).strip()
         finally:
             self.turns = kept
 
