@@ -25,7 +25,7 @@ import numpy as np
 from numpy.random import Generator
 from PIL import Image
 
-from avlm.data.voice.drawing import Draft, Drawer, Said, Source, Texts, draw_all
+from avlm.data.voice.drawing import OWN_VOICE, Draft, Drawer, Said, Source, Texts, draw_all
 from avlm.data.voice.mixing import NOISES, beside, draw_noise, in_room
 from avlm.data.voice.texts import asked, held_out, read_lines, read_questions, world_questions
 from avlm.data.voice.timeline import Moment, draw_timeline, write_timeline
@@ -41,11 +41,11 @@ VERSION = 1
 """Raise this when the same settings come to mean other data."""
 ASK = "Answer the spoken question."
 """Words beside a sound, as the demo's model was trained with."""
-OWN_VOICE = "en-gb"
-"""The voice that the model speaks with; nobody else has it."""
+NOTHING_SEEN = "no"
+"""Whether there is a circle, where there is no picture."""
+SOUNDS_A_TIMELINE = 12
 
 Progress = Callable[[str, int, int], None]
-SOUNDS_A_TIMELINE = 12
 _WORDS, _VOICES, _MIX, _SCENES, _TIMELINES = range(5)
 
 
@@ -125,8 +125,11 @@ def _make(folder: Path, settings: VoiceSettings, texts: dict[Split, Texts], prog
     plans = [draw_timeline(drawer, SOUNDS_A_TIMELINE) for _ in range(settings.timelines)]
     placed = [
         [
-            (pause_s, what if isinstance(what, str) else _Sound(what, f"wav/timeline-{n:03d}-{i:02d}.wav", "eval", True))
-            for i, (pause_s, what) in enumerate(plan_)
+            (
+                pause,
+                what if isinstance(what, str) else _Sound(what, f"wav/timeline-{n:03d}-{i:02d}.wav", "eval", True),
+            )
+            for i, (pause, what) in enumerate(plan_)
         ]
         for n, plan_ in enumerate(plans)
     ]
@@ -266,13 +269,18 @@ def _row(sound: _Sound, number: int, scenes: _Scenes, settings: VoiceSettings) -
     seen = scenes.of(draft) if scenes.rng.random() < 0.7 else None
     content: list[dict[str, str]] = [] if seen is None else [{"type": "image", "path": seen[0]}]
     content += [{"type": "audio", "path": sound.path}, {"type": "text", "text": settings.ask}]
-    answer = draft.answer or ("" if seen is None else seen[1])
+    message: dict[str, object] = {"role": "assistant", "content": "", "state": draft.state}
+    if draft.state == "question":
+        unseen = NOTHING_SEEN if scenes.by_text else ""
+        message["content"] = draft.answer or (unseen if seen is None else seen[1])
+        if not message["content"]:
+            message["ended"] = False  # nobody knows the answer, and that there is none must not be learned
     return {
         "id": f"{draft.kind}-{sound.split}-{number:05d}",
         "task": draft.kind,
         "messages": [
             {"role": "user", "content": content},
-            {"role": "assistant", "content": answer if draft.state == "question" else "", "state": draft.state},
+            message,
         ],
     }
 

@@ -1,9 +1,9 @@
 """What each sound of a split is: which words, which voice, what is heard beside them. Nothing is spoken here yet.
 
-    addressed      a question
-    noise          anything else: statements, words, talk among others, the world's sounds, noises
-    overlap        two at once: a question over quieter talk, or talk over talk
-    interruption   while the model speaks, and is heard: a question, a nod, or nothing else
+addressed      a question
+noise          anything else: statements, words, talk among others, the world's sounds, noises
+overlap        two at once: a question over quieter talk, or talk over talk
+interruption   while the model speaks, and is heard: a question, a nod, or nothing else
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from avlm.samples import State
 Kind = Literal["addressed", "noise", "overlap", "interruption"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 SHARES: dict[Kind, float] = {"addressed": 0.35, "noise": 0.35, "overlap": 0.15, "interruption": 0.15}
+
+OWN_VOICE = "en-us-nyc"
+"""The voice that the model speaks with; nobody else has it."""
 
 _BACKGROUND = ("statement", "word", "talk", "sound", "noise")
 _BACKGROUND_SHARES = (0.25, 0.15, 0.35, 0.15, 0.10)

@@ -85,9 +85,7 @@ def beside(front: np.ndarray, behind: np.ndarray, snr_db: float) -> np.ndarray:
     return np.asarray(front + gain * np.resize(behind, len(front)))
 
 
-def in_room(
-    wave: np.ndarray, room: np.ndarray, *, before_s: float, snr_db: float, loudness: float
-) -> np.ndarray:
+def in_room(wave: np.ndarray, room: np.ndarray, *, before_s: float, snr_db: float, loudness: float) -> np.ndarray:
     """A wave in a room whose noise goes on before and behind it.
 
     Args:

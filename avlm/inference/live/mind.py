@@ -7,7 +7,6 @@ to write state tokens instead is asked how likely each of them is there.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -15,13 +14,12 @@ import numpy as np
 import torch
 
 from avlm.config.run import StateTokens
-from avlm.data.processor import AvlmProcessor, media_item
+from avlm.data.processor import media_item
 from avlm.data.text.turns import KNOWN, NOISE, QUESTION
 from avlm.errors import ConfigError
-from avlm.inference.chat import Chat
-from avlm.inference.generate import Sampling
+from avlm.inference.engine import Engine, Request
 from avlm.inference.live.gate import SAMPLE_RATE_HZ
-from avlm.models.modeling import AvlmForConditionalGeneration
+from avlm.inference.sampling import Sampling
 from avlm.samples import Encoded, MediaItem, Sample, Text, Turn
 
 Decides = Literal["auto", "head", "digits", "hands", "none"]
@@ -39,18 +37,20 @@ class Judgement:
     """What was read to tell."""
 
 
-@dataclass(slots=True)
-class Answer:
+class Answer(Protocol):
     """An answer on its way."""
 
-    pieces: Iterator[str]
     prompt_tokens: int
+
+    def next(self) -> tuple[str, int] | None:
+        """One token further.
+
+        Returns:
+            What can be shown of it by now, maybe nothing, and tokens that were made; None: it has ended.
+        """
 
     def close(self) -> None:
         """Nobody wants the rest; what it held is free at once."""
-        close = getattr(self.pieces, "close", None)
-        if close is not None:
-            close()
 
 
 class Mind(Protocol):
@@ -69,11 +69,33 @@ class Mind(Protocol):
         """An answer was given, or as much of it as was let out."""
 
 
+class EngineAnswer:
+    """One request of an engine."""
+
+    def __init__(self, engine: Engine, request: Request) -> None:
+        self.engine, self.request = engine, request
+        self.prompt_tokens = request.prompt_tokens
+        self._told = 0
+
+    def next(self) -> tuple[str, int] | None:
+        request = self.request
+        if request.finish is not None and not request.pieces:
+            return None
+        if not request.pieces:
+            self.engine.step()
+        text = "".join(request.pieces.popleft().text for _ in range(len(request.pieces)))
+        made, self._told = request.answer_tokens - self._told, request.answer_tokens
+        return text, made
+
+    def close(self) -> None:
+        self.engine.leave(self.request)
+
+
 class ModelMind:
-    """A model directory that was loaded.
+    """A model directory that was loaded. It may share its engine with others, as long as one thread uses it.
 
     Args:
-        chat: As `avlm.inference.chat.load` gives it.
+        engine: The model, its processor and its running answers.
         ask: Words beside a sound, the ones that the model was trained with.
         decides: How the model tells who was meant; `auto` is its state head. `none`: everything is a question.
         turns: So many earlier questions and answers are read again with each new one.
@@ -84,17 +106,16 @@ class ModelMind:
 
     def __init__(
         self,
-        chat: Chat,
+        engine: Engine,
         *,
         ask: str,
         decides: Decides = "auto",
         sampling: Sampling | None = None,
         turns: int = 0,
     ) -> None:
-        self.model: AvlmForConditionalGeneration = chat.model
-        self.processor: AvlmProcessor = chat.processor
+        self.engine, self.model, self.processor = engine, engine.model, engine.processor
         self.ask, self.sampling, self.turns = ask, sampling or Sampling(), turns
-        self.decides = _decides(chat, decides)
+        self.decides = way_to_decide(engine, decides)
         self._picture: MediaItem | None = None
         self._past: list[Turn] = []
 
@@ -106,13 +127,8 @@ class ModelMind:
             return self._by_head(self.processor.encode(sample, prompt_only=True))
         return self._by_tokens(sample, TOKENS[self.decides])
 
-    def answer(self, said: np.ndarray | str) -> Answer:
-        sample = self._sample(said)
-        chat = Chat(self.model, self.processor)
-        chat.turns = list(sample.turns[:-1])
-        prompt_tokens = len(self.processor.encode(sample, prompt_only=True))
-        parts = [part.text if isinstance(part, Text) else part for part in sample.turns[-1].parts]
-        return Answer(chat.say(*parts, sampling=self.sampling), prompt_tokens)
+    def answer(self, said: np.ndarray | str) -> EngineAnswer:
+        return EngineAnswer(self.engine, self.engine.join(self._sample(said), self.sampling))
 
     def show(self, picture: MediaItem | None) -> None:
         self._picture = picture
@@ -145,7 +161,9 @@ class ModelMind:
         for state in ("audio", "noise", "text"):
             token: str = getattr(tokens, state)
             prompt = self.processor.encode(sample, prompt_only=True)
-            given = replace(sample, turns=(*sample.turns, Turn("assistant", (Text(token),), verbatim=True, ended=False)))
+            given = replace(
+                sample, turns=(*sample.turns, Turn("assistant", (Text(token),), verbatim=True, ended=False))
+            )
             whole = self.processor.encode(given)
             read = len(whole)
             logits = self.model(**self._inputs(whole), use_cache=False).logits[0].float().log_softmax(-1)
@@ -159,12 +177,15 @@ class ModelMind:
         return {name: value.to(self.model.device) for name, value in collated.items() if name != "labels"}
 
 
-def _decides(chat: Chat, asked: Decides) -> Decides:
-    """How the model tells who was meant, or why it cannot."""
-    if chat.processor.media_spec().audio is None:
+def way_to_decide(engine: Engine, asked: Decides) -> Decides:
+    """How the model tells who was meant.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    if engine.processor.media_spec().audio is None:
         raise ConfigError("the model has no audio part, so it hears nothing. Use one that has, or `avlm chat`")
-    head = chat.model.state_head
-    if asked in ("auto", "head") and head is None:
+    if asked in ("auto", "head") and engine.model.state_head is None:
         raise ConfigError(
             "the model has no state head, so it cannot tell whether it was meant. Train one with `avlm train voice "
             "model=DIR data.train=ROWS` (rows: `avlm data voice`), or name its state tokens with --decides digits or "
