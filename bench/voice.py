@@ -3,8 +3,8 @@
     python bench/voice.py MODEL TIMELINES
 
 TIMELINES is the folder that ``avlm data voice`` made: voices, noises and talk that no training row has. Model time:
-0.5 ms for a token that is read, 200 ms for one that is made, about the pace of speech, so that there is an answer to be
-interrupted. What is judged is what happens: a sound counts as taken for a question if it is answered or stops an
+0.5 ms for a token that is read, 50 ms for one that is made; answers are spoken by espeak-ng and last as long as that
+takes, so that there is something to be interrupted. What is judged is what happens: a sound counts as taken for a question if it is answered or stops an
 answer.
 """
 
@@ -22,19 +22,20 @@ from avlm.inference.live.drive import open_timeline, play
 from avlm.inference.live.mind import ModelMind
 from avlm.inference.live.score import Rates, score
 from avlm.inference.live.session import Costs, Session
+from avlm.inference.live.voice import EspeakVoice
 from avlm.inference.sampling import Sampling
 
-COSTS = Costs(prompt_token_ms=0.5, token_ms=200.0)
+COSTS = Costs(prompt_token_ms=0.5, token_ms=50.0)
 
 
 def measure(model: str, timelines: Path, threshold: float = 0.5) -> Rates:
     """All timelines of a folder, one session each."""
     engine = Engine(*load_model(model), slots=1)
-    rates = Rates()
+    rates, voice = Rates(), EspeakVoice()
     for path in sorted(timelines.glob("*.jsonl")):
         mind = ModelMind(engine, ask=ASK, sampling=Sampling(max_tokens=32))
         moments, rendered = open_timeline(path)
-        session = Session(mind, threshold=threshold, costs=COSTS)
+        session = Session(mind, threshold=threshold, costs=COSTS, voice=voice)
         rates += score(moments, rendered, list(play(session, moments, rendered, path.parent)))
     return rates
 

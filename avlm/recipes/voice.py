@@ -20,7 +20,7 @@ def voice(model: str = "model", learns: Literal["head", "hearing", "all"] = "all
         learns: The state head alone, everything else staying as it is bit by bit; the audio side with it; or the
             language model too.
     """
-    hearing = {"audio": TrainPart(lr=3e-4), "audio_connector": TrainPart(lr=5e-4)}
+    hearing = {"audio": TrainPart(lr=6e-4), "audio_connector": TrainPart(lr=8e-4)}
     parts = {"head": {}, "hearing": hearing, "all": {**hearing, "language": TrainPart(lr=3e-4)}}
     return RunConfig(
         recipe="voice",

@@ -54,7 +54,7 @@ class VoiceSettings:
     """What is made."""
 
     seed: int = 0
-    train_rows: int = 2400
+    train_rows: int = 3200
     eval_rows: int = 400
     timelines: int = 10
     ask: str = ASK
@@ -225,12 +225,12 @@ def _levelled(wave: np.ndarray, rng: Generator) -> np.ndarray:
 
 def _around(wave: np.ndarray, split: Split, rng: Generator) -> np.ndarray:
     """As a gate hands it over: a little of the room before it, more behind it."""
-    before_s, after_s = rng.uniform(0.05, 0.35), rng.uniform(0.1, 0.55)
+    before_s, after_s = rng.uniform(0.06, 0.2), rng.uniform(0.08, 0.25)
     room = draw_noise(
         str(rng.choice(list(NOISES[split]))), split, len(wave) + int((before_s + after_s) * SAMPLE_RATE_HZ), rng
     )
     loudness = rng.uniform(0.2, 0.9)
-    return in_room(wave, room, before_s=before_s, snr_db=rng.uniform(22, 50), loudness=loudness)
+    return in_room(wave, room, before_s=before_s, snr_db=rng.uniform(18, 65), loudness=loudness)
 
 
 class _Scenes:

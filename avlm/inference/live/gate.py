@@ -48,8 +48,9 @@ class GateSettings:
     """A pause after which it is worth asking what was said so far."""
     end_ms: int = 400
     """A pause after which somebody has finished."""
-    before_ms: int = 240
-    """So much of what was before the gate opened is kept, as beginnings are soft."""
+    before_ms: int = 120
+    """So much of what was before somebody spoke is handed over with it, as beginnings are soft; and behind it
+    `pause_ms`, however long the pause was, so that what is judged in a pause is what is answered after it."""
     shortest_ms: int = 160
     """Anything shorter is a click."""
     longest_ms: int = 15_000
@@ -81,7 +82,7 @@ class Passage:
     end: int
     """End of its last frame of speech."""
     wave: np.ndarray
-    """float32, with what was before it and the pause behind it."""
+    """float32, with a little of what was before and behind it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +161,9 @@ class Gate:
         return [Gated("shut" if long_enough else "dropped", passage)]
 
     def _passage(self) -> Passage:
-        return Passage(self._start, self._end, np.concatenate(self._speech))
+        wave = np.concatenate(self._speech)
+        behind = self.settings.pause_ms * SAMPLE_RATE_HZ // 1000
+        return Passage(self._start, self._end, wave[: len(wave) - max(0, self.now - self._end - behind)])
 
     def _is_speech(self, frame: np.ndarray) -> bool:
         """Whether a frame may be speech; the room is learned on the way."""

