@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from PIL import Image as PILImage
 
 from avlm.data.processor import media_item
 from avlm.errors import DataError
 from avlm.inference.chat import Chat, load
 from avlm.inference.engine import Engine
+from avlm.inference.likelihood import answer_likelihood
 from avlm.inference.sampling import Sampling
 from avlm.samples import MediaItem, MediaKind, Role, Sample, Text, Turn
 
@@ -43,25 +43,14 @@ class Asker:
             self.engine.step()
         return ["".join(piece.text for piece in request.pieces).strip() for request in requests]
 
-    @torch.inference_mode()
     def loss(self, sample: Sample, continuation: str) -> tuple[float, bool]:
         """How unlikely an answer is.
 
         Returns:
             The mean cross-entropy of its tokens, without the end; and whether each is the likeliest one.
         """
-        prompt = self.processor.encode(sample, prompt_only=True)
-        answer = Turn("assistant", (Text(continuation),), verbatim=True, ended=False)
-        whole = self.processor.encode(Sample(sample.id, (*sample.turns, answer)))
-        inputs = {k: v.to(self.model.device) for k, v in self.processor.collate([whole]).items() if k != "labels"}
-        targets = torch.tensor(whole.ids[len(prompt) :], device=self.model.device)
-        targets = targets[: sum(label >= 0 for label in whole.labels[len(prompt) :])]
-        if not len(targets):
-            return 0.0, True
-        logits = self.model(**inputs, use_cache=False).logits[0].float()
-        logits = logits[len(prompt) - 1 : len(prompt) - 1 + len(targets)]
-        loss = torch.nn.functional.cross_entropy(logits, targets)
-        return float(loss), bool((logits.argmax(-1) == targets).all())
+        likely, greedy, _ = answer_likelihood(self.model, self.processor, sample, continuation)
+        return (-float(likely.mean()) if len(likely) else 0.0), greedy
 
 
 def question(text: str, media: Sequence[Any]) -> Sample:

@@ -7,7 +7,7 @@ to write state tokens instead is asked how likely each of them is there.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -18,6 +18,7 @@ from avlm.data.processor import media_item
 from avlm.data.text.turns import KNOWN, NOISE, QUESTION
 from avlm.errors import ConfigError
 from avlm.inference.engine import Engine, Request
+from avlm.inference.likelihood import answer_likelihood
 from avlm.inference.live.gate import SAMPLE_RATE_HZ
 from avlm.inference.sampling import Sampling
 from avlm.samples import Encoded, MediaItem, Sample, Text, Turn
@@ -154,23 +155,14 @@ class ModelMind:
         states = output.state_logits[0, 0].float()[[QUESTION, NOISE]].softmax(-1)
         return Judgement(float(states[0]), len(prompt))
 
-    @torch.inference_mode()
     def _by_tokens(self, sample: Sample, tokens: StateTokens) -> Judgement:
         """How likely each state token is where the answer begins, against the others."""
         read, likely = 0, []
-        for state in ("audio", "noise", "text"):
-            token: str = getattr(tokens, state)
-            prompt = self.processor.encode(sample, prompt_only=True)
-            given = replace(
-                sample, turns=(*sample.turns, Turn("assistant", (Text(token),), verbatim=True, ended=False))
-            )
-            whole = self.processor.encode(given)
-            read = len(whole)
-            logits = self.model(**self._inputs(whole), use_cache=False).logits[0].float().log_softmax(-1)
-            at = torch.arange(len(prompt), len(whole))
-            likely.append(logits[at - 1, torch.tensor(whole.ids)[at]].sum())
-        states = torch.stack(likely).softmax(-1)
-        return Judgement(1.0 - float(states[1]), 3 * read)
+        for token in (tokens.audio, tokens.noise, tokens.text):
+            each, _, length = answer_likelihood(self.model, self.processor, sample, token)
+            likely.append(each.sum())
+            read += length
+        return Judgement(1.0 - float(torch.stack(likely).softmax(-1)[1]), read)
 
     def _inputs(self, prompt: Encoded) -> dict[str, Any]:
         collated = self.processor.collate([prompt])
