@@ -106,9 +106,8 @@ def test_a_model_that_cannot_tell_who_is_meant_is_refused(avlm, make_model, tmp_
 def test_voice_data_on_the_command_line(avlm, tmp_path):
     pytest.importorskip("espeakng_loader")
     (tmp_path / "q.txt").write_text("where is the station\n")
-    status, out, _ = avlm(
-        "data", "voice", tmp_path / "out", "--questions", tmp_path / "q.txt", "--rows", 20, "--eval-rows", 20, "--timelines", 1
-    )  # fmt: skip
+    sizes = ("--rows", 20, "--eval-rows", 20, "--timelines", 1)
+    status, out, _ = avlm("data", "voice", tmp_path / "out", "--questions", tmp_path / "q.txt", *sizes)
     assert status == 0, out
     assert len((tmp_path / "out" / "train.jsonl").read_text().splitlines()) == 20
     status, _, err = avlm("data", "voice", tmp_path / "out")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
+
 from avlm.config.media import MediaSpec
 from avlm.layout import (
     Facts,
@@ -37,6 +39,11 @@ def longest_sound(media: MediaSpec) -> int:
     """Samples of the longest sound that is heard in one piece. Longer ones are heard in several."""
     assert media.audio is not None
     return chunk_sample_count(media.audio)
+
+
+def tone(samples: int) -> np.ndarray:
+    """A sound of so many samples: float32 within -1 to 1."""
+    return (0.1 * np.sin(np.arange(samples) / 8)).astype(np.float32)
 
 
 def most_tokens(media: MediaSpec) -> dict[str, int]:

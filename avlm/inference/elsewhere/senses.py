@@ -22,7 +22,8 @@ def make_senses(config: AvlmConfig) -> AvlmModel:
     )
     senses = AvlmModel(light)
     del senses.language_model
-    return senses.eval()
+    senses.eval()
+    return senses
 
 
 def picture_embeddings(senses: AvlmModel, pixel_values: Tensor, image_sizes: Tensor | None) -> list[Tensor]:

@@ -12,11 +12,11 @@ CLASS = "avlm.inference.elsewhere.vllm_model:AvlmForVllm"
 
 
 def register() -> None:
-    """Tell vLLM where the class of our model directories is; once more changes nothing."""
+    """Tell vLLM where the class of our model directories is; once more changes nothing.
+
+    That transformers reads their config.json and their processor is seen to by the import of avlm itself.
+    """
     from vllm import ModelRegistry
 
-    import avlm
-
-    avlm.register()  # so that it can read their config.json and their processor
     if ARCHITECTURE not in ModelRegistry.get_supported_archs():
         ModelRegistry.register_model(ARCHITECTURE, CLASS)

@@ -95,8 +95,8 @@ class AvlmDummyInputs(BaseDummyInputsBuilder[AvlmInfo]):
                 width=width, height=height, num_images=number, overrides=mm_options.get("image")
             )
         if media.audio is not None:
-            length, number = counts.longest_sound(media), mm_counts.get("audio", 0)
-            found["audio"] = self._get_dummy_audios(length=length, num_audios=number, overrides=mm_options.get("audio"))
+            # Not silence, as vLLM's own dummies are: a silent recording is refused as one that is broken.
+            found["audio"] = [counts.tone(counts.longest_sound(media))] * mm_counts.get("audio", 0)
         return found
 
 
@@ -185,12 +185,13 @@ class AvlmForVllm(nn.Module, SupportsMultiModal, SupportsPP):
         config = vllm_config.model_config.hf_config
         self.config = config
         ids = [config.image_token_id, config.audio_token_id]
-        self.configure_mm_token_handling(
+        theirs: Any = self  # what vLLM's classes bring along
+        theirs.configure_mm_token_handling(
             config.text_config.get_text_config().vocab_size, [token for token in ids if token is not None]
         )
-        with self._mark_tower_model(vllm_config, {"image", "audio"}):
+        with theirs._mark_tower_model(vllm_config, {"image", "audio"}):
             self.senses = make_senses(config)
-        with self._mark_language_model(vllm_config):
+        with theirs._mark_language_model(vllm_config):
             self.language_model = init_vllm_registered_model(
                 vllm_config=vllm_config,
                 hf_config=config.text_config,

@@ -211,7 +211,7 @@ class Session:
             self._ask(passage)
         else:
             kept = gated.what == "shut"
-            where = {"start_s": passage.start / SAMPLE_RATE_HZ, "end_s": passage.end / SAMPLE_RATE_HZ}
+            where: Event = {"start_s": passage.start / SAMPLE_RATE_HZ, "end_s": passage.end / SAMPLE_RATE_HZ}
             self._tell("gated", number=self._number, kept=kept, **where)
             if kept:
                 self._shut(passage)
@@ -325,5 +325,5 @@ class Session:
             wave = self.voice.say(clause)
             begins = max(at, running.speaks_until)
             running.speaks_until = begins + len(wave)
-            more = {"start_s": begins / SAMPLE_RATE_HZ, "end_s": running.speaks_until / SAMPLE_RATE_HZ}
+            more: Event = {"start_s": begins / SAMPLE_RATE_HZ, "end_s": running.speaks_until / SAMPLE_RATE_HZ}
             self._tell("speech", at=at, number=running.number, text=clause, **more, wave=wave)

@@ -56,11 +56,6 @@ class BaseDummyInputsBuilder(Generic[T]):
 
         return [Image.new("RGB", (width, height), color=255)] * num_images
 
-    def _get_dummy_audios(self, *, length, num_audios, overrides=None):
-        import numpy as np
-
-        return [np.zeros((length,))] * num_audios
-
 
 class BaseMultiModalProcessor(Generic[T]):
     def __init__(self, info, dummy_inputs):
@@ -123,7 +118,8 @@ class AutoWeightsLoader:
         self.module = module
 
     def load_weights(self, weights, *, mapper):
-        own, loaded = dict(self.module.named_parameters()) | dict(self.module.named_buffers()), set()
+        own, loaded = dict(self.module.named_parameters(remove_duplicate=False)), set()
+        own |= dict(self.module.named_buffers())
         for given, value in weights:
             name = mapper.name(given)
             if name is None:

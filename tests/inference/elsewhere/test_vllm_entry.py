@@ -53,6 +53,15 @@ def test_the_entry_point_is_announced_and_registers_once(monkeypatch):
     assert getattr(importlib.import_module(module), name).__name__ == "AvlmForVllm"
 
 
+def test_transformers_knows_our_directories_wherever_the_entry_is_imported():
+    code = (
+        "import avlm.inference.elsewhere.vllm\n"
+        "from transformers import AutoConfig\n"
+        "assert type(AutoConfig.for_model('avlm')).__name__ == 'AvlmConfig'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_without_vllm_importing_the_entry_is_harmless():
     code = (
         "import sys, avlm.inference.elsewhere.vllm as v; assert callable(v.register); assert 'torch' not in sys.modules"
