@@ -195,12 +195,18 @@ def test_sounds_are_added_where_they_overlap() -> None:
         ('{"at_s": -1, "text": "a"}', "has at_s=-1, which is no time on a timeline. Give seconds, from 0 to 86400"),
         ('{"text": "a"}', "has at_s=null, which is no time on a timeline. Give seconds, from 0 to 86400"),
         ('{"at_s": 1}', "has nothing that happens, and one thing does. Give one of sound, text, image"),
-        ('{"at_s": 1, "text": "a", "sound": "b"}', "has sound and text that happens, and one thing does. Give one of sound, text, image"),
+        (
+            '{"at_s": 1, "text": "a", "sound": "b"}',
+            "has sound and text that happens, and one thing does. Give one of sound, text, image",
+        ),
         ('{"at_s": 1, "text": "a", "state": "maybe"}', 'has the state "maybe". Use "question" or "noise"'),
         ('{"at_s": 1, "text": 3}', "has text=3, which is not a text. Write it as one"),
-        ('{"at_s": 1, "txt": "a"}', "has txt, which no moment has. There are at_s, image, kind, says, sound, state, text"),
+        (
+            '{"at_s": 1, "txt": "a"}',
+            "has txt, which no moment has. There are at_s, image, kind, says, sound, state, text",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_line_that_is_no_moment_is_named(line: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     path.write_text('{"at_s": 0, "text": "a"}\n' + line + "\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -99,20 +100,48 @@ def microphone(session: Session) -> Iterator[Event]:
         import sounddevice
     except ImportError:
         raise MissingExtraError("sounddevice", "microphone", "Listening to a microphone") from None
-    taken: queue.Queue[np.ndarray] = queue.Queue()
+    taken: queue.SimpleQueue[np.ndarray] = queue.SimpleQueue()
+    mouth = Mouth()
 
     def take(samples: np.ndarray, frames: int, time: Any, status: Any) -> None:
         taken.put(samples[:, 0].copy())
 
-    settings = {"samplerate": SAMPLE_RATE_HZ, "channels": 1, "dtype": "float32", "blocksize": FRAME}
-    with sounddevice.InputStream(callback=take, **settings):
+    def give(samples: np.ndarray, frames: int, time: Any, status: Any) -> None:
+        samples[:, 0] = mouth.next(frames)
+
+    settings: dict[str, Any] = {"samplerate": SAMPLE_RATE_HZ, "channels": 1, "dtype": "float32", "blocksize": FRAME}
+    with sounddevice.InputStream(callback=take, **settings), sounddevice.OutputStream(callback=give, **settings):
         while True:
             waiting = [taken.get()]
             while not taken.empty():
                 waiting.append(taken.get())
             for event in session.hear(np.concatenate(waiting)):
                 if event["event"] == "speech":
-                    sounddevice.play(event["wave"], SAMPLE_RATE_HZ)
+                    mouth.say(event["wave"])
                 elif event["event"] == "interrupted":
-                    sounddevice.stop()
+                    mouth.hush()
                 yield event
+
+
+class Mouth:
+    """Pieces of speech one behind the other, handed out as a loudspeaker asks for them, from another thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._rest = np.zeros(0, np.float32)
+
+    def say(self, wave: np.ndarray) -> None:
+        """This too, behind what is being said."""
+        with self._lock:
+            self._rest = np.concatenate([self._rest, wave])
+
+    def hush(self) -> None:
+        """Nothing of what was still to be said."""
+        with self._lock:
+            self._rest = self._rest[:0]
+
+    def next(self, samples: int) -> np.ndarray:
+        """So many samples; silence where there is nothing to say."""
+        with self._lock:
+            given, self._rest = self._rest[:samples], self._rest[samples:]
+        return np.pad(given, (0, samples - len(given)))

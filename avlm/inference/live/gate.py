@@ -148,7 +148,7 @@ class Gate:
         silent = (self.now - self._end) // FRAME
         if len(self._speech) >= self._frames("longest_ms") or silent >= self._frames("end_ms"):
             return self._shut()
-        return [Gated("paused", self._passage())] if silent == self._frames("pause_ms") else []
+        return [Gated("paused", self._passage())] if silent == self._frames("pause_ms") and self._is_long() else []
 
     def finish(self) -> list[Gated]:
         """The stream ends; whoever is speaking has finished."""
@@ -157,8 +157,11 @@ class Gate:
     def _shut(self) -> list[Gated]:
         passage = self._passage()
         self._speech = []
-        long_enough = passage.end - passage.start >= self.settings.shortest_ms * SAMPLE_RATE_HZ // 1000
-        return [Gated("shut" if long_enough else "dropped", passage)]
+        return [Gated("shut" if self._is_long() else "dropped", passage)]
+
+    def _is_long(self) -> bool:
+        """Whether what is being said is more than a click."""
+        return self._end - self._start >= self.settings.shortest_ms * SAMPLE_RATE_HZ // 1000
 
     def _passage(self) -> Passage:
         wave = np.concatenate(self._speech)

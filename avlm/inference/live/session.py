@@ -101,13 +101,14 @@ class Session:
     threshold: float = 0.5
     costs: Costs | None = None
     voice: Voice | None = None
-    _rest: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
-    _events: list[Event] = field(default_factory=list)
-    _number: int = 0
-    _heard: _Heard | None = None
-    _waiting: deque[_Heard] = field(default_factory=deque)
-    _answering: _Answering | None = None
-    _skew: int = 0
+    _rest: np.ndarray = field(init=False, default_factory=lambda: np.zeros(0, np.float32))
+    _events: list[Event] = field(init=False, default_factory=list)
+    _number: int = field(init=False, default=0)
+    _heard: _Heard | None = field(init=False, default=None)
+    _waiting: deque[_Heard] = field(init=False, default_factory=deque)
+    _answering: _Answering | None = field(init=False, default=None)
+    _skew: int = field(init=False, default=0)
+    """Samples of time that went by without sound, at the end of the input."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.threshold <= 1:

@@ -10,11 +10,12 @@ from planted import QUESTION_HZ, TALK_HZ, PlantedMind, noise, speech
 
 from avlm.data.voice.timeline import Moment, render
 from avlm.errors import ConfigError, DataError
-from avlm.inference.live.drive import play
+from avlm.inference.live.drive import Mouth, play
 from avlm.inference.live.gate import SAMPLE_RATE_HZ
 from avlm.inference.live.mind import Judgement
 from avlm.inference.live.score import score
 from avlm.inference.live.session import Costs, Session
+from avlm.inference.live.voice import Clauses
 
 COSTS = Costs(prompt_token_ms=1.0, token_ms=100.0)
 LONG = tuple(f"word{i} " for i in range(40))
@@ -72,6 +73,13 @@ def test_what_is_not_meant_for_the_model_is_let_pass():
     assert names(events) == ["heard", "state", "gated"] * 2
     assert [event["state"] for event in only(events, "state")] == ["noise", "noise"]
     assert mind.answers == []
+
+
+def test_nobody_is_asked_about_a_click():
+    mind = PlantedMind()
+    events = happened(mind, [(1.0, question(0.1))])
+    assert mind.judged == []
+    assert [event["kept"] for event in only(events, "gated")] in ([], [False])
 
 
 def test_typed_text_is_always_meant():
@@ -217,3 +225,32 @@ def test_costs_and_thresholds_that_cannot_be():
         Costs(token_ms=-1)
     with pytest.raises(ConfigError, match=r"^threshold=2 is no probability. Use 0 to 1$"):
         Session(PlantedMind(), threshold=2)
+
+
+def test_a_mouth_says_one_piece_behind_the_other_and_hushes():
+    mouth = Mouth()
+    mouth.say(np.full(5, 1.0, np.float32))
+    mouth.say(np.full(5, 2.0, np.float32))
+    assert mouth.next(7).tolist() == [1, 1, 1, 1, 1, 2, 2]
+    assert mouth.next(5).tolist() == [2, 2, 2, 0, 0]
+    mouth.say(np.full(5, 3.0, np.float32))
+    mouth.hush()
+    assert mouth.next(2).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("pieces", "clauses"),
+    [
+        (["Yes, it ", "is. And", " more"], ["Yes, it is.", "And more"]),
+        (["It is 3", ".5 high."], ["It is 3.5 high."]),
+        (["One two, ", "three four! Five"], ["One two,", "three four!", "Five"]),
+        (["...", " !"], []),
+        (
+            ["\u4f60\u597d\u4e16\u754c\u4f60\u597d\u3002 ", "\u518d\u89c1"],
+            ["\u4f60\u597d\u4e16\u754c\u4f60\u597d\u3002", "\u518d\u89c1"],
+        ),
+    ],
+)
+def test_clauses_are_cut_where_a_speaker_draws_breath(pieces, clauses):
+    cutter = Clauses()
+    assert [clause for piece in pieces for clause in cutter.add(piece)] + cutter.end() == clauses
