@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS := $(VENV)/.peers
-# Two tests at a time, a file in one process.
-TOGETHER := -n 2 --dist loadfile
+# Three tests at a time, since some wait more than they compute; a file in one process.
+TOGETHER := -n 3 --dist loadfile
 
 .PHONY: setup demo test test-all check format bench clean
 

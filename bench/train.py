@@ -68,6 +68,9 @@ CASES = [
     Case("bfloat16", "language model and connector in bfloat16, against our float32", 1.3, "full", peers=("avlm",),
          ours={"precision": "bfloat16", "run": {"precision": "bfloat16"}}, samples=FEW, exact=False,
          others=False),
+    Case("compiled", "language model and connector in bfloat16 and compiled, against our float32", 1.3, "full",
+         peers=("avlm",), ours={"precision": "bfloat16", "run": {"precision": "bfloat16", "speed": {"compile": True}}},
+         samples=FEW, exact=False, others=False),
     Case("tower", "connector, under CLIP-L's tower", None, "connector", model="tower", samples=8, others=False),
 ]  # fmt: skip
 

@@ -36,6 +36,10 @@ class Speed(Settings):
     AVX-512 and is of another maker than MKL, which uses one half of it then; they are as exact. `off` leaves the choice
     to torch."""
 
+    compile: bool = False
+    """The language model's layers through torch.compile in training: fewer passes over memory, most of all in bfloat16,
+    after a minute in which code is made. Sums are rounded in another order then."""
+
     liger: Literal["auto", "on", "off"] = "auto"
     """Liger Kernel's fused norms, rotations and feed-forward layers for the language model: `auto` uses them on a GPU
     where they are installed and know the family. The loss is avlm's own in any case."""

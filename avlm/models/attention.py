@@ -39,9 +39,13 @@ NAME = "avlm"
 """The implementation's name: ``attn_implementation="avlm"``."""
 
 
-def register() -> None:
-    """Make ``attn_implementation="avlm"`` known to transformers. Calling it twice changes nothing."""
-    AttentionInterface.register(NAME, packed_attention)
+def register(function: Callable[..., Any] | None = None) -> None:
+    """Make ``attn_implementation="avlm"`` known to transformers. Calling it twice changes nothing.
+
+    Args:
+        function: What it stands for, if not `packed_attention` as it is.
+    """
+    AttentionInterface.register(NAME, function or packed_attention)
     AttentionMaskInterface.register(NAME, AttentionMaskInterface()["sdpa"])
 
 
@@ -69,6 +73,14 @@ def proven(calls: list[str], model: PreTrainedModel) -> bool:
     return len(calls) >= int(model.config.get_text_config().num_hidden_layers)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class RowLengths:
+    """Tokens of each sample of a row, as one thing: numbers by themselves would be looked at by torch.compile, which
+    would make other code for every number of samples."""
+
+    tokens: tuple[int, ...]
+
+
 def packed_kwargs(lengths: Iterable[int], device: torch.device) -> dict[str, Any]:
     """What a model's forward needs to know about the borders in a row.
 
@@ -87,7 +99,7 @@ def packed_kwargs(lengths: Iterable[int], device: torch.device) -> dict[str, Any
         "cu_seq_lens_k": edges,
         "max_length_q": longest,
         "max_length_k": longest,
-        "row_lengths": lengths,  # the same borders without a copy from the device in every layer
+        "row_lengths": RowLengths(lengths),  # the same borders without a copy from the device in every layer
     }
 
 
@@ -133,7 +145,8 @@ def packed_attention(
             f"{type(module).__name__} adds a bias to its attention, which cannot be cut at the borders of a packed "
             "row. Run this model on padded rows"
         )
-    lengths = kwargs.get("row_lengths") or tuple(torch.diff(borders).tolist())
+    given = kwargs.get("row_lengths")
+    lengths = tuple(torch.diff(borders).tolist()) if given is None else given.tokens
     _check_row(lengths, query, key)
     if kwargs.get("packed_calls") is not None:
         kwargs["packed_calls"].append(type(module).__name__)

@@ -21,6 +21,7 @@ from avlm.models.modeling import AvlmForConditionalGeneration
 from avlm.samples import Row, Sample
 from avlm.training.budget import BadBudget
 from avlm.training.checkpoint import NOBODY, Owner, Position, load
+from avlm.training.compiled import CompiledLayers
 from avlm.training.console import tell
 from avlm.training.counting.gauges import Gauges
 from avlm.training.counting.trackers import Trackers
@@ -112,6 +113,7 @@ class Trainer:
         check_ahead(model, run.stages)
         check_sharded(run, self.world)
         self.trained = prepare(model, stage, seed=fresh)
+        self.compiled = CompiledLayers(model, wanted=run.speed.compile)
         self.preference = Preference(model, stage.dpo or Dpo()) if stage.loss == "dpo" else None
         self.fresh_head = stage.state_head is not None and model.state_head is None
         more = [] if stage.state_head is None else train_state_head(model, stage, fresh)
@@ -209,7 +211,8 @@ class Trainer:
         share = rate(self.stage.schedule, data.step, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * share
-        sums = StepSums(*self.parallel.finish(list(self._gradients(data, whole, data.rows))))
+        with self.compiled.running():
+            sums = StepSums(*self.parallel.finish(list(self._gradients(data, whole, data.rows))))
         norm = self.parallel.clip(self.stage.optimizer.clip)
         loss = sums.tokens / max(1, whole.units)
         sound = self.watch.sound(data, (loss, sums.states), norm, lambda: self._gradients(data, whole))

@@ -91,6 +91,7 @@ def test_a_crash_a_hang_and_memory_are_seen_as_what_they_are(tmp_path: Path) -> 
         checked(outcomes)
 
 
+@pytest.mark.slow
 def test_as_large_as_they_may_be_they_are_decoded_within_the_memory(tmp_path: Path) -> None:
     wide = 8 * LIMITS.max_pixels // 9 // 2000
     modes = {"jpeg": "RGB", "png": "RGBA", "webp": "RGBA", "gif": "P", "tiff": "I;16", "bmp": "RGB"}

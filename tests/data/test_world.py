@@ -512,6 +512,7 @@ def test_progress_is_told_to_the_end_and_stopping_leaves_nothing(tmp_path: Path)
     assert [(done, total) for what, done, total in told if what == "pictures"][-1][0] == told[0][2]
 
 
+@pytest.mark.slow
 def test_killed_halfway_there_is_no_world(tmp_path: Path) -> None:
     program = (
         "import os, signal, sys, pathlib\n"

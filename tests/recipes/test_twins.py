@@ -28,7 +28,7 @@ VARIANTS: dict[str, dict[str, str]] = {
 }
 
 
-QUICK = ("avlm.8b", "neva.llava15_7b with LoRA", "audio.salmonn")
+QUICK = ("avlm.8b", "neva.llava15_7b with LoRA")
 """Of these every test run sees all stages; of the others `make test-all`."""
 
 

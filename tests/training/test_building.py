@@ -114,6 +114,7 @@ def aligned(apart: Apart) -> Apart:
     return make
 
 
+@pytest.mark.slow
 def test_senses_aligned_side_by_side_come_to_the_bits_of_one_after_the_other(aligned: Apart, tmp_path: Path) -> None:
     spoiled = aligned("one")
     spoil(tmp_path / "rows.jsonl")

@@ -271,6 +271,7 @@ def test_a_stop_that_could_not_save_says_so(
     assert "could not be saved" in stopped.value.told()
 
 
+@pytest.mark.slow
 def test_nothing_that_chance_did_between_two_steps_moves_a_bit(
     small_run: Callable[..., RunConfig], tmp_path: Path
 ) -> None:

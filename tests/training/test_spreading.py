@@ -155,6 +155,7 @@ def test_what_frozen_encoders_made_is_found_again_by_whoever_is_to_make_it(
     assert re.search(r"features of vision: [1-9]\d* found, \d+ made", found[0][1]), found[0][1]
 
 
+@pytest.mark.slow
 def test_an_encoder_that_learns_words_by_itself_keeps_its_own_and_that_is_told(
     plain: Callable[..., RunConfig], rows: Callable[..., Path], tmp_path: Path
 ) -> None:
