@@ -1,4 +1,4 @@
-"""transformers' command line for our model directories: ``python -m avlm.inference.elsewhere.transformers_cli serve DIR``.
+"""transformers' own commands for our directories: ``python -m avlm.inference.elsewhere.transformers_cli serve DIR``.
 
 `transformers serve` finds a class and what it can do in a table of names, which registration with the `Auto*` classes
 does not reach. Here our name is put into that table, in this process alone, and then theirs is the command.
