@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-from avlm.cli import data, models, moving, scoring, serving, settings, talking, training
+from avlm.cli import data, live, making, models, moving, scoring, serving, settings, talking, training
 from avlm.errors import AvlmError, WorldError
 
 
@@ -34,12 +34,14 @@ app.command("eval")(scoring.evaluate)
 app.command()(models.check)
 app.command()(talking.chat)
 app.command()(serving.serve)
+app.command()(live.live)
 
 _rows = _group("What is wrong with rows, how they look, how many tokens they take; other formats in and out.")
 _rows.command("check")(data.check)
 _rows.command("show")(data.show)
 _rows.command("index")(data.index)
 _rows.command("convert")(data.convert)
+_rows.command("voice")(making.voice)
 app.add_typer(_rows, name="data")
 
 _models = _group("Models of other makers in, and ours out.")

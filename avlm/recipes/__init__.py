@@ -19,6 +19,7 @@ from avlm.recipes.sft import sft
 from avlm.recipes.tiny import tiny
 from avlm.recipes.twin import short, tiny_parts
 from avlm.recipes.vita import vita15_7b, vita_8x7b
+from avlm.recipes.voice import voice
 
 RECIPES: dict[str, Callable[..., RunConfig]] = {
     "tiny": tiny,
@@ -33,6 +34,7 @@ RECIPES: dict[str, Callable[..., RunConfig]] = {
     "audio.ultravox": ultravox,
     "vita.8x7b": vita_8x7b,
     "vita15.7b": vita15_7b,
+    "voice": voice,
 }
 
 SIZES = ("full", "twin")
