@@ -88,6 +88,8 @@ class Request:
 class Engine:
     """One model and a running batch whose requests join and leave between tokens; used by one thread.
 
+    What it remembers is of the weights that it was made with: where those change, make another.
+
     Args:
         model, processor: As `load_model` gives them.
         slots: How many answers there are at once.

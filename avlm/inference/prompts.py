@@ -75,6 +75,11 @@ class Prompt:
         return len(self.ids)
 
     @cached_property
+    def array(self) -> np.ndarray:
+        """Its tokens: int64 [T]."""
+        return np.array(self.ids, np.int64)
+
+    @cached_property
     def media_tokens(self) -> dict[str, int]:
         """Places of its media, by kind."""
         found: Counter[str] = Counter()
@@ -213,7 +218,7 @@ class Prompts:
         media = [medium for medium in prompt.media if medium.span[1] > start]
         if not media:
             return embeds
-        ids = np.array(prompt.ids)
+        ids = prompt.array
         for medium in media:
             assert medium.embeddings is not None
             first, end = medium.span

@@ -22,7 +22,7 @@ from transformers import Cache
 from transformers.utils import logging
 
 from avlm.errors import AvlmError
-from avlm.inference.prefixes import Prefix, Prefixes, closest, read
+from avlm.inference.prefixes import Prefix, Prefixes, closest, read, read_on
 from avlm.inference.prompts import Prompt, Prompts
 from avlm.models import attention
 from avlm.models.modeling import AvlmForConditionalGeneration
@@ -145,9 +145,8 @@ class SlotReader:
         seat = self.seats[number]
         if not self.prefixes.capacity or seat.past < WORTH:
             return
-        whole = read(seat.request.prompt, seat.request.tokens, seat.past)
-        if not self.prefixes.has(whole):
-            self.prefixes.add(Prefix(whole, self.slots.taken_out(number, seat.past)))
+        whole = read_on(seat.request.prompt, seat.request.tokens, seat.past)
+        self.prefixes.remember(whole, lambda: self.slots.taken_out(number, seat.past))
 
     # ------------------------------------------------------------ one pass
 
@@ -215,11 +214,9 @@ class SlotReader:
         """
         if not self.prefixes.capacity:
             return 0, -1
-        wanted = read(prompt, (), len(prompt) - 1)
-        beside, neighbour = closest(
-            wanted,
-            ((i, read(o.request.prompt, o.request.tokens, o.past)) for i, o in enumerate(self.seats) if o.past),
-        )
+        wanted = read(prompt, len(prompt) - 1)
+        others = ((i, read(seat.request.prompt, seat.past)) for i, seat in enumerate(self.seats) if seat.past)
+        beside, neighbour = closest(wanted, others)
         tokens, prefix = self.prefixes.longest(wanted)
         return (tokens, prefix) if prefix is not None and tokens > beside else (beside, neighbour)
 
@@ -227,9 +224,9 @@ class SlotReader:
         """How much of a prompt others are reading just now."""
         if not self.prefixes.capacity:
             return 0
-        wanted = read(prompt, (), len(prompt) - 1)
-        reading = enumerate(self.seats[self.answering :])
-        return closest(wanted, ((i, read(seat.request.prompt)) for i, seat in reading))[0]
+        others = (seat.request.prompt for seat in self.seats[self.answering :])
+        wanted = read(prompt, len(prompt) - 1)
+        return closest(wanted, ((i, read(other, len(other))) for i, other in enumerate(others)))[0]
 
     def _recall(self, number: int, tokens: int, found: Prefix | int) -> None:
         """Give a slot what was read before of its prompt."""

@@ -3,12 +3,13 @@
 from collections import OrderedDict
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avlm.inference.kept import Kept
-from avlm.inference.prefixes import Prefix, Prefixes, Read, closest, common
+from avlm.inference.prefixes import Prefixes, Read, closest, common
 
 PLACE = 0
 """A placeholder, the same for every medium."""
@@ -62,9 +63,17 @@ def test_media_of_unknown_content_are_never_the_same() -> None:
     assert common(read, read) == 1
 
 
-def prefix(ids: list[int]) -> Prefix:
+SIZE = 2 * 8 + 2 * 2 * 25 * 4
+"""Bytes of two tokens and their states."""
+
+
+def remember(prefixes: Prefixes, *ids: int) -> None:
     states = torch.zeros(1, len(ids), 25)
-    return Prefix(Read(np.array(ids, np.int64), []), [(states, states)])
+    prefixes.remember(read(*ids), lambda: [(states, states)])
+
+
+def has(prefixes: Prefixes, *ids: int) -> bool:
+    return prefixes.longest(read(*ids))[0] == len(ids)
 
 
 def read(*ids: int) -> Read:
@@ -74,26 +83,35 @@ def read(*ids: int) -> Read:
 def test_the_longest_beginning_is_found_and_shorter_ones_of_it_are_forgotten() -> None:
     prefixes = Prefixes(10_000)
     assert prefixes.longest(read(1, 2)) == (0, None)
-    for ids in ([1, 2], [1, 2, 3, 4], [1, 5, 6]):
-        prefixes.add(prefix(ids))
+    for ids in ([1, 2], [1, 2, 3, 4], [1, 5, 6], [1, 2, 3]):
+        remember(prefixes, *ids)
     assert len(prefixes._kept.items()) == 2  # what 1 2 3 4 begins with is not kept beside it
     tokens, found = prefixes.longest(read(1, 2, 3, 9))
     assert tokens == 3 and found is not None and found.read.ids.tolist() == [1, 2, 3, 4]
-    assert prefixes.has(read(1, 5)) and not prefixes.has(read(1, 5, 7))
+    assert has(prefixes, 1, 5) and not has(prefixes, 1, 5, 7)
     assert closest(read(1, 5, 6), [(0, read(1, 2)), (7, read(1, 5, 9)), (3, read(4))]) == (2, 7)
     assert closest(read(1), []) == (0, -1)
 
 
 def test_what_was_not_used_for_longest_goes() -> None:
-    prefixes = Prefixes(3 * prefix([1, 2]).size())
+    prefixes = Prefixes(3 * SIZE)
     for i in range(3):
-        prefixes.add(prefix([i, 9]))
-    assert prefixes.has(read(0, 9))  # used now
-    prefixes.add(prefix([7, 9]))
-    assert [prefixes.has(read(i, 9)) for i in (0, 1, 2, 7)] == [True, False, True, True]
+        remember(prefixes, i, 9)
+    assert has(prefixes, 0, 9)  # used now
+    remember(prefixes, 7, 9)
+    assert [has(prefixes, i, 9) for i in (0, 1, 2, 7)] == [True, False, True, True]
     nothing = Prefixes(0)
-    nothing.add(prefix([1]))
-    assert not nothing.has(read(1))
+    remember(nothing, 1)
+    assert not has(nothing, 1)
+
+
+def test_there_are_never_more_than_can_be_compared_in_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("avlm.inference.prefixes.MOST", 4)
+    prefixes = Prefixes(10**6)
+    for i in range(9):
+        remember(prefixes, i, 9)
+        assert len(prefixes._kept.items()) == min(i + 1, 4)
+    assert [has(prefixes, i, 9) for i in (4, 5, 8)] == [False, True, True]
 
 
 @settings(max_examples=200, deadline=None)
