@@ -60,6 +60,8 @@ class Serve(Settings):
     """Of requests that do not say; 0 answers as `avlm chat` does."""
     transcribe: str = Field("Write down what is said.", min_length=1)
     """What the model is asked about a recording that is to be transcribed."""
+    listen: str = "Answer the spoken question."
+    """Words beside each sound of a conversation by voice, as the model was trained with."""
 
     max_body: int = Field(64 * 2**20, ge=1024)
     """Bytes of one request."""

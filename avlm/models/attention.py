@@ -14,6 +14,7 @@ Shapes in this file:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from inspect import signature
 from itertools import accumulate

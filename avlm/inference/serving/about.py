@@ -10,10 +10,14 @@ from avlm.inference.serving.refusing import encoded
 from avlm.inference.serving.service import Service
 
 
-def router(service: Service) -> APIRouter:
-    """The routes."""
+def router(service: Service, *, live: bool) -> APIRouter:
+    """The routes.
+
+    Args:
+        live: Whether people can talk with the model by voice, which a page looks for.
+    """
     found = APIRouter()
-    model = {"id": service.name, "object": "model", "created": service.created, "owned_by": "avlm"}
+    model = {"id": service.name, "object": "model", "created": service.created, "owned_by": "avlm", "live": live}
 
     @found.get("/v1/models")
     async def models() -> Response:

@@ -14,7 +14,7 @@ from avlm.config.data import Fetch
 from avlm.config.serve import Serve
 from avlm.data.fetching.fetch import Fetcher
 from avlm.inference.chat import Chat
-from avlm.inference.serving import about, completions, transcribing
+from avlm.inference.serving import about, completions, talking, transcribing
 from avlm.inference.serving.gate import Gate, Keys
 from avlm.inference.serving.pages import page_router
 from avlm.inference.serving.refusing import RefusedError, refuse, refuse_fault, refuse_route
@@ -47,7 +47,9 @@ def create_app(
     app.state.service = service
     app.include_router(completions.router(service))
     app.include_router(transcribing.router(service))
-    app.include_router(about.router(service))
+    app.include_router(about.router(service, live=talking.converses(service.engine)))
+    if talking.converses(service.engine):
+        app.include_router(talking.router(service))
     if settings.ui:
         app.include_router(page_router())
     app.add_exception_handler(RefusedError, refuse)
