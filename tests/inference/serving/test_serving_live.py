@@ -33,6 +33,8 @@ def test_typed_words_are_answered_while_others_ask(make_model: Callable[..., Any
                 told = socket.recv(20)
                 if isinstance(told, str):
                     events.append(json.loads(told))
+                else:  # the answer as it is spoken
+                    socket.send(json.dumps({"type": "played"}))
         said = "".join(event["text"] for event in events if event["event"] == "piece")
         assert said.strip() == asked.strip()
         with pytest.raises((InvalidStatus, ConnectionClosed)), connect(address) as socket:
