@@ -15,6 +15,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+FEW = 3
+"""Tokens whose text is remembered."""
+
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
@@ -39,15 +42,30 @@ class Piece:
     """Of the tokens, where they were asked for."""
 
 
+class Decoder:
+    """Tokens to text, a few of them from memory: the same ones come again and again."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self._few = lru_cache(maxsize=65_536)(self._decoded)
+
+    def __call__(self, ids: Sequence[int]) -> str:
+        return self._few(tuple(ids)) if len(ids) <= FEW else self._decoded(ids)
+
+    def _decoded(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)) if ids else ""
+
+
 class AnswerText:
     """The text of an answer, token by token.
 
     Args:
+        decode: Makes text of tokens.
         stop: Texts that end it where they would begin.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str] = ()) -> None:
-        self.tokenizer, self.stop = tokenizer, tuple(stop)
+    def __init__(self, decode: Decoder, stop: Sequence[str] = ()) -> None:
+        self._decode, self.stop = decode, tuple(stop)
         self.ids: list[int] = []
         self.stopped = False
         """Whether a stop string has been met."""
@@ -87,9 +105,6 @@ class AnswerText:
     def shown(self) -> str:
         """All that was shown until now."""
         return self._text[: self._shown]
-
-    def _decode(self, ids: Sequence[int]) -> str:
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True)) if ids else ""
 
     def _next(self, *, ended: bool) -> str:
         waiting = self._text[self._shown :]

@@ -12,11 +12,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from avlm.data.processor import AvlmProcessor
 from avlm.errors import ConfigError
-from avlm.inference.answers import AnswerText, Piece, TokenLogprob, told
+from avlm.inference.answers import AnswerText, Decoder, Piece, TokenLogprob, told
 from avlm.inference.prompts import Prompt, Prompts
 from avlm.inference.readers import CohortReader, Reader, SlotReader, UnfitError, fits_slots
 from avlm.inference.sampling import Choice, Sampling, choose
@@ -31,13 +30,11 @@ class Request:
     """One answer that was asked for.
 
     Args:
-        tokenizer: Makes text of its tokens, and pieces; None: nobody wants those.
+        decode: Makes text of its tokens, and pieces; None: nobody wants those.
         room: How many tokens may follow the prompt.
     """
 
-    def __init__(
-        self, prompt: Prompt, sampling: Sampling, tokenizer: PreTrainedTokenizerBase | None, room: int
-    ) -> None:
+    def __init__(self, prompt: Prompt, sampling: Sampling, decode: Decoder | None, room: int) -> None:
         self.prompt, self.sampling = prompt, sampling
         self.pieces: deque[Piece] = deque()
         """What nobody has taken yet."""
@@ -50,7 +47,7 @@ class Request:
         """Of the prompt, those that had been read before."""
         self.tokens: list[int] = []
         """The answer, without the token that ends it."""
-        self.text = None if tokenizer is None else AnswerText(tokenizer, sampling.stop)
+        self.text = None if decode is None else AnswerText(decode, sampling.stop)
         self.choice = Choice(sampling, prompt.ids)
         self._room = min(room, sampling.max_tokens)
         self._waiting: list[tuple[int, TokenLogprob | None]] = []
@@ -91,6 +88,8 @@ class Request:
 class Engine:
     """One model and a running batch whose requests join and leave between tokens; used by one thread.
 
+    What it remembers is of the weights that it was made with: where those change, make another.
+
     Args:
         model, processor: As `load_model` gives them.
         slots: How many answers there are at once.
@@ -115,6 +114,7 @@ class Engine:
         self.kept_bytes = kept_bytes
         self.prompts = Prompts(model, processor, kept_bytes // 4)
         self._never = torch.tensor(model.placeholder_ids(), device=model.device, dtype=torch.long)
+        self._decode = Decoder(processor.tokenizer)
         self._ends = end_tokens(model, processor)
         self._joined: deque[Request] = deque()
         self._running: list[Request] = []
@@ -153,7 +153,7 @@ class Engine:
             DataError: There is nothing to be answered.
         """
         prompt = sample if isinstance(sample, Prompt) else self.prepare(sample)
-        return self._join(prompt, sampling, self.processor.tokenizer)
+        return self._join(prompt, sampling, self._decode)
 
     def join_for_tokens(self, prompt: Prompt, sampling: Sampling) -> Request:
         """As `join`, for an answer of which nothing but the tokens is wanted: it has no pieces.
@@ -161,10 +161,10 @@ class Engine:
         Raises:
             ConfigError: The prompt is as long as the language model can read, or longer.
         """
-        return self._join(prompt, sampling, self.processor.tokenizer if sampling.stop else None)
+        return self._join(prompt, sampling, self._decode if sampling.stop else None)
 
-    def _join(self, prompt: Prompt, sampling: Sampling, tokenizer: PreTrainedTokenizerBase | None) -> Request:
-        request = Request(prompt, sampling, tokenizer, room(self.model, len(prompt)))
+    def _join(self, prompt: Prompt, sampling: Sampling, decode: Decoder | None) -> Request:
+        request = Request(prompt, sampling, decode, room(self.model, len(prompt)))
         self._joined.append(request)
         return request
 

@@ -7,7 +7,7 @@ too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import count
 
@@ -16,6 +16,9 @@ import numpy as np
 from avlm.inference.kept import Kept
 from avlm.inference.prompts import Prompt
 from avlm.models import slots
+
+MOST = 64
+"""Beginnings that are remembered at once: each is compared with every prompt that comes."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +34,15 @@ class Read:
         return len(self.ids)
 
 
-def read(prompt: Prompt, answer: Sequence[int] = (), tokens: int | None = None) -> Read:
+def read(prompt: Prompt, tokens: int) -> Read:
+    """The first tokens of a prompt; one that is no longer has them all."""
+    return Read(prompt.array[:tokens], [mark for mark in prompt.marks if mark[0] < tokens])
+
+
+def read_on(prompt: Prompt, answer: Sequence[int], tokens: int) -> Read:
     """The first tokens of a prompt and of what was answered to it."""
-    ids = np.array([*prompt.ids, *answer][:tokens], np.int64)
-    return Read(ids, [mark for mark in prompt.marks if mark[0] < len(ids)])
+    ids = np.concatenate([prompt.array, np.array(answer, np.int64)])[:tokens]
+    return Read(ids, [mark for mark in prompt.marks if mark[0] < tokens])
 
 
 def common(one: Read, other: Read) -> int:
@@ -85,16 +93,23 @@ class Prefixes:
         tokens, key = max(found, default=(0, -1))
         return (tokens, self._kept.get(key)) if tokens else (0, None)
 
-    def add(self, prefix: Prefix) -> None:
-        """Remember a beginning; shorter ones that it begins with are forgotten."""
-        for key, other in self._kept.items():
-            if common(prefix.read, other.read) == len(other.read):
-                self._kept.drop(key)
-        self._kept.put(next(self._numbers), prefix, prefix.size())
+    def remember(self, wanted: Read, states: Callable[[], slots.Kept]) -> None:
+        """Remember a beginning, if it is not known; shorter ones that it begins with are forgotten.
 
-    def has(self, wanted: Read) -> bool:
-        """Whether all of it is remembered."""
-        return self.longest(wanted)[0] == len(wanted)
+        Args:
+            states: What reading it left.
+        """
+        alike = [(common(wanted, prefix.read), key, len(prefix.read)) for key, prefix in self._kept.items()]
+        for tokens, key, _ in alike:
+            if tokens == len(wanted):
+                self._kept.get(key)  # used now
+                return
+        prefix = Prefix(wanted, states())
+        within = [key for tokens, key, size in alike if tokens == size]
+        too_many = [key for _, key, _ in alike][: max(0, len(alike) - len(within) + 1 - MOST)]
+        for key in (*within, *too_many):
+            self._kept.drop(key)
+        self._kept.put(next(self._numbers), prefix, prefix.size())
 
 
 def closest(wanted: Read, others: Iterable[tuple[int, Read]]) -> tuple[int, int]:

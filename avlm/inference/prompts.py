@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -74,6 +75,11 @@ class Prompt:
         return len(self.ids)
 
     @cached_property
+    def array(self) -> np.ndarray:
+        """Its tokens: int64 [T]."""
+        return np.array(self.ids, np.int64)
+
+    @cached_property
     def media_tokens(self) -> dict[str, int]:
         """Places of its media, by kind."""
         found: Counter[str] = Counter()
@@ -113,11 +119,14 @@ class Prompts:
         if not self.known.capacity:
             return self.of_encoded(self.processor.encode(sample, prompt_only=True))
         items = sample.media()
+        stamps = [_stamp(item) for item in items]
         digests = [self._digest(item) for item in items]
         known = [None if digest is None else self.known.get(digest) for digest in digests]
         missing = [number for number, one in enumerate(known) if one is None or one.facts is None]
         asked = Sample(sample.id, (Turn("user", tuple(items[i] for i in missing)),), where=sample.where)
         prepared = dict(zip(missing, self.processor.prepare(asked), strict=True))
+        for i in missing:  # what was decoded may be another file than the one that was looked at before
+            digests[i] = digests[i] if _stamp(items[i]) == stamps[i] else None
         facts = [prepared[i].facts if i in prepared else _facts(one) for i, one in enumerate(known)]
         laid_out = self.processor.lay_out(sample, facts, prompt_only=True)
         media = []
@@ -209,7 +218,7 @@ class Prompts:
         media = [medium for medium in prompt.media if medium.span[1] > start]
         if not media:
             return embeds
-        ids = np.array(prompt.ids)
+        ids = prompt.array
         for medium in media:
             assert medium.embeddings is not None
             first, end = medium.span
@@ -255,6 +264,17 @@ class Prompts:
                     # In memory of its own: what is remembered must not hold on to its neighbours.
                     medium.embeddings[kind] = features[kind][done[kind] : done[kind] + count].clone()
                     done[kind] += count
+
+
+def _stamp(item: MediaItem) -> tuple[int, ...] | None:
+    """What changes when a medium's file does."""
+    if item.path is None or item.data is not None or item.decoded is not None:
+        return None
+    try:
+        found = os.stat(item.path)
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _facts(known: Known | None) -> Facts:

@@ -22,7 +22,7 @@ from transformers import Cache
 from transformers.utils import logging
 
 from avlm.errors import AvlmError
-from avlm.inference.prefixes import Prefix, Prefixes, closest, read
+from avlm.inference.prefixes import Prefix, Prefixes, closest, read, read_on
 from avlm.inference.prompts import Prompt, Prompts
 from avlm.models import attention
 from avlm.models.modeling import AvlmForConditionalGeneration
@@ -35,6 +35,9 @@ AT_ONCE = 1024
 """Tokens of prompts that are read in one step, so that answers that are running wait for no long one."""
 WORTH = 8
 """Tokens in common from which on what was read before is copied rather than read again."""
+
+WORTH_WAITING = 64
+"""Tokens that somebody else is reading just now from which on it is better to wait for them."""
 
 
 class Reading(Protocol):
@@ -111,13 +114,16 @@ class SlotReader:
         self.decoder, self.table, self.device = self.language.get_decoder(), model.get_input_embeddings(), model.device
         self.prefixes = Prefixes(kept_bytes)
         self.slots = Slots(int(self.language.config.get_text_config().num_hidden_layers))
+        self.came: list[Reading] = []
+        """Those that have no slot yet."""
         self.seats: list[_Seat] = []
         self.answering = 0
 
     def join(self, request: Reading) -> None:
-        self.seats.append(_Seat(request))
+        self.came.append(request)
 
     def drop(self, request: Reading) -> None:
+        self.came = [one for one in self.came if one is not request]
         number = next((i for i, seat in enumerate(self.seats) if seat.request is request), None)
         if number is None:
             return
@@ -139,9 +145,8 @@ class SlotReader:
         seat = self.seats[number]
         if not self.prefixes.capacity or seat.past < WORTH:
             return
-        whole = read(seat.request.prompt, seat.request.tokens, seat.past)
-        if not self.prefixes.has(whole):
-            self.prefixes.add(Prefix(whole, self.slots.taken_out(number, seat.past)))
+        whole = read_on(seat.request.prompt, seat.request.tokens, seat.past)
+        self.prefixes.remember(whole, lambda: self.slots.taken_out(number, seat.past))
 
     # ------------------------------------------------------------ one pass
 
@@ -183,38 +188,53 @@ class SlotReader:
         return [seat.request for seat in self.seats[:ready]]
 
     def _begin(self) -> None:
-        """Find what is remembered of the prompts that came in, and embed the rest of them."""
-        came = [(number, seat) for number, seat in enumerate(self.seats) if seat.rest is None and not seat.past]
-        if not came:
-            return
-        for number, seat in came:
-            self._recall(number, seat)
-            seat.request.kept_tokens = seat.past
-        embeds = self.prompts.embed([(seat.request.prompt, seat.past) for _, seat in came])
-        for (_, seat), rest in zip(came, embeds, strict=True):
+        """Give slots to those that came in, find what is remembered of their prompts, and embed the rest of them."""
+        seated: list[_Seat] = []
+        waiting = []
+        for request in self.came:
+            tokens, found = self._known(request.prompt)
+            if self._soon_known(request.prompt) >= tokens + WORTH_WAITING:
+                waiting.append(request)
+                continue
+            seat = _Seat(request)
+            self.seats.append(seat)
+            seated.append(seat)
+            if tokens >= WORTH:
+                self._recall(len(self.seats) - 1, tokens, found)
+                seat.past = request.kept_tokens = tokens
+        self.came = waiting
+        embeds = self.prompts.embed([(seat.request.prompt, seat.past) for seat in seated]) if seated else []
+        for seat, rest in zip(seated, embeds, strict=True):
             seat.rest = rest
 
-    def _recall(self, number: int, seat: _Seat) -> None:
-        """Give a slot what was read before of its prompt, all but its last token: that one makes the first logits."""
+    def _known(self, prompt: Prompt) -> tuple[int, Prefix | int]:
+        """How much of a prompt was read before, and where that is: remembered, or in a slot (its number).
+
+        Never all of it: its last token makes the first logits.
+        """
         if not self.prefixes.capacity:
-            return
-        prompt = seat.request.prompt
-        wanted = read(prompt, (), len(prompt) - 1)
+            return 0, -1
+        wanted = read(prompt, len(prompt) - 1)
+        others = ((i, read(seat.request.prompt, seat.past)) for i, seat in enumerate(self.seats) if seat.past)
+        beside, neighbour = closest(wanted, others)
         tokens, prefix = self.prefixes.longest(wanted)
-        running = [
-            (i, read(other.request.prompt, other.request.tokens, other.past))
-            for i, other in enumerate(self.seats)
-            if other is not seat and other.past
-        ]
-        beside, neighbour = closest(wanted, running)
-        if max(tokens, beside) < WORTH:
-            return
-        self.slots.reserve(len(self.seats), max(tokens, beside))
-        if beside >= tokens:
-            self.slots.copy(neighbour, number, beside)
-        elif prefix is not None:
-            self.slots.put_in(number, prefix.states, tokens)
-        seat.past = max(tokens, beside)
+        return (tokens, prefix) if prefix is not None and tokens > beside else (beside, neighbour)
+
+    def _soon_known(self, prompt: Prompt) -> int:
+        """How much of a prompt others are reading just now."""
+        if not self.prefixes.capacity:
+            return 0
+        others = (seat.request.prompt for seat in self.seats[self.answering :])
+        wanted = read(prompt, len(prompt) - 1)
+        return closest(wanted, ((i, read(other, len(other))) for i, other in enumerate(others)))[0]
+
+    def _recall(self, number: int, tokens: int, found: Prefix | int) -> None:
+        """Give a slot what was read before of its prompt."""
+        self.slots.reserve(len(self.seats), tokens)
+        if isinstance(found, Prefix):
+            self.slots.put_in(number, found.states, tokens)
+        else:
+            self.slots.copy(found, number, tokens)
 
     def _forward(self, embeds_TD: Tensor, step: Step, ends: Sequence[int]) -> Tensor:
         """Logits (B, V) behind some of a step's tokens.

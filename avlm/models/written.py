@@ -147,6 +147,8 @@ def layers_of(language: PreTrainedModel) -> list[Layer] | None:
     Where anybody listens in on a module, or has changed what it does, it is left to go its own way.
     """
     config, decoder = language.config.get_text_config(), language.get_decoder()
+    if decoder.training:  # what drops something is never the same twice
+        return None
     if any("forward" in vars(m) or m._forward_hooks or m._forward_pre_hooks for m in decoder.modules()):
         return None
     found = dict(decoder.named_children())

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avlm.inference.answers import AnswerText, spelled, told
+from avlm.inference.answers import AnswerText, Decoder, spelled, told
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def pieces_tokenizer() -> Any:
 
 
 def told_in_pieces(tokenizer: Any, ids: list[int], stop: tuple[str, ...] = ()) -> tuple[list[str], AnswerText]:
-    text = AnswerText(tokenizer, stop)
+    text = AnswerText(Decoder(tokenizer), stop)
     found = []
     for token in ids:
         found.append(text.add(token))
@@ -94,7 +94,7 @@ def test_an_answer_ends_where_the_first_stop_string_begins(tokenizer: Any, text:
 
 
 def test_what_may_be_the_beginning_of_a_stop_string_waits(tokenizer: Any) -> None:
-    text = AnswerText(tokenizer, ("END",))
+    text = AnswerText(Decoder(tokenizer), ("END",))
     letters = [tokenizer(letter, add_special_tokens=False).input_ids for letter in "aENbEND"]
     assert [text.add(*ids) for ids in letters] == ["a", "", "", "ENb", "", "", ""]
     assert text.stopped and text.shown() == "aENb"
@@ -133,7 +133,7 @@ def test_what_is_told_of_a_token_is_log_softmax(tokenizer: Any) -> None:
 
 def test_the_text_of_a_long_answer_takes_time_in_proportion(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     counted: list[int] = []
-    text = AnswerText(tokenizer)
+    text = AnswerText(Decoder(tokenizer))
     decode: Callable[..., str] = text._decode
     monkeypatch.setattr(text, "_decode", lambda ids: counted.append(len(ids)) or decode(ids))
     ids = tokenizer("What is red? " * 200, add_special_tokens=False).input_ids

@@ -141,6 +141,26 @@ def test_a_beginning_is_shared_with_those_who_are_still_answering(
     assert run(engine, one, two) == [wanted, wanted]
 
 
+def test_those_who_ask_the_same_at_once_have_it_read_once(
+    make_model: Callable[..., Any], make_sample: Callable[..., Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("avlm.inference.readers.WORTH_WAITING", 8)
+    model, processor = make_model()
+    engine = Engine(model, processor)
+    sample, other = make_sample("image", answer=None), make_sample("audio", answer=None, text="How many?")
+    ways = [Sampling(max_tokens=6, temperature=1.0, seed=seed) for seed in range(3)]
+    wanted = [recomputed(model, processor, sample, way) for way in ways]
+    asked = [engine.join(sample, way) for way in ways]
+    different = engine.join(other, SHORT)
+    first = asked[2]
+    engine.step()
+    assert [len(request.tokens) for request in asked] == [1, 0, 0] and len(different.tokens) == 1
+    engine.leave(first)
+    assert run(engine, *asked[:2]) == wanted[:2]
+    assert [request.kept_tokens for request in asked] == [0, asked[0].prompt_tokens - 1, 0]
+    assert different.tokens == recomputed(model, processor, other, SHORT)
+
+
 def test_a_long_prompt_is_read_in_parts_while_others_go_on(
     make_model: Callable[..., Any], make_sample: Callable[..., Sample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -188,6 +208,28 @@ def test_a_known_medium_is_not_decoded_again(
     first = run(engine, engine.join(sample, SHORT))
     monkeypatch.setattr(processor.reader(), "_prepare", lambda item: pytest.fail("decoded again"))
     assert run(engine, engine.join(sample, SHORT)) == first
+
+
+def test_a_file_that_changes_while_it_is_read_is_not_taken_for_what_it_was(
+    make_model: Callable[..., Any], picture: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, processor = make_model()
+    engine = Engine(model, processor)
+    path, other = picture("a.png", seed=1), picture("b.png", seed=2)
+    before, after = path.read_bytes(), other.read_bytes()
+    sample = Sample("x", (Turn("user", (MediaItem("image", path), Text("What?"))),))
+    prepare = processor.prepare
+
+    def replaced(asked: Sample) -> Any:
+        path.write_bytes(after)
+        return prepare(asked)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(processor, "prepare", replaced)
+        run(engine, engine.join(sample, SHORT))
+    for content in (before, after):
+        path.write_bytes(content)
+        assert run(engine, engine.join(sample, SHORT)) == [recomputed(model, processor, sample, SHORT)]
 
 
 def test_memory_stays_below_its_cap(make_model: Callable[..., Any], make_sample: Callable[..., Sample]) -> None:

@@ -99,6 +99,9 @@ def test_adapters_and_other_precisions_are_left_to_the_family(make_model: Callab
     from peft import LoraConfig, inject_adapter_in_model
 
     model, _ = make_model()
+    model.train()
+    assert layers_of(model.language_model) is None
+    model.eval()
     assert layers_of(model.language_model.to(torch.bfloat16)) is None
     assert layers_of(model.language_model.to(torch.float32)) is not None
     inject_adapter_in_model(LoraConfig(r=2, target_modules=["q_proj"]), model.language_model)
