@@ -131,7 +131,10 @@ class Running:
                 self._news.notify()
 
     async def run(self, function: Callable[[], T]) -> T:
-        """Have something else done with the model, in its thread and between two tokens of the others."""
+        """Have something else done with the model or the engine, in their thread and between two tokens of the others.
+
+        It may step the engine itself: what that brings for others is told to them.
+        """
         done: Future[T] = Future()
         with self._news:
             self._errands.append((function, done))
@@ -153,8 +156,9 @@ class Running:
             told = self._let_in(entering)
             try:
                 if self._engine.busy:
-                    told += [self._update(request) for request in self._engine.step()]
+                    self._engine.step()
                     self._failures = 0
+                told += [self._update(one) for one in list(self._inside) if one.pieces or one.finish is not None]
             except Exception:
                 log.exception("a step of the model failed, and with it what was being answered")
                 told += self._give_up()
@@ -203,6 +207,8 @@ class Running:
         if request.finish is not None:
             answer.over = True
             del self._inside[request]
+        if request.finish == "left":  # a step of somebody else's failed, and the engine gave up on all
+            return answer, Update(failure=our_fault())
         return answer, Update(pieces, request.finish)
 
     def _give_up(self) -> list[tuple[Answer, Update]]:

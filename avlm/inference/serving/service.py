@@ -38,9 +38,7 @@ class Service:
     def __init__(
         self, model: Path | str | Chat, settings: Serve, make_fetcher: Callable[[Fetch], Fetcher] = Fetcher
     ) -> None:
-        self.chat = model if isinstance(model, Chat) else load(model, device=settings.device, quant=settings.quant)
-        """The model. What else is done with it is done by `running.run`."""
-        loaded = self.chat
+        loaded = model if isinstance(model, Chat) else load(model, device=settings.device, quant=settings.quant)
         folder = None if isinstance(model, Chat) else Path(model)
         self.settings = settings
         self.name = settings.name or (folder.resolve().name if folder is not None else "") or ALIAS
@@ -51,9 +49,10 @@ class Service:
         self.places = Places(settings, self._sent_away)
         longest = getattr(loaded.model.config.text_config.get_text_config(), "max_position_embeddings", None)
         self._reading = Reading(loaded, settings, longest, self.check_name, make_fetcher)
-        engine = Engine(loaded.model, loaded.processor, slots=settings.slots, kept_bytes=settings.kept_mb * 2**20)
-        self._remembered = engine.prompts.known
-        self.running = Running(engine)
+        kept_bytes = settings.kept_mb * 2**20
+        self.engine = Engine(loaded.model, loaded.processor, slots=settings.slots, kept_bytes=kept_bytes)
+        """Used by one thread: whatever else is done with it is done by `running.run`."""
+        self.running = Running(self.engine)
         self.readers: Readers | None = None
 
     def _sent_away(self) -> None:
@@ -103,7 +102,7 @@ class Service:
         """Embeddings of the media that a worker knew again; false where one is not remembered any more."""
         for medium in prompt.media:
             if medium.fresh is None:
-                known = self._remembered.get(medium.digest)
+                known = self.engine.prompts.known.get(medium.digest)
                 if known is None:
                     return False
                 medium.embeddings = known.embeddings

@@ -222,13 +222,18 @@ def test_other_work_with_the_model_is_done_in_its_thread(server: Served) -> None
     next(pieces)
     name = asyncio.run_coroutine_threadsafe(running.run(lambda: threading.current_thread().name), loop).result(10)
     assert name == "avlm-engine" and server.service.running.running == 1
+    engine = server.service.engine
+    asyncio.run_coroutine_threadsafe(running.run(lambda: [engine.step() for _ in range(5)]), loop).result(10)
 
     def fail() -> None:
         raise KeyError("no")
 
     with pytest.raises(KeyError):
         asyncio.run_coroutine_threadsafe(running.run(fail), loop).result(10)
-    assert [c.choices[0].finish_reason for c in pieces][-1] == "length"
+    rest = list(pieces)
+    assert rest[-1].choices[0].finish_reason == "length"
+    text = "".join(c.choices[0].delta.content or "" for c in rest)
+    assert text == server.ask(max_tokens=200).choices[0].message.content  # nothing of it was lost
     found = asyncio.run_coroutine_threadsafe(running.run(lambda: 7), loop).result(10)  # also while nobody asks
     assert found == 7
 
