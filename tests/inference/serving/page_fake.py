@@ -157,7 +157,7 @@ def fake_app(fake: Fake) -> FastAPI:
                     yield event(error={"message": "the model was taken away. Ask again", "code": None})
                     return
                 yield event(choices=[{"index": 0, "delta": {"content": (" " if i else "") + word}}])
-                await asyncio.sleep(0.05 if "slow" in question else 0.004)
+                await asyncio.sleep(0.05 if "slow" in question else 0.01)
             finished = True
         finally:
             fake.left += not finished

@@ -12,9 +12,11 @@ from typing import Any
 
 import httpx
 import openai
+import pytest
 
 from avlm.config.serve import Serve
 from avlm.inference.chat import Chat
+from avlm.inference.engine import Engine
 from avlm.inference.serving.app import create_app
 from avlm.inference.serving.listening import server_of
 from avlm.inference.serving.service import Service
@@ -78,6 +80,17 @@ def served(chat: Chat, make_fetcher: Callable[..., Any] | None = None, **setting
         server.should_exit = True
         thread.join(60)
     assert not thread.is_alive()
+
+
+def slow_steps(monkeypatch: pytest.MonkeyPatch, seconds: float = 0.005) -> None:
+    """Let every step of every engine take so much longer."""
+    step = Engine.step
+
+    def slow(self: Engine) -> Any:
+        time.sleep(seconds)
+        return step(self)
+
+    monkeypatch.setattr(Engine, "step", slow)
 
 
 def until(so: Callable[[], Any], seconds: float = 20) -> None:

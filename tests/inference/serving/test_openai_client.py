@@ -12,7 +12,7 @@ import openai
 import pytest
 import torch
 from media_files import made
-from served import KEY, Served, audio, image, said, served, until, video
+from served import KEY, Served, audio, image, said, served, slow_steps, until, video
 
 from avlm.config.serve import Serve
 from avlm.inference.chat import Audio, Chat, Image, Video
@@ -272,7 +272,8 @@ def test_errors_have_openais_form(server: Served) -> None:
     assert answer.status_code == 200 and answer.headers["x-request-id"].startswith("req_")
 
 
-def test_a_client_that_leaves_frees_its_place(server: Served) -> None:
+def test_a_client_that_leaves_frees_its_place(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow_steps(monkeypatch)
     stream = server.ask(max_tokens=3000, stream=True)
     next(iter(stream))
     assert server.service.running.running == 1

@@ -14,7 +14,7 @@ import httpx
 import openai
 import pytest
 from media_files import made
-from served import Served, at, image, said, served, until
+from served import Served, at, image, said, served, slow_steps, until
 
 from avlm.config.serve import Serve
 from avlm.errors import ConfigError
@@ -44,6 +44,12 @@ def server(chat: Chat) -> Iterator[Served]:
         body_s=1.0, head_s=1.0, read_s=1.0, request_s=2.5,
     ) as found:  # fmt: skip
         yield found
+
+
+@pytest.fixture(autouse=True)
+def slowly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token takes a while, so that what is meant to be long is long on any machine."""
+    slow_steps(monkeypatch)
 
 
 # ---------------------------------------------------------------- places

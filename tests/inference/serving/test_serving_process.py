@@ -107,7 +107,7 @@ def can_connect(url: str) -> bool:
 
 
 def test_who_does_not_finish_in_time_is_cut_off(model: Path) -> None:
-    with process(model, "--name", "tiny", "stop_s=1", "workers=1", AVLM_KEY="sesame-sesame") as (started, line, url):
+    with process(model, "--name", "tiny", "stop_s=0", "workers=1", AVLM_KEY="sesame-sesame") as (started, line, url):
         assert line.startswith("tiny is served at ") and "sesame" not in line
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="sesame-sesame", max_retries=0)
         messages: Any = [{"role": "user", "content": "What is it?"}]

@@ -51,7 +51,7 @@ export function costs(usage, times) {
 function speed(usage, times) {
   const tokens = (usage?.completion_tokens ?? 0) - 1;
   const took = (times?.last ?? 0) - (times?.first ?? 0);
-  if (tokens < 1 || took <= 0.001) return "";
+  if (tokens < 3 || took < 0.02) return ""; // too little to be a speed
   const found = tokens / took;
   return found < 100 ? found.toFixed(1) : whole.format(Math.round(found));
 }
