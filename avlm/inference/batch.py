@@ -158,6 +158,7 @@ def _answers(
             more = row is not None
             if row is not None:
                 name, sample = row
+                ready: Future[Prompt] | AvlmError
                 ready = sample if isinstance(sample, DataError) else threads.submit(engine.prepare, sample)
                 coming.append((name, ready))
         while coming and engine.free and (not engine.busy or _is_done(coming[0][1])):
