@@ -4,8 +4,8 @@
 
 TIMELINES is the folder that ``avlm data voice`` made: voices, noises and talk that no training row has. Model time:
 0.5 ms for a token that is read, 50 ms for one that is made; answers are spoken by espeak-ng and last as long as that
-takes, so that there is something to be interrupted. What is judged is what happens: a sound counts as taken for a question if it is answered or stops an
-answer.
+takes, so that there is something to be interrupted. What is judged is what happens: a sound counts as taken for a
+question if it is answered or stops an answer.
 """
 
 from __future__ import annotations

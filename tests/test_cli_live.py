@@ -103,6 +103,7 @@ def test_a_model_that_cannot_tell_who_is_meant_is_refused(avlm, make_model, tmp_
     assert "the model has no state head" in err and "avlm train voice" in err
 
 
+@pytest.mark.slow
 def test_voice_data_on_the_command_line(avlm, tmp_path):
     pytest.importorskip("espeakng_loader")
     (tmp_path / "q.txt").write_text("where is the station\n")

@@ -203,6 +203,7 @@ def test_an_encoder_of_ones_own_hears(walk: Walk) -> None:
     assert config["audio_config"]["model_type"] == "small_listener"
 
 
+@pytest.mark.slow
 def test_energon_data_becomes_rows_and_is_trained_on(walk: Walk) -> None:
     pytest.importorskip("megatron.energon", reason=NO_ENERGON)
     said = walk("energon", "train", "--steps", 1)

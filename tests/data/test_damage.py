@@ -55,6 +55,7 @@ def told(outcomes: Sequence[Outcome]) -> str:
     )
 
 
+@pytest.mark.slow
 def test_there_are_three_hundred_of_every_sort() -> None:
     damages = damaged()
     assert len(damages) == 300

@@ -66,6 +66,7 @@ def test_no_noise_and_no_talk_of_one_split_is_in_the_other() -> None:
     assert not told["train"] & told["eval"]
 
 
+@pytest.mark.slow
 def test_the_same_settings_make_the_same_bytes(made: Path, tmp_path: Path) -> None:
     make_voice(tmp_path / "again", SMALL)
     names = sorted(path.relative_to(made) for path in made.rglob("*") if path.is_file())
@@ -91,6 +92,7 @@ def test_a_timeline_names_sounds_that_are_there_in_the_order_of_time(made: Path)
     )  # one at a time, but for the room
 
 
+@pytest.mark.slow
 def test_questions_of_ones_own_keep_their_answers(tmp_path: Path) -> None:
     pytest.importorskip("espeakng_loader")
     (tmp_path / "q.txt").write_text("what is the capital of france\tParis\nwho wrote this\n\n")

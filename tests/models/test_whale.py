@@ -532,6 +532,7 @@ def alone() -> Stage:
     return Stage.model_validate({**settings, "supervise": "words", "steps": 1})
 
 
+@pytest.mark.slow
 def test_from_nothing_it_learns_to_tell_the_words_of_a_few_sounds() -> None:
     model, processor = hearing_model()
     sounds = spoken("red green blue", "blue red", "green", "red blue green red", "blue blue")

@@ -382,6 +382,7 @@ def read_entries(folder: Path) -> dict[tuple[str, bytes], Tensor]:
     return found
 
 
+@pytest.mark.slow
 def test_without_the_cache_the_losses_are_the_same_but_for_rounding(
     frozen: Callable[..., RunConfig], tmp_path: Path
 ) -> None:

@@ -179,6 +179,7 @@ def test_stopped_in_any_stage(small_run: Callable[..., RunConfig], tmp_path: Pat
     assert_equal(facts(tmp_path / "cut"), facts(tmp_path / "whole"))
 
 
+@pytest.mark.slow
 def test_a_damaged_newest_checkpoint_costs_a_step_and_nothing_else(
     small_run: Callable[..., RunConfig], tmp_path: Path
 ) -> None:

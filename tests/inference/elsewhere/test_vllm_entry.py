@@ -53,6 +53,7 @@ def test_the_entry_point_is_announced_and_registers_once(monkeypatch):
     assert getattr(importlib.import_module(module), name).__name__ == "AvlmForVllm"
 
 
+@pytest.mark.slow
 def test_transformers_knows_our_directories_wherever_the_entry_is_imported():
     code = (
         "import avlm.inference.elsewhere.vllm\n"

@@ -106,6 +106,7 @@ def can_connect(url: str) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_who_does_not_finish_in_time_is_cut_off(model: Path) -> None:
     with process(model, "--name", "tiny", "stop_s=0", "workers=1", AVLM_KEY="sesame-sesame") as (started, line, url):
         assert line.startswith("tiny is served at ") and "sesame" not in line
