@@ -203,12 +203,13 @@ def main() -> None:
         for case in CASES:
             if case.name in asked.cases:
                 found.add(case, race(case, asked, Path(folder)))
+                for table in found.tables():  # after each: a run of many minutes may be cut off
+                    if asked.out is not None:
+                        written(table, asked.out, machine())
                 for table in found.tables()[:2]:
                     print(table.text(), flush=True)
     for table in found.tables():
         print(table.text(), flush=True)
-        if asked.out is not None:
-            written(table, asked.out, machine())
     if asked.out is not None:
         (asked.out / "bars.md").write_text(summary(asked.out))
     verdicts = [[table.title, *verdict] for table in found.tables() for verdict in table.verdicts()]
