@@ -204,7 +204,5 @@ def test_in_a_terminal(small_model: Composed, rows: Callable[..., Path], tmp_pat
     terminal.until(r"read \d+ tokens \(picture 4\), wrote \d+.*, the first after .* s.*> ")
     terminal.type("\x1b[A")  # the line before comes back
     terminal.until("What is this")
-    terminal.type("\x03")
-    terminal.until("Ctrl-C again")
-    terminal.type("/quit\r")
+    terminal.type("\x15/quit\r")  # the line is taken back
     assert terminal.process.wait(20) == 0
