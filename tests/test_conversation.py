@@ -193,18 +193,16 @@ def test_in_a_terminal(small_model: Composed, rows: Callable[..., Path], tmp_pat
     if not (tmp_path / "p0.png").exists():
         rows()
     save_model(small_model.model, small_model.processor, tmp_path / "model")
-    terminal = Terminal(sys.executable, "-m", "avlm", "chat", str(tmp_path / "model"), "--max-tokens", "3000")
+    terminal = Terminal(sys.executable, "-m", "avlm", "chat", str(tmp_path / "model"), "--max-tokens", "4000")
     terminal.until("> ")
     terminal.type(f"{tmp_path / 'p0.png'} \r")
     terminal.until("picture .*p0.png: 40 x 30, 4 tokens.*> ")
     terminal.type("What is this?\r")
-    time.sleep(1.5)
+    terminal.until(r"this\?\s+\S")  # the answer has begun
     terminal.type("\x03")
     terminal.until("stopped; the model will not remember this question")
-    terminal.until(r"read \d+ tokens \(picture 4.*tokens/s, the first after .* s.*> ")
+    terminal.until(r"read \d+ tokens \(picture 4\), wrote \d+.*, the first after .* s.*> ")
     terminal.type("\x1b[A")  # the line before comes back
     terminal.until("What is this")
-    terminal.type("\x03")
-    terminal.until("Ctrl-C again")
-    terminal.type("/quit\r")
+    terminal.type("\x15/quit\r")  # the line is taken back
     assert terminal.process.wait(20) == 0
