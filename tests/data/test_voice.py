@@ -37,6 +37,7 @@ def rows(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", ["train", "eval"])
 def test_rows_are_read_as_training_reads_them_and_say_who_was_meant(split: str, made: Path) -> None:
     source = open_source(str(made / f"{split}.jsonl"), DataConfig())

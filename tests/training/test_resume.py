@@ -205,6 +205,7 @@ def test_a_damaged_newest_checkpoint_costs_a_step_and_nothing_else(
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "number", [*(pytest.param(number, marks=pytest.mark.slow) for number in SIGNALS[:-1]), SIGNALS[-1]]
 )

@@ -173,7 +173,7 @@ class _Conversation:
             if receiving is not None:
                 receiving.cancel()
             if session is not None:
-                await self.run(session.stop)
+                await _to_its_end(self.run(session.stop))
 
     async def _receive(self) -> dict[str, Any]:
         return dict(await self.socket.receive())
@@ -268,6 +268,18 @@ class _Conversation:
             await self.socket.send_json({key: value for key, value in event.items() if key != "wave"})
             if wave is not None:
                 await self.socket.send_bytes(to_pcm(wave))
+
+
+_ending: set[asyncio.Future[Any]] = set()
+"""What is on its way to its end, so that nobody forgets it before."""
+
+
+async def _to_its_end(work: Awaitable[Any]) -> None:
+    """Wait for something that is done also where whoever waits is cancelled again and again, as anyio does it."""
+    task = asyncio.ensure_future(work)
+    _ending.add(task)
+    task.add_done_callback(_ending.discard)
+    await asyncio.shield(task)
 
 
 async def _refuse(socket: WebSocket, refused: _RefusedError) -> None:

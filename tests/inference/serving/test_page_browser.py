@@ -178,6 +178,7 @@ def test_a_video_is_sent_and_can_be_played(opened: Callable[..., Page], fake: Fa
     assert page.get_by_label("video clip.mp4").evaluate("e => e.duration") == pytest.approx(1.0, abs=0.11)
 
 
+@pytest.mark.slow
 def test_answers_are_shown_as_text_whatever_they_say(opened: Callable[..., Page]) -> None:
     page = opened()
     ask(page, "markup <b>in</b> the question")
@@ -241,6 +242,7 @@ def test_events_are_read_wherever_the_stream_is_cut(opened: Callable[..., Page])
         assert page.evaluate(read, stream) == ['["{é}","two\\nlines 😀"]']
 
 
+@pytest.mark.slow
 def test_a_model_answers_the_page_as_it_answers_in_a_conversation(
     opened: Callable[..., Page], chat: Chat, picture: Callable[..., Path], sound: Callable[..., Path]
 ) -> None:
@@ -298,6 +300,7 @@ def test_a_question_stopped_before_a_word_was_never_said(opened: Callable[..., P
     assert [m["content"] for m in fake.asked[-1]["messages"]] == ["hello"]
 
 
+@pytest.mark.slow
 def test_a_question_is_changed_and_what_followed_it_goes(
     opened: Callable[..., Page], fake: Fake, picture: Callable[..., Path]
 ) -> None:
@@ -525,6 +528,7 @@ def test_it_is_talked_to_where_the_server_listens(opened: Callable[..., Page], f
     expect(page.get_by_role("button", name="Talk")).to_be_hidden()
 
 
+@pytest.mark.slow
 def test_the_conversation_stays_until_it_is_cleared(opened: Callable[..., Page], picture: Callable[..., Path]) -> None:
     page = opened()
     add(page, picture("kept.png"))
@@ -632,6 +636,7 @@ def test_nothing_is_wider_than_a_phone(
         assert box is not None and box["x"] >= 0 and box["x"] + box["width"] <= size[0]
 
 
+@pytest.mark.slow
 def test_a_whole_conversation_by_keyboard_alone(opened: Callable[..., Page], fake: Fake) -> None:
     page = opened(reduced_motion="reduce")
     expect(page.get_by_label("Your question")).to_be_focused()
