@@ -70,6 +70,7 @@ print(batch["input_ids"].tolist(), sorted(batch), float(batch["pixel_values"].do
 """
 
 
+@pytest.mark.slow
 def test_a_saved_processor_is_loaded_by_auto_processor_in_another_process(
     made: AvlmProcessor, picture: Callable[..., Path], tmp_path: Path
 ) -> None:

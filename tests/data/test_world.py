@@ -477,6 +477,7 @@ def test_held_out_voices_are_understood_by_who_knows_the_others() -> None:
 # --- the same again, whole or absent --------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes(world: Path, tmp_path: Path) -> None:
     make_world(tmp_path / "again", **SMALL)
     names = sorted(path.relative_to(world) for path in world.rglob("*") if path.is_file())

@@ -261,6 +261,7 @@ def test_trouble_with_the_disk_leaves_the_older_one_whole(
     assert names(tmp_path) == ["step-00000103"]
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_really_full_is_an_os_error(tmp_path: Path) -> None:
     """safetensors has an error of its own for it. A limit on the size of files stands in for a full disk."""
     limited = f"""

@@ -311,6 +311,7 @@ def frozen(small_run: Callable[..., RunConfig]) -> Callable[..., RunConfig]:
     return make
 
 
+@pytest.mark.slow
 def test_runs_with_the_cache_end_with_the_same_bits(
     frozen: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

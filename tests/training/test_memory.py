@@ -29,6 +29,7 @@ def faults(how: str) -> int:
     return int(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be asked to keep memory")
 def test_a_large_tensor_is_not_given_back_and_asked_for_again() -> None:
     """Eight times 32 MB are 65,536 pages of 4 kB; each that comes new from the system is a fault.

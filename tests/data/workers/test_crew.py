@@ -119,6 +119,7 @@ def test_more_tasks_than_a_socket_holds_are_all_done() -> None:
         assert [crew.result(t)[199] for t in reversed(tickets)] == [i * i for i in reversed(range(2000))]
 
 
+@pytest.mark.slow
 def test_an_interpreter_of_its_own_does_the_same() -> None:
     with Crew(square, 2, limit_s=60, start="fresh") as crew:
         assert list(crew.in_order([[1, 2], [3]], ahead=2)) == [[1, 4], [9]]
