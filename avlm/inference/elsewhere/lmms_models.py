@@ -9,6 +9,7 @@ tokens: of several choices it takes the one with the smallest (`multiple_choice`
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,8 +60,9 @@ class _Avlm(lmms):
         samples, settings = zip(*(self._asked(request.args) for request in requests), strict=True)
         return self.asker.answers(samples, [sampling_of(given) for given in settings])
 
+    @abstractmethod
     def _asked(self, args: tuple[Any, ...]) -> tuple[Sample, dict[str, Any]]:
-        raise NotImplementedError
+        """What a request asks, and how it wants to be answered."""
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
         """Not there.
