@@ -45,6 +45,15 @@ STATEMENTS: tuple[str, ...] = (
 )
 """The world's words, told and not asked."""
 
+_TURNS = frozenset(("is", "are", "was", "were", "has", "have", "can", "could", "do", "does", "did", "will", "would"))
+
+
+def told(question: str) -> str:
+    """The words of a question as a statement: "is it red", told, is "it is red". Empty for what begins otherwise."""
+    first, *rest = question.split()
+    return " ".join((rest[0], first, *rest[1:])) if first in _TURNS and rest else ""
+
+
 WORDS: tuple[str, ...] = (
     *NUMBERS,
     *COLOURS,
