@@ -32,7 +32,7 @@ def voice(model: str = "model", learns: Literal["head", "hearing", "all"] = "all
                 train=parts[learns],
                 steps=600,
                 batch_samples=32,
-                state_head=StateHead(lr=5e-3, weights=(1.0, 1.0, 1.0)),
+                state_head=StateHead(lr=5e-3, weights=(1.0, 1.5, 1.0)),
                 schedule=Schedule(kind="cosine", warmup=0.03),
                 optimizer=Optimizer(weight_decay=0.0),
                 augment=HEAR,

@@ -54,9 +54,9 @@ class VoiceSettings:
     """What is made."""
 
     seed: int = 0
-    train_rows: int = 3200
+    train_rows: int = 4000
     eval_rows: int = 400
-    timelines: int = 10
+    timelines: int = 40
     ask: str = ASK
     """Words beside each sound; the model is to be spoken to with the same."""
     questions: str | None = None

@@ -17,9 +17,9 @@ from avlm.data.world.pictures import draw_scene
 from avlm.data.world.tasks import FAMILIES, Deck, Picture, Speech, plan
 from avlm.data.world.words import COLOURS, NUMBERS, SHAPES, Split, plural
 
-ROWS: dict[Split, int] = {"train": 400, "eval": 120}
-"""Of so many rows of the world's spoken questions the pictures are drawn."""
-FITTING = 0.5
+ROWS = 400
+"""Of so many rows of the world's spoken questions the pictures are drawn; fewer leave some question without one."""
+FITTING = 0.7
 """So often a picture is one that somebody asks about in these words."""
 
 _TELLING = frozenset((*COLOURS, *SHAPES, *map(plural, SHAPES), *NUMBERS))
@@ -38,7 +38,7 @@ class Scenes:
         self._answers: dict[tuple[str, str], str] = {}
         self._by_word: dict[str, list[str]] = {}
         drawn: dict[Picture, str] = {}
-        for draft in plan(FAMILIES["voice"], ROWS[split], Deck(rng, split)):
+        for draft in plan(FAMILIES["voice"], ROWS, Deck(rng, split)):
             picture, words = draft.media
             assert isinstance(picture, Picture) and isinstance(words, Speech)
             if picture not in drawn:
@@ -50,7 +50,7 @@ class Scenes:
         self.paths = tuple(drawn.values())
 
     def beside(self, draft: Draft) -> str:
-        """A picture for a sound: half the time one that is asked about in its words, else any."""
+        """A picture for a sound: mostly one that is asked about in its words, else any."""
         said = draft.front.text if isinstance(draft.front, Said) else ""
         fitting = [path for word in _telling(said) for path in self._by_word.get(word, ())]
         pool = fitting if self.rng.random() < FITTING and fitting else self.paths

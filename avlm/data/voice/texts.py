@@ -63,9 +63,13 @@ WORDS: tuple[str, ...] = (
 )
 
 NODS: dict[Split, tuple[str, ...]] = {
-    "train": ("okay", "right", "uh huh", "i see", "good", "yes yes", "mm hmm", "fine", "all right then"),
+    "train": (
+        "okay", "right", "uh huh", "i see", "good", "yes yes", "mm hmm", "fine", "all right then", "oh really",
+        "no way", "very good", "of course", "oh dear", "i know", "exactly", "so it is", "that is right", "never mind",
+        "thank you",
+    ),
     "eval": ("ah okay", "sure", "oh nice", "got it", "hmm", "well well"),
-}
+}  # fmt: skip
 """What somebody says who listens and does not ask."""
 
 _WHO: dict[Split, tuple[str, ...]] = {

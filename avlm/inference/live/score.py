@@ -105,23 +105,33 @@ def _over(span: tuple[int, int], events: Sequence[Event]) -> Event | None:
 
 
 def _stop(rates: Rates, span: tuple[int, int], events: Sequence[Event]) -> None:
-    """How long an answer that was being given went on behind a question. One that ended meanwhile tells nothing."""
+    """How long an answer that was being given went on behind a question.
+
+    One that ended by itself within the question, or before the model had decided, tells nothing.
+    """
     over, end_s = _over(span, events), span[1] / SAMPLE_RATE_HZ
     if over is None or over["at_s"] < end_s:
         return
+    decided = [e["at_s"] for e in _heard(span, events) if e["state"] == "question"]
     if over["event"] == "interrupted":
         rates.stops_ms.append(round(1000 * (over["at_s"] - end_s), 1))
-    else:
+    elif not decided or over["at_s"] > decided[0]:
         rates.unstopped += 1
 
 
 def _pass(rates: Rates, span: tuple[int, int], events: Sequence[Event]) -> None:
     """Whether an answer that was being given went on through something that was not meant for the model."""
-    over, end_s = _over(span, events), span[1] / SAMPLE_RATE_HZ
+    over = _over(span, events)
     if over is None:
         return
-    judged = [e for e in events if e["event"] == "state" and "start_s" in e]
-    if any(e["number"] == over.get("by") and e["start_s"] < end_s for e in judged):
+    if any(e["number"] == over.get("by") for e in _heard(span, events)):
         rates.disturbed += 1
     else:
         rates.passed += 1
+
+
+def _heard(span: tuple[int, int], events: Sequence[Event]) -> list[Event]:
+    """What the model decided about passages that share something with a sound."""
+    start_s, end_s = (at / SAMPLE_RATE_HZ for at in span)
+    states = [event for event in events if event["event"] == "state" and event["state"] != "typed"]
+    return [event for event in states if event["start_s"] < end_s and event["end_s"] > start_s]

@@ -216,6 +216,21 @@ def test_rates_measure_the_stop_from_the_questions_last_sample():
     assert 0 < rates.stops_ms[0] <= 300
 
 
+@pytest.mark.parametrize(
+    ("words", "sound", "unstopped"),
+    [(10, question(0.8), 0), (40, talk(0.8), 1)],
+    ids=["ends by itself before anybody could tell", "goes on"],
+)
+def test_an_answer_that_was_not_stopped_counts_if_the_model_could_have_told(words, sound, unstopped):
+    moments = [Moment(1.0, text="Go on."), Moment(1.2, sound="x", state="question")]
+    rendered = render(moments, [None, sound], 8)
+    events = list(play(Session(PlantedMind(LONG[:words]), costs=COSTS), moments, rendered, None))
+    rates = score(moments, rendered, events)
+    ended, (_, decided) = only(events, "answer_ends")[0]["at_s"], [e["at_s"] for e in only(events, "state")]
+    assert ended > 2.0 and (ended < decided) == (unstopped == 0)
+    assert (rates.stops_ms, rates.unstopped) == ([], unstopped)
+
+
 def test_rates_count_what_an_answer_went_on_through():
     things = [(1.0, "Go on.", ""), (2.0, talk(), "noise"), (9.0, "Go on.", ""), (10.0, question(), "noise")]
     moments = [
