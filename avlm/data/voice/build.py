@@ -17,7 +17,7 @@ import os
 import shutil
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -273,26 +273,30 @@ def _write_timeline(
     scenes: Scenes | None,
     seed: int,
 ) -> None:
-    """One timeline: the room from its beginning to its end, a picture, and what happens in between."""
+    """One timeline: the room from its beginning to its end, pictures, and what happens in between."""
     rng = _chance(_TIMELINES, seed, "eval", number + 1)
-    at_s, moments = 1.0, []
+    at_s, moments = 1.0, [*_shown(0.0, () if scenes is None else scenes.paths, rng)]
     for pause_s, what in planned:
         at_s = round(at_s + pause_s, 3)
         if isinstance(what, str):
-            moments.append(Moment(at_s, text=what))
+            moments += [*_shown(at_s, () if scenes is None else scenes.pairs, rng), Moment(at_s, text=what)]
             continue
-        front = what.draft.front
-        says = front.text if isinstance(front, Said) else ", ".join(front.names)
-        sound = f"../{what.path}"
-        moments.append(Moment(at_s, sound=sound, state=what.draft.state, kind=what.draft.kind, says=says))
+        draft = what.draft
+        says = draft.front.text if isinstance(draft.front, Said) else ", ".join(draft.front.names)
+        moments.append(Moment(at_s, sound=f"../{what.path}", state=draft.state, kind=draft.kind, says=says))
         at_s += lengths[what.path]
+        if draft.kind == "interruption":
+            moments += _shown(round(at_s, 3), () if scenes is None else scenes.paths, rng)
     name = str(rng.choice(list(NOISES["eval"])))
     bed = draw_noise(name, "eval", int((at_s + 2) * SAMPLE_RATE_HZ), rng) * rng.uniform(0.001, 0.008)
     write_wav(folder / f"wav/room-{number:03d}.wav", bed)
-    pictures = () if scenes is None else scenes.paths
-    shown = [Moment(0.0, image=f"../{pictures[int(rng.integers(len(pictures)))]}")] if pictures else []
     room = Moment(0.0, sound=f"../wav/room-{number:03d}.wav", kind="room", says=name)
-    write_timeline(folder / f"timelines/{number:03d}.jsonl", [room, *shown, *moments])
+    write_timeline(folder / f"timelines/{number:03d}.jsonl", [room, *moments])
+
+
+def _shown(at_s: float, paths: Sequence[str], rng: Generator) -> list[Moment]:
+    """The camera shows one of these pictures, if there are any."""
+    return [Moment(at_s, image=f"../{paths[int(rng.integers(len(paths)))]}")] if paths else []
 
 
 def _write_lines(path: Path, rows: list[dict[str, object]]) -> None:

@@ -13,7 +13,7 @@ from numpy.random import Generator
 from PIL import Image
 
 from avlm.data.voice.drawing import Draft, Said
-from avlm.data.world.pictures import draw_scene
+from avlm.data.world.pictures import Pair, draw_scene
 from avlm.data.world.tasks import FAMILIES, Deck, Picture, Speech, plan
 from avlm.data.world.words import COLOURS, NUMBERS, SHAPES, Split, plural
 
@@ -48,6 +48,8 @@ class Scenes:
             for word in _telling(words.text):
                 self._by_word.setdefault(word, []).append(drawn[picture])
         self.paths = tuple(drawn.values())
+        self.pairs = tuple(path for picture, path in drawn.items() if isinstance(picture.scene, Pair))
+        """Those of two things, which take longest to describe."""
 
     def beside(self, draft: Draft) -> str:
         """A picture for a sound: mostly one that is asked about in its words, else any."""

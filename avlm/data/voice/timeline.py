@@ -44,7 +44,7 @@ class Moment:
 def draw_timeline(drawer: Drawer, sounds: int) -> list[tuple[float, Draft | str]]:
     """What happens on a held-out timeline: pauses in seconds, each with what follows it, a sound or a typed text.
 
-    An interruption begins as soon as somebody has typed a question with a long answer, so that it ends within it.
+    An interruption begins right behind a typed question with a long answer, so that it ends within that.
     """
     found: list[tuple[float, Draft | str]] = []
     weights = (0.35, 0.3, 0.1, 0.25)

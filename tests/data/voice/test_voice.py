@@ -88,8 +88,11 @@ def test_a_timeline_names_sounds_that_are_there_in_the_order_of_time(made: Path)
     for moment in moments:
         for name in (moment.sound, moment.image):
             assert not name or (path.parent / name).is_file()
+    typed = [i for i, moment in enumerate(moments) if moment.text]
+    assert all(moments[i - 1].image and moments[i - 1].at_s == moments[i].at_s for i in typed)  # there is much to say
     judged = [moment for moment in moments if moment.state]
     assert len(judged) == 12
+    assert len(typed) == sum(moment.kind == "interruption" for moment in judged) > 0
     ends = [m.at_s + soundfile.info(path.parent / m.sound).duration for m in judged]
     assert all(
         end < after.at_s for end, after in zip(ends, judged[1:], strict=False)
@@ -171,6 +174,12 @@ def test_what_is_seen_does_not_tell_who_was_meant(question: str, scenes: Scenes)
     assert seen["question"] == seen["noise"]
     asked_ = {scenes.answer(path, question) for path in seen["question"]}
     assert asked_ == {"yes", "no", ""}  # some fit, some do not
+
+
+def test_two_things_are_where_it_is_asked_whether_there_is_one(scenes: Scenes) -> None:
+    for path in scenes.paths:
+        asked_ = [scenes.answer(path, q.text) for q in world_questions() if q.text.startswith("is there a")]
+        assert any(asked_) == (path in scenes.pairs)
 
 
 def test_pictures_of_every_sort_are_seen_beside_any_sound(scenes: Scenes) -> None:
