@@ -13,7 +13,7 @@ def voice(model: str = "model", learns: Literal["head", "hearing", "all"] = "all
     """A model that hears learns to tell whether it was meant, or whether people speak to each other.
 
     Rows are those of `avlm data voice`, or any whose answers have a `state`; rows of what the model could do before,
-    blended in, keep that: ``data.train='[{path: voice/train.jsonl, weight: 1}, {path: before.jsonl, weight: 1}]'``.
+    blended in, keep that: ``data.train='[{path: voice/train.jsonl, weight: 1}, {path: before.jsonl, weight: 1.5}]'``.
 
     Args:
         model: The model directory to start from; on the command line ``model=DIR``.
