@@ -185,7 +185,7 @@ def test_two_things_are_where_it_is_asked_whether_there_is_one(scenes: Scenes) -
 def test_pictures_of_every_sort_are_seen_beside_any_sound(scenes: Scenes) -> None:
     scenes.rng = np.random.default_rng(0)
     for front in (Said("is it the digit nine"), Said("my uncle baked a cake"), Heard(("bell",))):
-        seen = {scenes.beside(Draft("noise", "noise", front)) for _ in range(2000)}
+        seen = {scenes.beside(Draft("noise", "noise", front)) for _ in range(12_000)}
         assert seen == set(scenes.paths)
 
 
