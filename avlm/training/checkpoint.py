@@ -164,16 +164,16 @@ def _check(wanted: Callable[[], bool], folder: Path) -> None:
         raise InterruptedError(f"{folder.name} is no longer wanted")
 
 
-def save_tensors(tensors: Mapping[str, Tensor], path: Path, header: dict[str, str] | None = None) -> None:
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, told: dict[str, str] | None = None) -> None:
     """Write tensors as safetensors.
 
     Args:
-        header: What the file's header tells besides.
+        told: What the file's header tells besides.
 
     Raises:
         OSError: The disk is full or read-only. (safetensors has an error of its own for that.)
     """
-    more: dict[str, Any] = {} if header is None else {"metadata": header}
+    more: dict[str, Any] = {} if told is None else {"metadata": told}
     try:
         save_file({name: value.contiguous() for name, value in tensors.items()}, path, **more)
     except SafetensorError as error:

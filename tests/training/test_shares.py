@@ -300,3 +300,25 @@ def test_one_who_wrote_nothing_is_not_waited_for_when_a_run_has_failed(
     told = run(2, work)[0]
     assert "the checkpoint at step 3 could not be written (process 1 of 2 wrote no share of it)" in told
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+def test_who_still_writes_for_an_attempt_that_was_given_up_does_not_reach_the_next(tmp_path: Path) -> None:
+    """Of a run whose first process was killed another may go on for a while, beside the run that goes on."""
+
+    def work(world: World) -> list[str]:
+        share, other = share_of(1.0, world), share_of(2.0, world)
+        new, old = Shares(world, "new"), Shares(world, "old")
+        if world.first:
+            save(tmp_path, share, AT, keep=1, shares=new)
+            world.wait()
+        else:
+            save_share(tmp_path, share, AT, new)
+            world.wait()
+            save_share(tmp_path, other, AT, old)
+        world.wait()
+        found, passed = newest(tmp_path, "s", world=world)
+        assert found is not None and not passed
+        write(world, tmp_path, *made(world))
+        return sorted(path.name for path in tmp_path.iterdir())
+
+    assert run(2, work) == [["step-00000003"]] * 2
