@@ -231,11 +231,17 @@ def test_ctrl_c_at_the_prompt_of_a_terminal(small_model: Composed, tmp_path: Pat
     save_model(small_model.model, small_model.processor, tmp_path / "model")
     terminal = Terminal(sys.executable, "-m", "avlm", "chat", str(tmp_path / "model"))
     terminal.until("> ")
-    terminal.type("half a line\x03")
+    terminal.type("half a line")
+    terminal.until("half a line")  # it reads: a signal that comes in the instant before is seen with the next key
+    terminal.type("\x03")
     terminal.until("Ctrl-C again, or /quit, ends.*> ")
     terminal.type("/clear\r")  # something else in between: it takes two again
     terminal.until("/clear.*> ")
+    terminal.type("x\x7f")
+    terminal.until("x")
     terminal.type("\x03")
     terminal.until("Ctrl-C again, or /quit, ends.*> ")
+    terminal.type("y")
+    terminal.until("y")
     terminal.type("\x03")
     assert terminal.process.wait(20) == 0

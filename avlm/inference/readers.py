@@ -28,6 +28,7 @@ from avlm.models import attention
 from avlm.models.modeling import AvlmForConditionalGeneration
 from avlm.models.reading import read_once
 from avlm.models.slots import Run, Slots, Step
+from avlm.models.written import product_of
 
 logger = logging.get_logger(__name__)
 
@@ -111,6 +112,7 @@ class SlotReader:
     def __init__(self, model: AvlmForConditionalGeneration, prompts: Prompts, kept_bytes: int) -> None:
         self.model, self.prompts = model, prompts
         self.language, self.head, self.written = model.language_model, model.plain_head(), model.written_out()
+        self.to_logits = self.head if self.written is None or self.head is None else product_of(self.head) or self.head
         self.decoder, self.table, self.device = self.language.get_decoder(), model.get_input_embeddings(), model.device
         self.prefixes = Prefixes(kept_bytes)
         self.slots = Slots(int(self.language.config.get_text_config().num_hidden_layers))
@@ -269,7 +271,7 @@ class SlotReader:
         self.slots.step = step
         whole = len(ends) == len(embeds_TD)
         index = None if whole else torch.tensor(ends, dtype=torch.long, device=self.device)
-        if self.head is None:
+        if self.to_logits is None:
             kwargs = {**step.kwargs(embeds_TD, self.slots), "return_dict": True}
             kept: int | Tensor = 0 if index is None else index
             logits: Tensor = read_once(self.language, embeds_TD[None], kept, kwargs).logits[0]
@@ -279,7 +281,7 @@ class SlotReader:
         else:
             kwargs = step.kwargs(embeds_TD, self.slots)
             states = self.decoder(inputs_embeds=embeds_TD[None], return_dict=True, **kwargs).last_hidden_state[0]
-        logits = self.head(states if index is None else states[index])
+        logits = self.to_logits(states if index is None else states[index])
         return logits.float()
 
 
