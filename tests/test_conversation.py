@@ -196,6 +196,11 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self.own, text.encode())
 
+    def interrupt(self) -> None:
+        """Press Ctrl-C at a prompt; in the instant before Python waits for keys, it would be seen with the next one."""
+        time.sleep(0.3)
+        self.type("\x03")
+
     def until(self, pattern: str, seconds: float = 90) -> str:
         end = time.monotonic() + seconds
         while not (found := re.search(pattern, self.seen, re.DOTALL)):
@@ -232,16 +237,12 @@ def test_ctrl_c_at_the_prompt_of_a_terminal(small_model: Composed, tmp_path: Pat
     terminal = Terminal(sys.executable, "-m", "avlm", "chat", str(tmp_path / "model"))
     terminal.until("> ")
     terminal.type("half a line")
-    terminal.until("half a line")  # it reads: a signal that comes in the instant before is seen with the next key
-    terminal.type("\x03")
+    terminal.until("half a line")
+    terminal.interrupt()
     terminal.until("Ctrl-C again, or /quit, ends.*> ")
     terminal.type("/clear\r")  # something else in between: it takes two again
     terminal.until("/clear.*> ")
-    terminal.type("x\x7f")
-    terminal.until("x")
-    terminal.type("\x03")
+    terminal.interrupt()
     terminal.until("Ctrl-C again, or /quit, ends.*> ")
-    terminal.type("y")
-    terminal.until("y")
-    terminal.type("\x03")
+    terminal.interrupt()
     assert terminal.process.wait(20) == 0
