@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness import Figures, Line, Table, judged, machine, summary, written
+from harness import Figures, Line, Table, judged, machine, read, summary, written
 
 HERE = Path(__file__).parent
 WARM_UP = 1
@@ -152,6 +152,14 @@ class Found:
     def tables(self) -> tuple[Table | Figures, ...]:
         return self.speed, self.memory, self.losses, self.limits
 
+    def in_order(self) -> None:
+        """Cases stand as in their table, whichever run they are of."""
+        order = [case.name for case in CASES]
+        for table in (self.speed, self.memory):
+            table.lines.sort(key=lambda line: order.index(_case(line.what)))
+        for figures in (self.losses, self.limits):
+            figures.rows.sort(key=lambda row: order.index(_case(row[0])))
+
     def add(self, case: Case, steps: dict[str, list[dict[str, float]]]) -> None:
         """Take in the steps of every side of a case."""
         ours = steps[""]
@@ -178,6 +186,27 @@ class Found:
         self.limits.rows.append([case.what, name, f"{best / peer:.2f}", f"{most:.2f}", f"{best / peer / most:.2f}", ""])
 
 
+def begun(asked: argparse.Namespace) -> Found:
+    """The tables, with the lines of other cases that an earlier run on this machine wrote into the same folder."""
+    found = empty(asked)
+    for table in found.tables():
+        path = None if asked.out is None else asked.out / f"{table.name}.json"
+        if path is None or not path.exists() or json.loads(path.read_text())["machine"] != machine():
+            continue
+        earlier = read(path)
+        if isinstance(table, Table) and isinstance(earlier, Table) and earlier.notes == table.notes:
+            table.lines = [line for line in earlier.lines if _case(line.what) not in asked.cases]
+        elif isinstance(table, Figures) and isinstance(earlier, Figures):
+            table.rows = [row for row in earlier.rows if _case(row[0]) not in asked.cases]
+    return found
+
+
+def _case(told: str) -> str:
+    """The case that a line is about, by its first words."""
+    names = {case.what: case.name for case in CASES}
+    return names.get(told) or names[told.rpartition(", against ")[0]]
+
+
 def empty(asked: argparse.Namespace) -> Found:
     """Tables without lines."""
     first = (
@@ -198,11 +227,12 @@ def main() -> None:
     """Race the cases that were asked for, print the tables and write them."""
     asked = _asked()
     warnings.simplefilter("ignore")
-    found = empty(asked)
+    found = begun(asked)
     with tempfile.TemporaryDirectory() as folder:
         for case in CASES:
             if case.name in asked.cases:
                 found.add(case, race(case, asked, Path(folder)))
+                found.in_order()
                 for table in found.tables():  # after each: a run of many minutes may be cut off
                     if asked.out is not None:
                         written(table, asked.out, machine())

@@ -28,9 +28,9 @@ from avlm.data.text.templates import PLACEHOLDERS, chat_template, placeholder_id
 from avlm.data.text.vocabulary import add_tokens, add_wraps, make_tokenizer
 from avlm.errors import AvlmError, ConfigError, WeightsError
 from avlm.models import attention
-from avlm.models.audio_encoders import audio_spec
 from avlm.models.configuration import AvlmConfig
 from avlm.models.encoders import build_encoder, inner_config, load_encoder
+from avlm.models.hearing import audio_spec
 from avlm.models.modeling import AvlmForConditionalGeneration, sense_connector
 from avlm.models.precision import cast_weights
 from avlm.models.vision_encoders import vision_spec

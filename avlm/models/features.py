@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from avlm.config.media import AudioSpec
 from avlm.layout import Size
-from avlm.models.audio_encoders import encode_sounds, sound_lengths
+from avlm.models.hearing import encode_sounds, sound_lengths
 from avlm.models.vision_encoders import encode_images, vision_family
 
 EncoderPart = Literal["vision", "audio", "audio_beside"]
@@ -76,7 +76,7 @@ def hear(
     spec: AudioSpec,
     layer: int | None = None,
 ) -> list[Tensor]:
-    """As `audio_encoders.encode_sounds`, through the store where it keeps this encoder's outputs."""
+    """As `hearing.encode_sounds`, through the store where it keeps this encoder's outputs."""
     if store is None or not store.keeps(part):
         return encode_sounds(encoder, features, mask, spec, layer)
 

@@ -25,8 +25,8 @@ from avlm.config.media import AudioSpec
 from avlm.config.run import Stage
 from avlm.errors import ConfigError
 from avlm.layout import image_embedding_count
-from avlm.models.audio_encoders import encode_sounds
 from avlm.models.encoders import encoder_width
+from avlm.models.hearing import encode_sounds
 from avlm.models.modeling import AvlmForConditionalGeneration
 from avlm.models.vision_encoders import encode_images
 from avlm.samples import IGNORE, Row

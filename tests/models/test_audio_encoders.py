@@ -62,14 +62,9 @@ from avlm.layout import (
     encoded_count,
     smallest_sample_count,
 )
-from avlm.models.audio_encoders import (
-    AUDIO_FAMILIES,
-    add_family,
-    audio_spec,
-    encode_sounds,
-    inner_audio_config,
-)
+from avlm.models.audio_encoders import AUDIO_FAMILIES, add_family, inner_audio_config
 from avlm.models.encoders import build_encoder, encoder_width, load_encoder, read_config
+from avlm.models.hearing import audio_spec, encode_sounds
 from avlm.samples import Heard
 
 SIZES: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}

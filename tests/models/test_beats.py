@@ -19,9 +19,9 @@ from avlm.convert.weights import load_model, save_model
 from avlm.data.encode import pack
 from avlm.errors import ConfigError, LayoutError
 from avlm.layout import audio_token_count
-from avlm.models.audio_encoders import audio_spec, encode_sounds
 from avlm.models.beats import BeatsConfig, BeatsEncoder, from_released
 from avlm.models.encoders import build_encoder, build_on_meta, encoder_width, load_encoder, read_config
+from avlm.models.hearing import audio_spec, encode_sounds
 from avlm.samples import MediaItem, Sample, Sound, Text, Turn
 from avlm.training.trade import SoundWords, make_head
 

@@ -67,8 +67,8 @@ from avlm.convert.weights import load_model, save_model
 from avlm.data.media.pictures import in_patches
 from avlm.errors import ConfigError, LayoutError, WeightsError
 from avlm.layout import audio_embedding_count, image_embedding_count, image_grids
-from avlm.models.audio_encoders import audio_spec, encode_sounds
 from avlm.models.encoders import build_encoder, encoder_width, inner_config, load_encoder, read_config
+from avlm.models.hearing import audio_spec, encode_sounds
 from avlm.models.vision_encoders import VISION_FAMILIES, VisionFamily, add_family, encode_images, vision_spec
 
 VIT: dict[str, Any] = {

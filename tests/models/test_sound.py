@@ -21,7 +21,7 @@ from avlm.data.encode import pack
 from avlm.data.media.features import heard_chunks
 from avlm.errors import ConfigError, LayoutError
 from avlm.layout import audio_token_count
-from avlm.models.audio_encoders import encode_sounds
+from avlm.models.hearing import encode_sounds
 from avlm.samples import MediaItem, Sample, Sound, Text, Turn
 from avlm.training.loss import row_loss
 from avlm.training.stages import part_modules, prepare

@@ -24,8 +24,8 @@ from avlm.convert.weights import load_model, save_model
 from avlm.data.encode import pack
 from avlm.errors import ConfigError, LayoutError
 from avlm.layout import audio_embedding_count, audio_token_count
-from avlm.models.audio_encoders import audio_spec, encode_sounds
 from avlm.models.encoders import build_encoder, build_on_meta, encoder_width, load_encoder, read_config
+from avlm.models.hearing import audio_spec, encode_sounds
 from avlm.models.whale import WhaleConfig, WhaleEncoder, from_released
 from avlm.samples import MediaItem, Sample, Sound, Text, Turn
 from avlm.training.chain import Run

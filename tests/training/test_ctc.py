@@ -19,7 +19,7 @@ from avlm.convert.compose import Composed, compose
 from avlm.convert.weights import save_model
 from avlm.data.loader import Bad, StepLoader
 from avlm.data.sources import JsonLines
-from avlm.models.audio_encoders import encode_sounds
+from avlm.models.hearing import encode_sounds
 from avlm.samples import Encoded
 from avlm.training.building import by_itself
 from avlm.training.chain import Run
