@@ -108,3 +108,31 @@ LANGUAGE: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 4096,
     },
 }
+
+CACHED: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral, windows": {"model_type": "mistral", "sliding_window": 6},
+    "gemma2, windows and soft caps": {
+        "model_type": "gemma2", "sliding_window": 6, "head_dim": 8, "attn_logit_softcapping": 2.0,
+    },
+    "qwen3, norms of heads": {"model_type": "qwen3", "head_dim": 8},
+    "gpt_oss, sinks": {
+        "model_type": "gpt_oss", "sliding_window": 6, "head_dim": 8, "num_local_experts": 2, "num_experts_per_tok": 1,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "gpt2": {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512},
+    "nemotron_h, a state": {
+        "model_type": "nemotron_h",
+        "layer_types": ["linear_attention", "full_attention"],
+        "head_dim": 8,
+        "mamba_num_heads": 4,
+        "mamba_head_dim": 8,
+        "n_groups": 1,
+        "ssm_state_size": 4,
+    },
+    "llama, positions that depend on the length": {
+        "rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0},
+        "max_position_embeddings": 48,
+    },
+}  # fmt: skip
+"""What makes the tiny Llama of `make_model` a language model that keeps what it has read in another way."""

@@ -39,6 +39,13 @@ def test_each_side_is_told_by_its_best_round(harness: ModuleType, monkeypatch: p
     assert line.cells("samples/s")[1:] == ["1.00", "peer", "4.00", "4.00", "1.00 3.00 5.00", "4 reached"]
 
 
+def test_sides_may_tell_the_seconds_that_count(harness: ModuleType) -> None:
+    ours, peer = iter([9.0, 9.0, 2.0, 1.0]), iter([9.0, 9.0, 6.0, 5.0])
+    case = harness.Case("it", lambda: next(ours), {"peer": lambda: next(peer)}, rounds=2, tells=True)
+    (line,) = harness.timed(case)
+    assert (line.ours, line.peer, line.ratio, line.ratios) == (1, 5, 5, [3, 5])
+
+
 def test_sides_that_differ_are_not_timed(harness: ModuleType) -> None:
     def differ() -> None:
         raise AssertionError("they differ")

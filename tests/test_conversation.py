@@ -135,6 +135,24 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(capsys: pytest.CaptureFixtu
         say(Stopped(1), ["hello"], Sampling())  # type: ignore[arg-type]
 
 
+def test_ctrl_c_takes_back_a_line_and_twice_in_a_row_ends(
+    chat: Chat, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    typed: list[str | None] = [None, "hello", None, "/help", None, None, "never typed"]
+
+    def line(prompt: str) -> str:
+        words = typed.pop(0)
+        if words is None:
+            raise KeyboardInterrupt
+        return words
+
+    monkeypatch.setattr("builtins.input", line)
+    converse(chat, Sampling(max_tokens=5))
+    assert typed == ["never typed"]
+    assert [part.text for turn in chat.turns[::2] for part in turn.parts] == ["hello"]  # type: ignore[union-attr]
+    assert capsys.readouterr().err.count("Ctrl-C again, or /quit, ends") == 3
+
+
 def test_an_answer_that_was_stopped_was_never_given(chat: Chat) -> None:
     wanted = chat.chat("hello", sampling=Sampling(max_tokens=20))
     pieces = chat.say("hello", sampling=Sampling(max_tokens=20))
@@ -178,6 +196,11 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self.own, text.encode())
 
+    def interrupt(self) -> None:
+        """Press Ctrl-C at a prompt; in the instant before Python waits for keys, it would be seen with the next one."""
+        time.sleep(0.3)
+        self.type("\x03")
+
     def until(self, pattern: str, seconds: float = 90) -> str:
         end = time.monotonic() + seconds
         while not (found := re.search(pattern, self.seen, re.DOTALL)):
@@ -205,4 +228,21 @@ def test_in_a_terminal(small_model: Composed, rows: Callable[..., Path], tmp_pat
     terminal.type("\x1b[A")  # the line before comes back
     terminal.until("What is this")
     terminal.type("\x15/quit\r")  # the line is taken back
+    assert terminal.process.wait(20) == 0
+
+
+@pytest.mark.slow
+def test_ctrl_c_at_the_prompt_of_a_terminal(small_model: Composed, tmp_path: Path) -> None:
+    save_model(small_model.model, small_model.processor, tmp_path / "model")
+    terminal = Terminal(sys.executable, "-m", "avlm", "chat", str(tmp_path / "model"))
+    terminal.until("> ")
+    terminal.type("half a line")
+    terminal.until("half a line")
+    terminal.interrupt()
+    terminal.until("Ctrl-C again, or /quit, ends.*> ")
+    terminal.type("/clear\r")  # something else in between: it takes two again
+    terminal.until("/clear.*> ")
+    terminal.interrupt()
+    terminal.until("Ctrl-C again, or /quit, ends.*> ")
+    terminal.interrupt()
     assert terminal.process.wait(20) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Annotated, Any
 
 import typer
@@ -48,4 +49,5 @@ def serve(
     def say(url: str) -> None:
         print(f"{called} is served at {url}/v1" + (f", its page at {url}/" if settings.ui else ""), flush=True)
 
+    gc.freeze()  # what is there by now stays, and a look through it would copy pages that workers share
     run(app, settings, say)

@@ -17,6 +17,8 @@ from transformers import PreTrainedTokenizerBase
 
 FEW = 3
 """Tokens whose text is remembered."""
+TEXTS = 8192
+"""Texts that are: some 450 bytes each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ class Decoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
-        self._few = lru_cache(maxsize=65_536)(self._decoded)
+        self._few = lru_cache(maxsize=TEXTS)(self._decoded)
 
     def __call__(self, ids: Sequence[int]) -> str:
         return self._few(tuple(ids)) if len(ids) <= FEW else self._decoded(ids)

@@ -23,14 +23,13 @@ from transformers import PreTrainedModel
 
 from avlm.models.slots import Run, SlotLayer, Slots, Step
 from avlm.models.softmax import How
+from avlm.models.vectors import Product
 
 LARGEST = 2**28
 """Bytes of weights from which on reading them takes so long that nothing else counts."""
 CLOSE = 1e-4
 """Largest difference that counts as equal, relative to the largest value."""
 
-Weights = tuple[nn.Parameter, nn.Parameter | None]
-"""Of a linear layer, with its bias."""
 Norm = tuple[nn.Parameter, float]
 """Weight of a root-mean-square norm, and what is added below the root."""
 
@@ -40,16 +39,16 @@ class Layer:
     """The weights of one layer."""
 
     first: Norm
-    query: Weights
-    key: Weights
-    value: Weights
+    query: Product
+    key: Product
+    value: Product
     query_norm: Norm | None
     key_norm: Norm | None
-    out: Weights
+    out: Product
     second: Norm
-    gate: Weights
-    up: Weights
-    down: Weights
+    gate: Product
+    up: Product
+    down: Product
     act: nn.Module
     how: How
     width: int
@@ -58,14 +57,14 @@ class Layer:
     def read(self, x_TD: Tensor, turns: tuple[Tensor, Tensor], step: Step, slots: SlotLayer) -> Tensor:
         """What the layer makes of a step's tokens; their keys and values are written."""
         h = _normed(x_TD, self.first)
-        q, k, v = (F.linear(h, *w).view(len(h), -1, self.width) for w in (self.query, self.key, self.value))
+        q, k, v = (made(h).view(len(h), -1, self.width) for made in (self.query, self.key, self.value))
         if self.query_norm is not None and self.key_norm is not None:
             q, k = _normed(q, self.query_norm), _normed(k, self.key_norm)
         keys, values = slots.write(_turned(k, turns), v)
         seen = step.attend_tokens(_turned(q, turns), keys, values, self.how)
-        x_TD = x_TD + F.linear(seen.flatten(1), *self.out)
+        x_TD = x_TD + self.out(seen.flatten(1))
         h = _normed(x_TD, self.second)
-        return x_TD + F.linear(self.act(F.linear(h, *self.gate)) * F.linear(h, *self.up), *self.down)
+        return x_TD + self.down(self.act(self.gate(h)) * self.up(h))
 
 
 def _normed(x: Tensor, norm: Norm) -> Tensor:
@@ -136,9 +135,10 @@ def same_weights(some: Sequence[Layer], others: Sequence[Layer]) -> bool:
 
 def _parameters(layer: Layer) -> list[int]:
     """Which parameters a layer has, by identity."""
-    found = [getattr(layer, name) for name in ("first", "query", "key", "value", "query_norm", "key_norm", "out")]
-    found += [layer.second, layer.gate, layer.up, layer.down]
-    return [id(part) for parts in found if parts is not None for part in parts if not isinstance(part, float)]
+    products = (layer.query, layer.key, layer.value, layer.out, layer.gate, layer.up, layer.down)
+    norms = (layer.first, layer.second, layer.query_norm, layer.key_norm)
+    found = [part for product in products for part in (product.weight, product.bias)]
+    return [id(part) for part in found] + [id(norm[0]) for norm in norms if norm is not None]
 
 
 def layers_of(language: PreTrainedModel) -> list[Layer] | None:
@@ -174,7 +174,7 @@ def _layer(layer: nn.Module) -> Layer | None:
         return None
     norms = [_norm(parts["input_layernorm"]), _norm(parts["post_attention_layernorm"])]
     norms += [_norm(attends[name]) for name in ("q_norm", "k_norm") if normed]
-    linear = {name: _weights(module) for name, module in {**attends, **feeds}.items() if name.endswith("_proj")}
+    linear = {name: product_of(module) for name, module in {**attends, **feeds}.items() if name.endswith("_proj")}
     first, second, *of_heads = norms
     if first is None or second is None or None in of_heads or None in linear.values():
         return None
@@ -189,10 +189,11 @@ def _layer(layer: nn.Module) -> Layer | None:
     )  # fmt: skip
 
 
-def _weights(module: nn.Module) -> Weights | None:
-    """Of a linear layer as torch has it, in float32; None of any other."""
+def product_of(module: nn.Module) -> Product | None:
+    """What a linear layer does, as torch has it, in float32; None for any other, or where anybody listens in on it."""
     plain = type(module) is nn.Linear and type(module.weight.data) is Tensor and module.weight.dtype == torch.float32
-    return (module.weight, module.bias) if plain else None  # type: ignore[return-value]
+    heard = "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks
+    return Product(module.weight, module.bias) if plain and not heard else None  # type: ignore[arg-type]
 
 
 def _norm(module: nn.Module) -> Norm | None:
@@ -206,12 +207,12 @@ def _norm(module: nn.Module) -> Norm | None:
 
 @torch.inference_mode()
 def _same(language: PreTrainedModel, written: Written) -> bool:
-    """Whether made-up tokens, of two answers in two steps, come out as from the decoder itself."""
+    """Whether made-up tokens, of answers in three steps, come out as from the decoder itself."""
     decoder, device = language.get_decoder(), language.device
     width = language.get_input_embeddings().weight.shape[1]
     generator = torch.Generator().manual_seed(0)
     sides = Slots(len(written.layers)), Slots(len(written.layers))
-    for pasts, runs in (([], [Run(0, 0, 3), Run(1, 0, 5)]), ([3, 5], [Run(2, 0, 2)])):
+    for pasts, runs in (([], [Run(0, 0, 3), Run(1, 0, 5)]), ([3, 5], [Run(2, 0, 2)]), ([4], [])):
         found = []
         embeds = torch.randn(len(pasts) + sum(run.count for run in runs), width, generator=generator).to(device)
         for slots, ours in zip(sides, (True, False), strict=True):

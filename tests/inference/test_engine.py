@@ -14,35 +14,11 @@ from avlm.inference.engine import Engine, Request
 from avlm.inference.generate import generate
 from avlm.inference.readers import CohortReader, SlotReader
 from avlm.inference.sampling import Sampling
+from avlm.models.products import fast_products
 from avlm.samples import MediaItem, Sample, Text, Turn
+from tests.families import CACHED
 
-FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": {},
-    "mistral, windows": {"model_type": "mistral", "sliding_window": 6},
-    "gemma2, windows and soft caps": {
-        "model_type": "gemma2", "sliding_window": 6, "head_dim": 8, "attn_logit_softcapping": 2.0,
-    },
-    "qwen3, norms of heads": {"model_type": "qwen3", "head_dim": 8},
-    "gpt_oss, sinks": {
-        "model_type": "gpt_oss", "sliding_window": 6, "head_dim": 8, "num_local_experts": 2, "num_experts_per_tok": 1,
-        "layer_types": ["sliding_attention", "full_attention"],
-    },
-    "gpt2": {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512},
-    "nemotron_h, a state": {
-        "model_type": "nemotron_h",
-        "layer_types": ["linear_attention", "full_attention"],
-        "head_dim": 8,
-        "mamba_num_heads": 4,
-        "mamba_head_dim": 8,
-        "n_groups": 1,
-        "ssm_state_size": 4,
-    },
-    "llama, positions that depend on the length": {
-        "rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0},
-        "max_position_embeddings": 48,
-    },
-}  # fmt: skip
-SLOTTED = {family for family in FAMILIES if "state" not in family and "length" not in family}
+SLOTTED = {family for family in CACHED if "state" not in family and "length" not in family}
 KINDS: list[tuple[str, ...]] = [("image",), (), ("audio", "image"), ("video",), ("audio",)]
 
 
@@ -69,11 +45,11 @@ def recomputed(model: Any, processor: Any, sample: Sample, sampling: Sampling) -
 SHORT = Sampling(max_tokens=7)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CACHED)
 def test_whoever_joins_late_or_leaves_the_others_answers_stay(
     family: str, make_model: Callable[..., Any], make_sample: Callable[..., Sample]
 ) -> None:
-    model, processor = make_model(language=FAMILIES[family])
+    model, processor = make_model(language=CACHED[family])
     engine = Engine(model, processor, slots=3)
     assert isinstance(engine._reader, SlotReader if family in SLOTTED else CohortReader)
     samples = questions(make_sample)
@@ -91,11 +67,11 @@ def test_whoever_joins_late_or_leaves_the_others_answers_stay(
     assert len({tuple(answer) for answer in wanted}) > 2  # questions are told apart
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CACHED)
 def test_what_was_read_before_need_not_be_read_again(
     family: str, make_model: Callable[..., Any], make_sample: Callable[..., Sample]
 ) -> None:
-    model, processor = make_model(language=FAMILIES[family])
+    model, processor = make_model(language=CACHED[family])
     engine = Engine(model, processor)
     (first,) = make_sample("image", answer=None).turns
     sampling = Sampling(max_tokens=4)
@@ -179,6 +155,22 @@ def test_a_long_prompt_is_read_in_parts_while_others_go_on(
     wanted = [recomputed(model, processor, s, SHORT) for s in (samples[2], samples[0], samples[3])]
     assert run(engine, *long) == wanted
     assert quick.tokens == recomputed(model, processor, samples[1], Sampling(max_tokens=12))
+
+
+@pytest.mark.parametrize("width", [32, 256])
+def test_steps_of_many_tokens_are_computed_as_in_training_where_layers_are_wide(
+    width: int, make_model: Callable[..., Any], make_sample: Callable[..., Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, processor = make_model(language={"hidden_size": width, "intermediate_size": 2 * width})
+    asked: list[bool] = []
+    monkeypatch.setattr(
+        "avlm.inference.readers.fast_products", lambda wanted: asked.append(wanted) or fast_products(wanted)
+    )
+    engine = Engine(model, processor)
+    sample = make_sample("image", answer=None)
+    sampling = Sampling(max_tokens=4)
+    assert run(engine, engine.join(sample, sampling)) == [recomputed(model, processor, sample, sampling)]
+    assert asked[0] == (width == 256) and not any(asked[1:]) and len(asked) > 2
 
 
 def test_media_are_encoded_once_whatever_form_they_come_in(

@@ -10,23 +10,9 @@ from avlm.inference.engine import end_tokens
 from avlm.inference.generate import generate
 from avlm.inference.sampling import Sampling
 from avlm.samples import Encoded, Sample, Text, Turn
+from tests.families import CACHED
 
 KINDS: list[tuple[str, ...]] = [("image",), (), ("audio", "image"), ("video",), ("audio",)]
-LANGUAGES: dict[str, dict[str, Any]] = {
-    "llama": {},
-    "mistral": {"model_type": "mistral", "sliding_window": 6},
-    "gemma2": {"model_type": "gemma2", "sliding_window": 6, "head_dim": 8, "attn_logit_softcapping": 2.0},
-    "gpt2": {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512},
-    "nemotron_h, a state and attention": {
-        "model_type": "nemotron_h",
-        "layer_types": ["linear_attention", "full_attention"],
-        "head_dim": 8,
-        "mamba_num_heads": 4,
-        "mamba_head_dim": 8,
-        "n_groups": 1,
-        "ssm_state_size": 4,
-    },
-}
 
 
 def prompts_of(processor: Any, make_sample: Callable[..., Sample]) -> list[Encoded]:
@@ -37,11 +23,11 @@ def prompts_of(processor: Any, make_sample: Callable[..., Sample]) -> list[Encod
     return [processor.encode(s, prompt_only=True) for s in samples]
 
 
-@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("family", CACHED)
 def test_with_a_cache_without_one_together_and_one_by_one_the_answers_agree(
-    language: str, make_model: Callable[..., Any], make_sample: Callable[..., Sample]
+    family: str, make_model: Callable[..., Any], make_sample: Callable[..., Sample]
 ) -> None:
-    model, processor = make_model(language=LANGUAGES[language])
+    model, processor = make_model(language=CACHED[family])
     prompts = prompts_of(processor, make_sample)
     assert len({len(p) for p in prompts}) > 2
     sampling = Sampling(max_tokens=6)

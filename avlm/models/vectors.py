@@ -1,0 +1,62 @@
+"""A matrix times a few vectors, which is what one token of an answer costs: as fast as memory hands the matrix over.
+
+torch leaves such products to MKL, which reads at half of that speed on processors that are not of its own maker.
+NumPy's library has kernels for all of them, and reads the very same memory, so no weight is there twice. It has threads
+of its own that torch's settings do not reach, so it is asked where both compute in one thread, and torch elsewhere.
+
+Shapes in this file:
+    T  tokens    D  width of what goes in    N  width of what comes out
+"""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+FEW = 3
+"""Vectors up to which a product for each is faster than one for all of them."""
+LARGE = 2**17
+"""Weights from which on reading them takes longer than asking for it."""
+ASKED = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
+"""Where NumPy's library learns in how many threads it computes; the first that is set."""
+
+
+def one_thread() -> bool:
+    """Whether NumPy's library was told to compute in one thread, or there is but one processor."""
+    told = next((os.environ[name] for name in ASKED if os.environ.get(name)), str(os.cpu_count()))
+    return told == "1"
+
+
+class Product:
+    """What a linear layer does, with the parameters that it has at that moment.
+
+    Args:
+        weight: float32 (N, D).
+        bias: float32 (N,), or None.
+    """
+
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None) -> None:
+        self.weight, self.bias = weight, bias
+        self._by_numpy = one_thread() and weight.numel() >= LARGE and weight.is_contiguous()
+        self._seen: np.ndarray | None = None
+        self._at = -1
+
+    def __call__(self, x_TD: Tensor) -> Tensor:
+        """The layer's output (T, N); nothing learns from it."""
+        if self._by_numpy and len(x_TD) <= FEW and x_TD.is_cpu and torch.get_num_threads() == 1:
+            made = torch.from_numpy(self._times(x_TD.numpy()))
+            return made if self.bias is None else made.add_(self.bias)
+        return F.linear(x_TD, self.weight, self.bias)
+
+    def _times(self, vectors_TD: np.ndarray) -> np.ndarray:
+        if self._seen is None or self.weight.data_ptr() != self._at:
+            # Not by `numpy()`, after which a tensor can never again give its memory back while it lives.
+            self._seen, self._at = np.from_dlpack(self.weight.detach()), self.weight.data_ptr()
+        made_TN = np.empty((len(vectors_TD), len(self._seen)), np.float32)
+        for vector, own in zip(vectors_TD, made_TN, strict=True):
+            np.matmul(self._seen, vector, out=own)
+        return made_TN
