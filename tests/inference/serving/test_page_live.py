@@ -18,8 +18,8 @@ from playwright.sync_api import Page, expect, sync_playwright
 from served import served, until
 from test_page_browser import CHROMIUM, QUIET
 
+from avlm.data.voice.gate import SAMPLE_RATE_HZ
 from avlm.inference.chat import Chat
-from avlm.inference.live.gate import SAMPLE_RATE_HZ
 from avlm.inference.live.mind import ModelMind
 from avlm.samples import MediaItem, Picture
 
