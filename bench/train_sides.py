@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
-from train_material import PICTURES, Talk, encoded, labels, operations, picture, talks
+from train_material import CELLS, LONGEST, PICTURES, Talk, encoded, labels, operations, picture, talks
 
 LORA = {"rank": 16, "alpha": 32.0}
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -135,7 +135,7 @@ def of_avlm(spec: Spec, turns: Turns) -> None:
         "train": {"vision_connector": {"lr": LR}, **({} if spec.train == "connector" else {"language": language})},
         "steps": 10_000,
         "batch_samples": spec.samples,
-        "row_tokens": 2304,
+        "row_tokens": 1 + CELLS + LONGEST,  # what the longest sample there can be takes
         "schedule": {"kind": "constant", "warmup": 0.0},
         "optimizer": {"betas": [0.9, 0.98]},
         **(spec.stage or {}),

@@ -1,8 +1,8 @@
 """False and missed wake-ups on held-out timelines, and how long an answer goes on behind a question that interrupts it.
 
-    python bench/voice.py MODEL TIMELINES
+    python bench/voice.py MODEL TIMELINES [TIMELINES ...] --out bench/results
 
-TIMELINES is the folder that ``avlm data voice`` made: voices, noises and talk that no training row has. Model time:
+Each TIMELINES is a folder that ``avlm data voice`` made: voices, noises and talk that no training row has. Model time:
 0.5 ms for a token that is read, 50 ms for one that is made; answers are spoken by espeak-ng and last as long as that
 takes, so that there is something to be interrupted. What is judged is what happens: a sound counts as taken for a
 question if it is answered or stops an answer.
@@ -15,6 +15,8 @@ import json
 import time
 from pathlib import Path
 
+from harness import Figures, judged, machine, summary, written
+
 from avlm.convert.weights import load_model
 from avlm.data.voice.build import ASK
 from avlm.inference.engine import Engine
@@ -26,11 +28,14 @@ from avlm.inference.live.voice import EspeakVoice
 from avlm.inference.sampling import Sampling
 
 COSTS = Costs(prompt_token_ms=0.5, token_ms=50.0)
+MOST = 0.05
+"""Of the questions may be missed, and of everything else taken for one."""
+STOP_MS = 300
+"""An answer stops so soon behind the last sample of a question that came into it."""
 
 
-def measure(model: str, timelines: Path, threshold: float = 0.5) -> Rates:
+def measure(engine: Engine, timelines: Path, threshold: float = 0.5) -> Rates:
     """All timelines of a folder, one session each."""
-    engine = Engine(*load_model(model), slots=1)
     rates, voice = Rates(), EspeakVoice()
     for path in sorted(timelines.glob("*.jsonl")):
         mind = ModelMind(engine, ask=ASK, sampling=Sampling(max_tokens=32))
@@ -40,25 +45,49 @@ def measure(model: str, timelines: Path, threshold: float = 0.5) -> Rates:
     return rates
 
 
+def rows(where: str, rates: Rates) -> list[list[str]]:
+    """Lines of the table: what, how many, of how many, the figure and its bar."""
+    asked, other = len(rates.stops_ms) + rates.unstopped, rates.passed + rates.disturbed
+    slowest = max(rates.stops_ms, default=0.0)
+    return [
+        [f"{where}: questions that nothing came of", str(rates.missed), str(rates.questions),
+         f"{100 * rates.missed_rate:.1f} %", judged(f"{100 * MOST:g} %", rates.missed_rate <= MOST)],
+        [f"{where}: others that were taken for a question", str(rates.false), str(rates.backgrounds),
+         f"{100 * rates.false_rate:.1f} %", judged(f"{100 * MOST:g} %", rates.false_rate <= MOST)],
+        [f"{where}: questions that came into an answer and stopped it", str(len(rates.stops_ms)), str(asked),
+         f"{slowest:.0f} ms at most", judged(f"{STOP_MS} ms", 0 < slowest <= STOP_MS)],
+        [f"{where}: others that came into an answer and left it alone", str(rates.passed), str(other), "", ""],
+    ]  # fmt: skip
+
+
 def main() -> None:
-    """Print the figures."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Print the figures, and write the table if a folder for it is named."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
-    parser.add_argument("timelines", type=Path)
+    parser.add_argument("timelines", type=Path, nargs="+")
     parser.add_argument("--threshold", type=float, default=0.5)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    began = time.process_time()
-    rates = measure(given.model, given.timelines, given.threshold)
-    print(rates.summary())
-    for line in rates.wrong:
-        print(f"  {line}")
-    facts = {"missed": rates.missed, "questions": rates.questions, "false": rates.false, "others": rates.backgrounds}
-    facts |= {"interruptions": len(rates.stops_ms), "slowest_stop_ms": max(rates.stops_ms, default=None)}
-    facts |= {"unstopped": rates.unstopped, "cpu_s": round(time.process_time() - began, 1)}
+    table = Figures("voice", "Who was meant: a model that listens all the time, on held-out timelines",
+                    ["what", "how many", "of", "figure", "bar"])  # fmt: skip
+    engine = Engine(*load_model(given.model), slots=1)
+    for folder in given.timelines:
+        began, rates = time.process_time(), measure(engine, folder, given.threshold)
+        where = f"{len(list(folder.glob('*.jsonl')))} timelines, seed {seed(folder)}"
+        print(f"{where}: {rates.summary()}; {time.process_time() - began:.0f} s of processor time")
+        for line in rates.wrong:
+            print(f"  {line}")
+        table.rows += rows(where, rates)
+    print(f"\n{table.text()}")
     if given.out is not None:
-        given.out.write_text(json.dumps(facts, indent=1) + "\n")
-    print(json.dumps(facts))
+        written(table, given.out, machine())
+        (given.out / "bars.md").write_text(summary(given.out))
+
+
+def seed(timelines: Path) -> str:
+    """What the timelines were drawn with."""
+    about = timelines.parent / "voice.json"
+    return str(json.loads(about.read_text())["settings"]["seed"]) if about.is_file() else "unknown"
 
 
 if __name__ == "__main__":

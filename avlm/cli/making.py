@@ -23,9 +23,9 @@ def voice(
         Path | None, typer.Option(help="What is not: a text a line. Default: statements, words and talk.")
     ] = None,
     ask: Annotated[str, typer.Option(help="Words beside each sound.")] = "Answer the spoken question.",
-    rows: Annotated[int, typer.Option(help="Training rows.")] = 3200,
+    rows: Annotated[int, typer.Option(help="Training rows.")] = 4000,
     eval_rows: Annotated[int, typer.Option(help="Held-out rows, of other voices, noises and talk.")] = 400,
-    timelines: Annotated[int, typer.Option(help="Held-out timelines for `avlm live --file`.")] = 10,
+    timelines: Annotated[int, typer.Option(help="Held-out timelines for `avlm live --file`.")] = 40,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED)] = 0,
 ) -> None:
     """Make data from which a model learns whether it was meant: addressed, noise, overlap, interruption."""

@@ -95,6 +95,9 @@ class Schedule(Settings):
 class Optimizer(Settings):
     """AdamW (arXiv:1711.05101)."""
 
+    kind: Literal["adamw", "adamw8bit"] = "adamw"
+    """`adamw8bit` keeps the moments in 8 bits, a quarter of the memory, with much the same result (arXiv:2110.02861;
+    torchao, of the extra `quant`). It goes with `parallel.mode=data`."""
     betas: tuple[Share, Share] = (0.9, 0.98)
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.0, ge=0)

@@ -50,19 +50,30 @@ class aside:  # noqa: N801 - reads as what it does, like contextlib's own
 
     Where there is something already, it is set aside for the moment between two renames, and put back if the second
     fails, or by the next writer if the program was killed between them.
+
+    Args:
+        out: The destination.
+        mark: Where several processes write into the folder, what it is known by, and no other ever was. Whoever comes
+            first makes it; one of them publishes.
     """
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, mark: str = "") -> None:
         self.out = out.resolve()  # what a link points at is replaced, not the link
-        self.folder = self.out.with_name(f".{self.out.name}.writing")
+        self.mark = mark
+        self.folder = self.out.with_name(f".{self.out.name}{mark and '.'}{mark}.writing")
         self.old = self.out.with_name(f".{self.out.name}.old")
 
     def __enter__(self) -> Path:
         if self.old.exists() and not self.out.exists():
             self.old.rename(self.out)
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.first = not self.out.parent.exists()
-        self.folder.mkdir(parents=True)
+        if not self.mark:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self.first = bool(self.mark) or not self.out.parent.exists()
+        return self.made()
+
+    def made(self) -> Path:
+        """The folder, made if it is not there."""
+        self.folder.mkdir(parents=True, exist_ok=bool(self.mark))
         return self.folder
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
@@ -76,8 +87,8 @@ class aside:  # noqa: N801 - reads as what it does, like contextlib's own
         # A rename that outlives a power cut must not be that of files which do not: they, and the folder's list of
         # them, are on the disk before, and the rename itself is at the end.
         for path in self.folder.rglob("*"):
-            _sync(path)
-        _sync(self.folder)
+            sync(path)
+        sync(self.folder)
         shutil.rmtree(self.old, ignore_errors=True)
         if self.out.exists():
             self.out.rename(self.old)
@@ -88,12 +99,12 @@ class aside:  # noqa: N801 - reads as what it does, like contextlib's own
                 self.old.rename(self.out)
             raise
         shutil.rmtree(self.old, ignore_errors=True)
-        _sync(self.out.parent)
+        sync(self.out.parent)
         if self.first:  # the place it lies in is new too
-            _sync(self.out.parent.parent)
+            sync(self.out.parent.parent)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Make sure that what was written, a file or a folder's list of names, is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:

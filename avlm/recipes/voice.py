@@ -13,7 +13,7 @@ def voice(model: str = "model", learns: Literal["head", "hearing", "all"] = "all
     """A model that hears learns to tell whether it was meant, or whether people speak to each other.
 
     Rows are those of `avlm data voice`, or any whose answers have a `state`; rows of what the model could do before,
-    blended in, keep that: ``data.train='[{path: voice/train.jsonl, weight: 1}, {path: before.jsonl, weight: 1}]'``.
+    blended in, keep that: ``data.train='[{path: voice/train.jsonl, weight: 1}, {path: before.jsonl, weight: 1.5}]'``.
 
     Args:
         model: The model directory to start from; on the command line ``model=DIR``.
@@ -30,9 +30,9 @@ def voice(model: str = "model", learns: Literal["head", "hearing", "all"] = "all
             Stage(
                 name="state",
                 train=parts[learns],
-                steps=400,
+                steps=600,
                 batch_samples=32,
-                state_head=StateHead(lr=5e-3, weights=(1.0, 2.0, 1.0)),
+                state_head=StateHead(lr=5e-3, weights=(1.0, 1.5, 1.0)),
                 schedule=Schedule(kind="cosine", warmup=0.03),
                 optimizer=Optimizer(weight_decay=0.0),
                 augment=HEAR,

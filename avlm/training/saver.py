@@ -1,12 +1,14 @@
 """Checkpoints written while training goes on: the loop waits for one copy in memory, a thread does the rest.
 
-The thread tells nobody anything; the loop hears of its end when it looks.
+The thread tells nobody anything; the loop hears of its end when it looks. Of several processes that each hold a share
+of the weights, each writes its own so; the first one's thread publishes them when it has word of all.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import secrets
 import threading
 import time
 from collections.abc import Sequence
@@ -19,11 +21,13 @@ from rich.console import Console
 from avlm.config.run import RunConfig
 from avlm.config.save import SaveConfig
 from avlm.training import checkpoint
-from avlm.training.checkpoint import NOBODY, Checkpoint, Owner, Position
+from avlm.training.checkpoint import ALONE, NOBODY, Checkpoint, Owner, Position
 from avlm.training.console import tell
 from avlm.training.observe import Journal
+from avlm.training.shares import Shares
 from avlm.training.snapshot import Room, Tensors
 from avlm.training.stopping import Stopped
+from avlm.training.world import World
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -50,12 +54,20 @@ class Saver:
         journal: Its lines are on the disk before the checkpoint that stands behind them.
         console: Where trouble with the disk is told; it never ends the run.
         owner: Whose the checkpoints are.
+        world: Who looks for checkpoints together, and writes together what is spread over them.
     """
 
     def __init__(
-        self, folder: Path, how: SaveConfig, journal: Journal, console: Console, owner: Owner = NOBODY
+        self,
+        folder: Path,
+        how: SaveConfig,
+        journal: Journal,
+        console: Console,
+        owner: Owner = NOBODY,
+        world: World = ALONE,
     ) -> None:
-        self.folder, self.how, self.journal, self.console, self.owner = folder, how, journal, console, owner
+        self.folder, self.how, self.journal, self.console = folder, how, journal, console
+        self.owner, self.world = owner, world
         self._room = Room()
         self._passed_over: frozenset[str] = frozenset()
         self._thread: threading.Thread | None = None
@@ -66,11 +78,15 @@ class Saver:
         self._saved = True
         self._put_off = False
         self._began = time.monotonic()
+        self._failed = False
+        """Whether an error has ended the run."""
+        self._together = False
+        """Whether all processes are writing, or wrote last, a share each."""
         self._scored: tuple[int, float] | None = None
 
     def newest(self, stage: str) -> Checkpoint | None:
         """The checkpoint to go on from; those that were passed over are told, and go away when the next is written."""
-        found, passed = checkpoint.newest(self.folder, stage, self.owner)
+        found, passed = checkpoint.newest(self.folder, stage, self.owner, self.world)
         for sentence in passed:
             tell(self.console, sentence)
         self._passed_over = checkpoint.newer_than(self.folder, found)
@@ -79,7 +95,7 @@ class Saver:
     def best(self, stage: str) -> Checkpoint | None:
         """The best of a stage's checkpoints that were scored."""
         self.finish()
-        return checkpoint.best(self.folder, stage, self.owner)
+        return checkpoint.best(self.folder, stage, self.owner, self.world)
 
     def score(self, stage_step: int, score: float) -> None:
         """Say how good the weights after a step of the stage are; higher is better. They are saved for sure."""
@@ -108,26 +124,45 @@ class Saver:
         """Begin to write a checkpoint, when the one before is written. The tensors may change as soon as this returns.
 
         Args:
-            tensors: Whole ones, of this process: on any device, as they are now.
+            tensors: Of this process: on any device, as they are now. Shares are given by all processes together.
         """
         self.finish()
         self._position, self._began, self._put_off = position, time.monotonic(), False
-        try:
-            lines = self.journal.flush()
-        except OSError as error:
-            self._tell(error)
+        lines = self._flushed() if self.world.first else []
+        goes, shares = lines is not None, None
+        if tensors.places is not None:
+            # The first process has its say when it is done with the checkpoint before.
+            mark = self.world.gather(secrets.token_hex(4) if goes else None)[0]
+            goes, shares = mark is not None, Shares(self.world, str(mark), lambda: self._failed)
+        if not goes:
             return
-        score = self._score_of(position.stage_step)
-        held = self._room.copy(tensors)
+        self._together = shares is not None
+        held, score = self._room.copy(tensors), self._score_of(position.stage_step)
         self._thread = threading.Thread(
-            target=self._write, args=(held, position, score, lines), name="avlm-checkpoint", daemon=True
+            target=self._write, args=(held, position, score, lines or (), shares), name="avlm-checkpoint", daemon=True
         )
         self._thread.start()
 
+    def _flushed(self) -> Sequence[Path] | None:
+        """The journal's files, with every line so far in them; None if that cannot be."""
+        try:
+            return self.journal.flush()
+        except OSError as error:
+            self._tell(error)
+            return None
+
     def finish(self) -> bool:
-        """Wait for what is being written; returns whether the last checkpoint that was wanted is on the disk."""
+        """Wait for what is being written; returns whether the last checkpoint that was wanted is on the disk.
+
+        Shares are waited for by all processes together, unless the run has ended with an error.
+        """
+        meet, self._together = self._together and not self._failed, False
+        if meet and self.world.first:  # all others have written theirs, or it is heard here that one is gone
+            self.world.wait()
         if self._thread is not None:
             self._thread.join()
+        if meet and not self.world.first:
+            self.world.wait()
         self._look()
         return self._saved
 
@@ -139,6 +174,7 @@ class Saver:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is None or issubclass(kind, (Exception, Stopped)):
+            self._failed = kind is not None and issubclass(kind, Exception)
             self.finish()
         else:
             self._wanted = False
@@ -146,14 +182,19 @@ class Saver:
                 self._thread.join(GIVE_UP_S)
         self._room.clear()
 
-    def _write(self, tensors: Tensors, position: Position, score: float | None, lines: Sequence[Path]) -> None:
+    def _write(
+        self, tensors: Tensors, position: Position, score: float | None, lines: Sequence[Path], shares: Shares | None
+    ) -> None:
         """The thread."""
         try:
+            if shares is not None and not self.world.first:
+                checkpoint.save_share(self.folder, tensors, position, shares, lambda: self._wanted)
+                return
             for path in lines:
                 _sync_lines(path)
             checkpoint.save(
                 self.folder, tensors, position, keep=self.how.keep, keep_best=self.how.keep_best, score=score,
-                owner=self.owner, passed_over=self._passed_over, wanted=lambda: self._wanted,
+                owner=self.owner, passed_over=self._passed_over, shares=shares, wanted=lambda: self._wanted,
             )  # fmt: skip
         except BaseException as error:
             self._error = error

@@ -32,7 +32,7 @@ from torch.distributed.fsdp import (
     OffloadPolicy,
     fully_shard,
 )
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from avlm.config.parallel import ParallelConfig
 from avlm.config.run import RunConfig, Stage
@@ -55,9 +55,15 @@ def check_sharded(run: RunConfig, world: World) -> None:
     """Refuse now what a later stage could not do with its weights spread, before hours are spent on this one.
 
     Raises:
-        ConfigError: A stage compares the model with what it was.
+        ConfigError: A stage compares the model with what it was, or keeps moments in 8 bits.
     """
     for stage in run.stages:
+        if stage.optimizer.kind == "adamw8bit" and shards(run, stage, world):
+            raise ConfigError(
+                f"stage {stage.name} has optimizer.kind=adamw8bit, whose moments stand in blocks of 256 values, and "
+                "with parallel.mode=fsdp another number of processes parts them elsewhere. Set parallel.mode=data, or "
+                f"stages.{stage.name}.optimizer.kind=adamw"
+            )
         if stage.loss == "dpo" and shards(run, stage, world):
             raise ConfigError(
                 f"stage {stage.name} has loss=dpo, which compares the model with a copy of what it was, and with "
@@ -250,14 +256,6 @@ def whole_tensor(value: Tensor) -> Tensor:
         return value
     full = value.full_tensor()
     return full.cpu() if dist.get_rank() == 0 else full.new_empty(0)
-
-
-def put_whole(target: Tensor, value: Tensor) -> None:
-    """Copy a tensor into one that may be spread over the processes, each of which has all of the value."""
-    if isinstance(target, DTensor):
-        here = value.to(target.device, target.dtype)
-        value = distribute_tensor(here, target.device_mesh, target.placements, src_data_rank=None)
-    target.copy_(value)
 
 
 def _layers(model: AvlmForConditionalGeneration) -> list[nn.Module]:

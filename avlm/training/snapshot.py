@@ -6,7 +6,7 @@ from the settings and the stage before.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from avlm.errors import WeightsError
-from avlm.training.masters import MasterAdamW
-from avlm.training.sharded import put_whole, whole_tensor
+from avlm.training.masters import Masters, begin_state, tensors_of
+from avlm.training.shares import Kind, Places, Stored, own_pieces
 
 MASTER = "master"
 """What a weight's float32 copy is called among its moments."""
@@ -28,16 +28,26 @@ class Tensors:
 
     weights: Mapping[str, Tensor]
     moments: Mapping[str, Tensor]
-    """What the optimizer knows of each weight: ``name|exp_avg``, ``name|step``, ``name|master``."""
+    """What the optimizer knows of each weight: ``name|exp_avg``, ``name|step``, ``name|master``; of moments that have a
+    type of their own what they consist of, ``name|exp_avg.codes``."""
+    places: Places | None = None
+    """Where each begins in what it is a piece of, if this is what one of several processes holds."""
 
 
-def gather(model: nn.Module, optimizer: torch.optim.Optimizer) -> Tensors:
-    """What a stage has changed so far; nothing is copied that is whole.
+def held(model: nn.Module, optimizer: torch.optim.Optimizer) -> Tensors:
+    """What a stage has changed so far, and this process holds; nothing is copied."""
+    return Tensors(_weights(model), _moments(model, optimizer))
 
-    Of a model that is spread over processes, all of them take part, and the first one gets it.
+
+def held_share(model: nn.Module, optimizer: torch.optim.Optimizer, *, first: bool) -> Tensors:
+    """The same of a model that is spread over several processes, each of which writes its own pieces.
+
+    Args:
+        first: Whether this is the process that writes what is the same in all of them.
     """
-    weights = {name: whole_tensor(value) for name, value in _weights(model).items()}
-    return Tensors(weights, {name: whole_tensor(value) for name, value in _moments(model, optimizer).items()})
+    weights, places = own_pieces(_weights(model), first=first)
+    moments, more = own_pieces(_moments(model, optimizer), first=first)
+    return Tensors(weights, moments, {**places, **more})
 
 
 class Room:
@@ -56,7 +66,7 @@ class Room:
         moments = {name: self._copy(f"m|{name}", value, kept) for name, value in tensors.moments.items()}
         if any(value.device.type != "cpu" for value in (*tensors.weights.values(), *tensors.moments.values())):
             torch.accelerator.synchronize()
-        return Tensors(weights, moments)
+        return Tensors(weights, moments, tensors.places)
 
     def clear(self) -> None:
         self._kept = {}
@@ -69,46 +79,75 @@ class Room:
         return room
 
 
-def put_back(tensors: Tensors, model: nn.Module, optimizer: torch.optim.Optimizer, where: str) -> None:
-    """Put weights and moments back, bit for bit.
+def put_back(stored: Stored, model: nn.Module, optimizer: torch.optim.Optimizer, where: str) -> None:
+    """Put weights and moments back, bit for bit. A process that holds a share of them reads no more than that.
 
     Args:
-        where: Where they were read, for errors.
+        where: Where they are read, for errors.
 
     Raises:
         WeightsError: They are of other weights than the stage trains; nothing is changed.
     """
     trained, targets = _trained(model), _weights(model)
-    strange = tensors.weights.keys() ^ targets.keys()
-    strange |= {name for name, value in tensors.weights.items() if name in targets and not _takes(targets[name], value)}
-    strange |= {name for name in tensors.moments if name.rpartition("|")[0] not in trained}
+    weights = {name for name in stored.kinds if "|" not in name}
+    moments = stored.kinds.keys() - weights
+    strange = weights ^ targets.keys()
+    strange |= {name for name in weights & targets.keys() if not _takes(targets[name], stored.kinds[name])}
+    strange |= {name for name in moments if name.rpartition("|")[0] not in trained}
+    _refuse(strange, where)
+    copies = {name: kept for name, p in trained.items() if (kept := _kept(optimizer, p)) is not p}
+    into = {name: value for name, value in targets.items() if f"{name}|{MASTER}" not in moments or name in copies}
+    rounded = [name for name in copies if f"{name}|{MASTER}" not in moments]  # they were spread in float32
+    into |= {name: copies[name].detach() for name in rounded}
+    into |= _rooms({name: stored.kinds[name] for name in moments}, trained, optimizer)
+    _refuse({name for name, value in into.items() if value.shape != stored.kinds[name].shape}, where)
+    stored.read(into)
+    with torch.no_grad():
+        for name in rounded:
+            trained[name].copy_(copies[name])
+
+
+def _refuse(strange: Set[str], where: str) -> None:
     if strange:
         raise WeightsError(
             f"{where}: holds other weights than the stage trains ({min(strange)} among them), so it was "
             "written by another version of avlm. Remove it, and the stage begins again"
         )
-    targets = {**dict(model.named_buffers()), **trained}
-    with torch.no_grad():
-        for name, value in tensors.weights.items():
-            put_whole(targets[name], value)
-            if name in trained and _kept(optimizer, trained[name]) is not trained[name]:
-                _kept(optimizer, trained[name]).copy_(value)  # its own copy follows, unless it was spread in float32
-        for name, value in tensors.moments.items():
-            owner, _, key = name.rpartition("|")
-            parameter = _kept(optimizer, trained[owner])
-            if key == MASTER:
-                put_whole(parameter, value)
-                continue
-            # Moments lie in memory as their parameter does.
-            like = parameter if value.shape == parameter.shape else value
-            kept = torch.empty_like(like, dtype=value.dtype, device=parameter.device)
-            put_whole(kept, value)
-            optimizer.state[parameter][key] = kept
 
 
-def _takes(target: Tensor, value: Tensor) -> bool:
+def _rooms(
+    kinds: Mapping[str, Kind], trained: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
+) -> dict[str, Tensor]:
+    """Where moments are put back: their optimizer's own, where those have a type of their own, and fresh ones else."""
+    known = {owner for owner, _, key in (name.rpartition("|") for name in kinds) if key != MASTER}
+    if any("." in name.rpartition("|")[2] for name in kinds):
+        begin_state(optimizer)
+        for name in trained.keys() - known:  # it had got no gradient
+            optimizer.state.pop(_kept(optimizer, trained[name]), None)
+    rooms: dict[str, Tensor] = {}
+    for name, kind in kinds.items():
+        owner, _, key = name.rpartition("|")
+        parameter = _kept(optimizer, trained[owner])
+        moment, _, part = key.partition(".")
+        if key == MASTER:
+            rooms[name] = parameter.detach()
+        elif part:
+            rooms[name] = getattr(optimizer.state[parameter][moment], part)
+        else:
+            rooms[name] = optimizer.state[parameter][key] = _room(parameter, kind)
+    return rooms
+
+
+def _room(parameter: Tensor, kind: Kind) -> Tensor:
+    """Room for a moment, which lies in memory, and is spread over processes, as its parameter is."""
+    if kind.shape == parameter.shape:
+        return torch.empty_like(parameter.detach(), dtype=kind.dtype, requires_grad=False)
+    return torch.empty(kind.shape, dtype=kind.dtype, device=parameter.device)
+
+
+def _takes(target: Tensor, kind: Kind) -> bool:
     """Whether a value can be put back. What is spread over processes is kept in float32; elsewhere a copy is."""
-    return value.shape == target.shape and (value.dtype == target.dtype or {value.dtype, target.dtype} <= PRECISIONS)
+    return kind.shape == target.shape and (kind.dtype == target.dtype or {kind.dtype, target.dtype} <= PRECISIONS)
 
 
 def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -129,10 +168,12 @@ def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Te
         state: dict[str, Any] = optimizer.state.get(kept, {})
         if kept is not parameter:
             found[f"{name}|{MASTER}"] = kept.detach()
-        found |= {f"{name}|{key}": value.detach() for key, value in state.items() if isinstance(value, Tensor)}
+        for key, value in state.items():
+            if isinstance(value, Tensor):
+                found |= {f"{name}|{part}": tensor for part, tensor in tensors_of(key, value).items()}
     return found
 
 
 def _kept(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> nn.Parameter:
     """What learns in a parameter's place."""
-    return optimizer.kept(parameter) if isinstance(optimizer, MasterAdamW) else parameter
+    return optimizer.kept(parameter) if isinstance(optimizer, Masters) else parameter

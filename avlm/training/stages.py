@@ -13,7 +13,7 @@ from avlm.errors import ConfigError
 from avlm.models.modeling import AvlmForConditionalGeneration
 from avlm.training.lora import add_adapters, find_layers, has_adapters
 from avlm.training.loss import check_balance
-from avlm.training.masters import MasterAdamW
+from avlm.training.masters import Masters, make_adamw
 
 
 def part_modules(model: AvlmForConditionalGeneration) -> dict[Part, nn.Module]:
@@ -108,11 +108,14 @@ def set_modes(model: nn.Module, trained: dict[Part, nn.Module]) -> None:
                     inner.eval()
 
 
-def make_optimizer(trained: dict[Part, nn.Module], stage: Stage, more: Sequence[dict[str, Any]] = ()) -> MasterAdamW:
+def make_optimizer(trained: dict[Part, nn.Module], stage: Stage, more: Sequence[dict[str, Any]] = ()) -> Masters:
     """AdamW with one rate for each part, in float32 whatever the parts are; decay on matrices only.
 
     Args:
         more: Groups of what is trained beside the parts.
+
+    Raises:
+        MissingExtraError: The stage asks for one whose library is not installed.
     """
     groups = list(more)
     settings = stage.optimizer
@@ -122,7 +125,7 @@ def make_optimizer(trained: dict[Part, nn.Module], stage: Stage, more: Sequence[
         for members, decay in ((decayed, settings.weight_decay), (plain, 0.0)):
             if members:
                 groups.append({"params": members, "lr": lr, "peak": lr, "weight_decay": decay, "part": part})
-    return MasterAdamW(groups, betas=settings.betas, eps=settings.eps, fused=True)
+    return make_adamw(groups, settings)
 
 
 def _by_decay(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

@@ -31,6 +31,7 @@ from avlm.training.features import kept_features
 from avlm.training.heldout import HeldOut, undisturbed
 from avlm.training.lora import merge_adapters, save_adapters
 from avlm.training.loss import RowLosses, stage_losses
+from avlm.training.masters import check_kinds, set_rate
 from avlm.training.observe import Journal, StepMetrics, answer_prompts, bar
 from avlm.training.parallel import DataParallel
 from avlm.training.preference import Preference, preferred, tally
@@ -38,7 +39,7 @@ from avlm.training.products import fast_products, wide
 from avlm.training.quicken import quicken
 from avlm.training.saver import Saver, kept_checkpoints
 from avlm.training.sharded import Sharded, check_sharded, shards
-from avlm.training.snapshot import gather, put_back
+from avlm.training.snapshot import held, held_share, put_back
 from avlm.training.spreading import spread_of
 from avlm.training.stages import check_ahead, make_optimizer, part_modules, prepare, rate, set_modes
 from avlm.training.states import train_state_head
@@ -107,10 +108,12 @@ class Trainer:
         self.stop = stop or StopWish()
         self.world = world or one_process(run.device)
         self.journal = Journal(out, writes=self.world.first)
-        self.saver = Saver(out / "checkpoints", kept_checkpoints(run), self.journal, console, owner)
+        kept = kept_checkpoints(run)
+        self.saver = Saver(out / "checkpoints", kept, self.journal, console, owner, self.world)
         self.steps = run.stage_steps(stage)
         fresh = _draw(run.seed, stage, -1)
         check_ahead(model, run.stages)
+        check_kinds(run.stages)
         check_sharded(run, self.world)
         self.trained = prepare(model, stage, seed=fresh)
         self.compiled = CompiledLayers(model, wanted=run.speed.compile)
@@ -210,7 +213,7 @@ class Trainer:
         self._count_bad(whole.bad)
         share = rate(self.stage.schedule, data.step, self.steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = group["peak"] * share
+            set_rate(group, group["peak"] * share)
         with self.compiled.running():
             sums = StepSums(*self.parallel.finish(list(self._gradients(data, whole, data.rows))))
         norm = self.parallel.clip(self.stage.optimizer.clip)
@@ -227,7 +230,7 @@ class Trainer:
             stage=self.stage.name,
             stage_step=self.done,
             loss=loss,
-            lr=max(group["lr"] for group in self.optimizer.param_groups),
+            lr=max(group["peak"] * share for group in self.optimizer.param_groups),
             grad_norm=norm,
             tokens=whole.tokens,
             target_tokens=whole.targets,
@@ -336,14 +339,16 @@ class Trainer:
         if due or stopping:
             self._save()
         if stopping:
-            lost = self.world.first and not self.saver.finish()
+            lost = not self.saver.finish()
             self.stop.grant(saved=not self.world.most(int(lost))[0])
 
     def _save(self) -> None:
-        if self.world.first or self.parallel.collective:
-            tensors = gather(self.learner, self.optimizer)
-            if self.world.first:
-                self.saver.save(tensors, self._position())
+        """Of a model that is spread over processes each writes its share, of any other the first one writes all."""
+        if self.parallel.collective:
+            share = held_share(self.learner, self.optimizer, first=self.world.first)
+            self.saver.save(share, self._position())
+        elif self.world.first:
+            self.saver.save(held(self.learner, self.optimizer), self._position())
 
     def _position(self) -> Position:
         bad, plan = self.budget, self.loader.plan.state(self.done).to_json()

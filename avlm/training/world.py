@@ -10,8 +10,8 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal
@@ -121,6 +121,26 @@ class World:
                 f"the processes of this run see different {what}: process 0 {_short(seen[0])}, process {other} "
                 f"{_short(seen[other])}. Start all of them with the same command, on a disk that they share"
             )
+
+    def leave_word(self, topic: str, value: Any) -> None:
+        """Leave word for the first process, who hears it when it looks. No collective, so a thread may.
+
+        Args:
+            topic: Used once by each process.
+            value: Anything that JSON can say.
+        """
+        with suppress(RuntimeError):  # the process that keeps the store is gone, and nobody listens
+            self.store.set(f"{topic}/{self.rank}", json.dumps(value))
+
+    def words(self, topic: str, ranks: Iterable[int]) -> dict[int, Any]:
+        """What these processes have left under a topic so far, by rank; it is there once."""
+        found: dict[int, Any] = {}
+        for rank in ranks:
+            key = f"{topic}/{rank}"
+            if self.store.check([key]):
+                found[rank] = json.loads(self.store.get(key))
+                self.store.delete_key(key)
+        return found
 
     @contextmanager
     def member(self) -> Iterator[None]:

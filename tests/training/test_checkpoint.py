@@ -24,7 +24,7 @@ from avlm.errors import WeightsError
 from avlm.training import checkpoint
 from avlm.training.chain import Run
 from avlm.training.checkpoint import Checkpoint, Owner, Position, best, load, newer_than, newest, save
-from avlm.training.snapshot import Tensors, gather, put_back
+from avlm.training.snapshot import Tensors, held, put_back
 
 FILES = ("optimizer.safetensors", "state.json", "weights.safetensors")
 
@@ -74,7 +74,7 @@ def write(folder: Path, *numbers: int, keep: int = 10, stage: str = "s", **how: 
     net, optimizer = pair()
     for number in numbers:
         step(net, optimizer, number)
-        save(folder, gather(net, optimizer), position(number, stage), keep=keep, **how)
+        save(folder, held(net, optimizer), position(number, stage), keep=keep, **how)
 
 
 def restore(found: Checkpoint, net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -89,7 +89,7 @@ def test_goes_on_bit_for_bit(tmp_path: Path) -> None:
     net, optimizer = pair()
     for seed in range(3):
         step(net, optimizer, seed)
-    save(tmp_path, gather(net, optimizer), position(3), keep=2)
+    save(tmp_path, held(net, optimizer), position(3), keep=2)
 
     other, other_optimizer = pair(seed=0)
     found, passed = newest(tmp_path, "s")
@@ -111,7 +111,7 @@ def test_moments_lie_in_memory_as_their_parameters_do(tmp_path: Path) -> None:
     optimizer = torch.optim.AdamW(net.parameters(), fused=True)
     net(torch.randn(1, 3, 5, 5)).sum().backward()
     optimizer.step()
-    save(tmp_path, gather(net, optimizer), position(1), keep=1)
+    save(tmp_path, held(net, optimizer), position(1), keep=1)
     found, _ = newest(tmp_path, "s")
     assert found is not None
     again = torch.optim.AdamW(net.parameters(), fused=True)
@@ -126,9 +126,9 @@ def test_holds_what_the_stage_changes_and_no_more(tmp_path: Path) -> None:
 
     write(tmp_path, 1)
     with safe_open(tmp_path / "step-00000101" / "weights.safetensors", "pt") as file:
-        held = set(file.keys())
-    assert not any(name.startswith(("frozen", "passing", "tied")) for name in held)
-    assert {"conv.weight", "head.weight", "norm.running_mean"} <= held
+        found = set(file.keys())
+    assert not any(name.startswith(("frozen", "passing", "tied")) for name in found)
+    assert {"conv.weight", "head.weight", "norm.running_mean"} <= found
     assert names(tmp_path / "step-00000101") == list(FILES)
 
 
@@ -254,10 +254,10 @@ def test_trouble_with_the_disk_leaves_the_older_one_whole(
     with monkeypatch.context() as patch:
         patch.setattr(*broken, full)
         with pytest.raises(OSError, match="No space left"):
-            save(tmp_path, gather(net, optimizer), position(2), keep=1)
+            save(tmp_path, held(net, optimizer), position(2), keep=1)
     found, passed = newest(tmp_path, "s")
     assert found is not None and found.position == position(1) and not passed
-    save(tmp_path, gather(net, optimizer), position(3), keep=1)
+    save(tmp_path, held(net, optimizer), position(3), keep=1)
     assert names(tmp_path) == ["step-00000103"]
 
 
@@ -405,16 +405,19 @@ def test_all_is_on_the_disk_before_it_is_published(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("what", ["shape", "type", "moment"])
-def test_weights_of_another_shape_or_type_are_refused_and_nothing_is_changed(what: str) -> None:
+def test_weights_of_another_shape_or_type_are_refused_and_nothing_is_changed(tmp_path: Path, what: str) -> None:
     net, optimizer = pair()
     step(net, optimizer, 0)
-    held = gather(net, optimizer)
-    weights, moments = dict(held.weights), dict(held.moments)
+    tensors = held(net, optimizer)
+    weights, moments = dict(tensors.weights), dict(tensors.moments)
     if what == "moment":
         moments["nobody.weight|exp_avg"] = torch.zeros(1)
     else:
         weights["conv.weight"] = torch.zeros(4, 3, 3) if what == "shape" else weights["conv.weight"].double()
     weights["norm.bias"] = torch.full((4,), 7.0)
+    save(tmp_path, Tensors(weights, moments), position(1), keep=1)
+    found, _ = newest(tmp_path, "s")
+    assert found is not None
     with pytest.raises(WeightsError, match="holds other weights than the stage trains"):
-        put_back(Tensors(weights, moments), net, optimizer, "there")
+        restore(found, net, optimizer)
     assert not (net.norm.bias == 7).any()

@@ -15,7 +15,7 @@ from avlm.convert.weights import load_model
 from avlm.training.chain import train
 from avlm.training.checkpoint import Position, load, newest, save
 from avlm.training.masters import MasterAdamW
-from avlm.training.snapshot import gather, put_back
+from avlm.training.snapshot import held, put_back
 
 RATES: dict[str, Any] = {"lr": 1e-4, "weight_decay": 0.1}
 
@@ -83,7 +83,7 @@ def test_a_checkpoint_holds_the_copies(tmp_path: Path) -> None:
     drawn = gradients(6)
     for x, slope in drawn[:3]:
         step(first, optimizer, x, slope)
-    save(tmp_path, gather(first, optimizer), Position("s", 3, 3, 0), keep=1)
+    save(tmp_path, held(first, optimizer), Position("s", 3, 3, 0), keep=1)
     second = layer(seed=7)
     again = MasterAdamW([{"params": list(second.parameters())}], **RATES)
     found, _ = newest(tmp_path, "s")

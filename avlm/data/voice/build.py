@@ -17,36 +17,36 @@ import os
 import shutil
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.random import Generator
-from PIL import Image
 
 from avlm.data.voice.drawing import OWN_VOICE, Draft, Drawer, Said, Source, Texts, draw_all
-from avlm.data.voice.mixing import NOISES, beside, draw_noise, in_room
+from avlm.data.voice.mixing import NOISES, beside, draw_noise, in_room, let_through
+from avlm.data.voice.scenes import Scenes
 from avlm.data.voice.texts import asked, held_out, read_lines, read_questions, world_questions
 from avlm.data.voice.timeline import Moment, draw_timeline, write_timeline
 from avlm.data.world import speech
-from avlm.data.world.pictures import draw_scene
 from avlm.data.world.sounds import SAMPLE_RATE_HZ, draw_sound, write_wav
-from avlm.data.world.tasks import FAMILIES, Deck, Picture, plan
-from avlm.data.world.tasks import Speech as SpokenWords
+from avlm.data.world.tasks import Deck
 from avlm.data.world.words import SPLITS, Split
 from avlm.errors import ConfigError
 
-VERSION = 1
+VERSION = 2
 """Raise this when the same settings come to mean other data."""
 ASK = "Answer the spoken question."
 """Words beside a sound, as the demo's model was trained with."""
 NOTHING_SEEN = "no"
 """Whether there is a circle, where there is no picture."""
 SOUNDS_A_TIMELINE = 12
+ROOM_S = 2.0
+"""So much of a room a gate hears around a row's sound, most of it before, to know what a room it is."""
 
 Progress = Callable[[str, int, int], None]
-_WORDS, _VOICES, _MIX, _SCENES, _TIMELINES = range(5)
+_WORDS, _VOICES, _MIX, _SCENES, _TIMELINES, _ROWS = range(6)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,9 +54,9 @@ class VoiceSettings:
     """What is made."""
 
     seed: int = 0
-    train_rows: int = 3200
+    train_rows: int = 4000
     eval_rows: int = 400
-    timelines: int = 10
+    timelines: int = 40
     ask: str = ASK
     """Words beside each sound; the model is to be spoken to with the same."""
     questions: str | None = None
@@ -139,9 +139,12 @@ def _make(folder: Path, settings: VoiceSettings, texts: dict[Split, Texts], prog
     with speech.recording(utterances, folder / "recordings.jsonl") as wait:
         wait(lambda done, total: progress("speech", done, total))
     lengths = _mix_all(folder, sounds, said, settings.seed, progress)
-    scenes = {split: _Scenes(folder, split, settings) for split in SPLITS}
+    scenes: dict[Split, Scenes | None] = dict.fromkeys(SPLITS)
+    if settings.questions is None:
+        scenes = {split: Scenes(folder, split, _chance(_SCENES, settings.seed, split)) for split in SPLITS}
     for split in SPLITS:
-        lines = [_row(sound, i, scenes[split], settings) for i, sound in enumerate(rows[split])]
+        rng = _chance(_ROWS, settings.seed, split)
+        lines = [_row(sound, i, scenes[split], rng, settings) for i, sound in enumerate(rows[split])]
         _write_lines(folder / f"{split}.jsonl", lines)
     for number, plan_ in enumerate(placed):
         _write_timeline(folder, number, plan_, lengths, scenes["eval"], settings.seed)
@@ -196,7 +199,7 @@ def _mix_all(
             for place in range(len(sound.draft.spoken()))
         ]
         wave = _mixed(sound.draft, sound.split, recorded, rng)
-        wave = _levelled(wave, rng) if sound.alone else _around(wave, sound.split, rng)
+        wave = _levelled(wave, rng) if sound.alone else _gated(wave, sound.split, rng)
         write_wav(folder / sound.path, wave)
         lengths[sound.path] = len(wave) / SAMPLE_RATE_HZ
         if number % 50 == 0 or number == len(sounds):
@@ -223,56 +226,25 @@ def _levelled(wave: np.ndarray, rng: Generator) -> np.ndarray:
     return (wave / max(float(np.abs(wave).max()), 1e-9) * rng.uniform(0.25, 0.9)).astype(np.float32)
 
 
-def _around(wave: np.ndarray, split: Split, rng: Generator) -> np.ndarray:
-    """As a gate hands it over: a little of the room before it, more behind it."""
-    before_s, after_s = rng.uniform(0.06, 0.2), rng.uniform(0.08, 0.25)
-    room = draw_noise(
-        str(rng.choice(list(NOISES[split]))), split, len(wave) + int((before_s + after_s) * SAMPLE_RATE_HZ), rng
-    )
-    loudness = rng.uniform(0.2, 0.9)
-    return in_room(wave, room, before_s=before_s, snr_db=rng.uniform(18, 65), loudness=loudness)
+def _gated(wave: np.ndarray, split: Split, rng: Generator) -> np.ndarray:
+    """A sound in a room, as a gate hands it over."""
+    room = draw_noise(str(rng.choice(list(NOISES[split]))), split, len(wave) + int(ROOM_S * SAMPLE_RATE_HZ), rng)
+    before_s = float(rng.uniform(0.6, 0.8)) * ROOM_S
+    heard = in_room(wave, room, before_s=before_s, snr_db=rng.uniform(18, 65), loudness=rng.uniform(0.2, 0.9))
+    return let_through(heard, int(before_s * SAMPLE_RATE_HZ), len(wave))
 
 
-class _Scenes:
-    """Pictures that go with the world's questions; none where the questions are a user's own."""
-
-    def __init__(self, folder: Path, split: Split, settings: VoiceSettings) -> None:
-        self.folder, self.split = folder, split
-        self.rng = _chance(_SCENES, settings.seed, split)
-        self.by_text: dict[str, list[tuple[str, str]]] = {}
-        if settings.questions is not None:
-            return
-        drafts = plan(FAMILIES["voice"], 400 if split == "train" else 120, Deck(self.rng, split))
-        paths: dict[Picture, str] = {}
-        for draft in drafts:
-            picture, words = draft.media
-            assert isinstance(picture, Picture) and isinstance(words, SpokenWords)
-            if picture not in paths:
-                paths[picture] = f"img/{split}-{len(paths):04d}.png"
-                Image.fromarray(draw_scene(picture.scene, split, self.rng)).save(folder / paths[picture], format="PNG")
-            self.by_text.setdefault(words.text, []).append((paths[picture], draft.answer))
-
-    def of(self, draft: Draft) -> tuple[str, str] | None:
-        """A picture for a sound and, if that asks, the answer; None: the sound stands alone."""
-        if not self.by_text:
-            return None
-        asks = isinstance(draft.front, Said) and draft.state == "question"
-        known = self.by_text.get(draft.front.text, []) if asks and isinstance(draft.front, Said) else []
-        pool = known or [pair for pairs in self.by_text.values() for pair in pairs]
-        path, answer = pool[int(self.rng.integers(len(pool)))]
-        return path, answer if known else ""
-
-
-def _row(sound: _Sound, number: int, scenes: _Scenes, settings: VoiceSettings) -> dict[str, object]:
+def _row(
+    sound: _Sound, number: int, scenes: Scenes | None, rng: Generator, settings: VoiceSettings
+) -> dict[str, object]:
     """A row of avlm's own format; what is not meant for the model is answered by nothing."""
     draft = sound.draft
-    seen = scenes.of(draft) if scenes.rng.random() < 0.7 else None
-    content: list[dict[str, str]] = [] if seen is None else [{"type": "image", "path": seen[0]}]
+    seen = scenes.beside(draft) if scenes is not None and rng.random() < 0.7 else ""
+    content: list[dict[str, str]] = [{"type": "image", "path": seen}] if seen else []
     content += [{"type": "audio", "path": sound.path}, {"type": "text", "text": settings.ask}]
     message: dict[str, object] = {"role": "assistant", "content": "", "state": draft.state}
     if draft.state == "question":
-        unseen = NOTHING_SEEN if scenes.by_text else ""
-        message["content"] = draft.answer or (unseen if seen is None else seen[1])
+        message["content"] = draft.answer or _world_answer(draft, seen, scenes)
         if not message["content"]:
             message["ended"] = False  # nobody knows the answer, and that there is none must not be learned
     return {
@@ -285,34 +257,46 @@ def _row(sound: _Sound, number: int, scenes: _Scenes, settings: VoiceSettings) -
     }
 
 
+def _world_answer(draft: Draft, seen: str, scenes: Scenes | None) -> str:
+    """The answer to a question of the world, as far as it is known."""
+    if scenes is None:
+        return ""
+    assert isinstance(draft.front, Said)
+    return scenes.answer(seen, draft.front.text) if seen else NOTHING_SEEN
+
+
 def _write_timeline(
     folder: Path,
     number: int,
     planned: list[tuple[float, _Sound | str]],
     lengths: dict[str, float],
-    scenes: _Scenes,
+    scenes: Scenes | None,
     seed: int,
 ) -> None:
-    """One timeline: the room from its beginning to its end, a picture, and what happens in between."""
+    """One timeline: the room from its beginning to its end, pictures, and what happens in between."""
     rng = _chance(_TIMELINES, seed, "eval", number + 1)
-    at_s, moments = 1.0, []
+    at_s, moments = 1.0, [*_shown(0.0, () if scenes is None else scenes.paths, rng)]
     for pause_s, what in planned:
         at_s = round(at_s + pause_s, 3)
         if isinstance(what, str):
-            moments.append(Moment(at_s, text=what))
+            moments += [*_shown(at_s, () if scenes is None else scenes.pairs, rng), Moment(at_s, text=what)]
             continue
-        front = what.draft.front
-        says = front.text if isinstance(front, Said) else ", ".join(front.names)
-        sound = f"../{what.path}"
-        moments.append(Moment(at_s, sound=sound, state=what.draft.state, kind=what.draft.kind, says=says))
+        draft = what.draft
+        says = draft.front.text if isinstance(draft.front, Said) else ", ".join(draft.front.names)
+        moments.append(Moment(at_s, sound=f"../{what.path}", state=draft.state, kind=draft.kind, says=says))
         at_s += lengths[what.path]
+        if draft.kind == "interruption":
+            moments += _shown(round(at_s, 3), () if scenes is None else scenes.paths, rng)
     name = str(rng.choice(list(NOISES["eval"])))
     bed = draw_noise(name, "eval", int((at_s + 2) * SAMPLE_RATE_HZ), rng) * rng.uniform(0.001, 0.008)
     write_wav(folder / f"wav/room-{number:03d}.wav", bed)
-    pictures = sorted({path for pairs in scenes.by_text.values() for path, _ in pairs})
-    shown = [Moment(0.0, image=f"../{pictures[int(rng.integers(len(pictures)))]}")] if pictures else []
     room = Moment(0.0, sound=f"../wav/room-{number:03d}.wav", kind="room", says=name)
-    write_timeline(folder / f"timelines/{number:03d}.jsonl", [room, *shown, *moments])
+    write_timeline(folder / f"timelines/{number:03d}.jsonl", [room, *moments])
+
+
+def _shown(at_s: float, paths: Sequence[str], rng: Generator) -> list[Moment]:
+    """The camera shows one of these pictures, if there are any."""
+    return [Moment(at_s, image=f"../{paths[int(rng.integers(len(paths)))]}")] if paths else []
 
 
 def _write_lines(path: Path, rows: list[dict[str, object]]) -> None:

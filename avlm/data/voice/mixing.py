@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.random import Generator
 
-from avlm.data.world.sounds import SAMPLE_RATE_HZ
+from avlm.data.voice.gate import SAMPLE_RATE_HZ, GateSettings, passages
 from avlm.data.world.words import Split
 
 QUIET = 1e-9
@@ -101,3 +101,20 @@ def in_room(wave: np.ndarray, room: np.ndarray, *, before_s: float, snr_db: floa
     out = room * (level(wave) / max(level(room), QUIET) * 10 ** (-snr_db / 20))
     out[start : start + len(wave)] += wave[: len(out) - start]
     return (out / max(float(np.abs(out).max()), QUIET) * loudness).astype(np.float32)
+
+
+def let_through(heard: np.ndarray, start: int, length: int) -> np.ndarray:
+    """What a session's gate hands over of a sound within a recording: the passage that has most of it.
+
+    What no gate opens for (a fan, say) is taken with as much before and behind it as one would leave.
+
+    Returns:
+        float32; cut from `heard`.
+    """
+    end = start + length
+    shared = {min(end, p.end) - max(start, p.start): p.wave for p in passages(heard)}
+    if shared and max(shared) > 0:
+        return shared[max(shared)]
+    settings = GateSettings()
+    before, behind = (ms * SAMPLE_RATE_HZ // 1000 for ms in (settings.before_ms, settings.pause_ms))
+    return heard[max(0, start - before) : end + behind]

@@ -45,6 +45,15 @@ STATEMENTS: tuple[str, ...] = (
 )
 """The world's words, told and not asked."""
 
+_TURNS = frozenset(("is", "are", "was", "were", "has", "have", "can", "could", "do", "does", "did", "will", "would"))
+
+
+def told(question: str) -> str:
+    """The words of a question as a statement: "is it red", told, is "it is red". Empty for what begins otherwise."""
+    first, *rest = question.split()
+    return " ".join((rest[0], first, *rest[1:])) if first in _TURNS and rest else ""
+
+
 WORDS: tuple[str, ...] = (
     *NUMBERS,
     *COLOURS,
@@ -54,9 +63,13 @@ WORDS: tuple[str, ...] = (
 )
 
 NODS: dict[Split, tuple[str, ...]] = {
-    "train": ("okay", "right", "uh huh", "i see", "good", "yes yes", "mm hmm", "fine", "all right then"),
+    "train": (
+        "okay", "right", "uh huh", "i see", "good", "yes yes", "mm hmm", "fine", "all right then", "oh really",
+        "no way", "very good", "of course", "oh dear", "i know", "exactly", "so it is", "that is right", "never mind",
+        "thank you",
+    ),
     "eval": ("ah okay", "sure", "oh nice", "got it", "hmm", "well well"),
-}
+}  # fmt: skip
 """What somebody says who listens and does not ask."""
 
 _WHO: dict[Split, tuple[str, ...]] = {

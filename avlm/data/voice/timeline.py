@@ -44,17 +44,17 @@ class Moment:
 def draw_timeline(drawer: Drawer, sounds: int) -> list[tuple[float, Draft | str]]:
     """What happens on a held-out timeline: pauses in seconds, each with what follows it, a sound or a typed text.
 
-    An interruption comes half a second after somebody has typed a question with a long answer.
+    An interruption begins right behind a typed question with a long answer, so that it ends within that.
     """
     found: list[tuple[float, Draft | str]] = []
-    weights = (0.4, 0.35, 0.1, 0.15)
+    weights = (0.35, 0.3, 0.1, 0.25)
     for _ in range(sounds):
         kind = KINDS[int(drawer.rng.choice(len(KINDS), p=weights))]
         draft = drawer.draw(kind)
         pause_s = float(drawer.rng.uniform(1.2, 2.5))
         if kind == "interruption":
             found.append((pause_s, "Describe the picture."))
-            pause_s = 0.5
+            pause_s = float(drawer.rng.uniform(0.1, 0.3))
         found.append((pause_s, draft))
     return found
 

@@ -1,6 +1,5 @@
 """Duplex voice: a gate, the model's own decision who was meant, answers that can be interrupted.
 
-gate.py      where somebody speaks
 mind.py      what a session asks of a model: was that for me, and what is the answer
 session.py   the course of a conversation: frames and typed texts in, events out
 voice.py     spoken answers

@@ -16,10 +16,10 @@ import torch
 from avlm.config.run import StateTokens
 from avlm.data.processor import media_item
 from avlm.data.text.turns import KNOWN, NOISE, QUESTION
+from avlm.data.voice.gate import SAMPLE_RATE_HZ
 from avlm.errors import ConfigError
 from avlm.inference.engine import Engine, Request
 from avlm.inference.likelihood import answer_likelihood
-from avlm.inference.live.gate import SAMPLE_RATE_HZ
 from avlm.inference.sampling import Sampling
 from avlm.samples import Encoded, MediaItem, Sample, Text, Turn
 

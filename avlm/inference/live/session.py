@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from avlm.data.voice.gate import FRAME, SAMPLE_RATE_HZ, Gate, Gated, GateSettings, Passage
 from avlm.errors import AvlmError, ConfigError
-from avlm.inference.live.gate import FRAME, SAMPLE_RATE_HZ, Gate, Gated, GateSettings, Passage
 from avlm.inference.live.mind import Answer, Judgement, Mind
 from avlm.inference.live.voice import Clauses, Voice
 from avlm.samples import MediaItem

@@ -34,9 +34,9 @@ import numpy as np
 
 from avlm.data.decoding.decode import decode_image
 from avlm.data.decoding.files import Limits
+from avlm.data.voice.gate import SAMPLE_RATE_HZ
 from avlm.errors import AvlmError, MissingExtraError
 from avlm.inference.live.drive import from_pcm, to_pcm
-from avlm.inference.live.gate import SAMPLE_RATE_HZ
 from avlm.inference.live.session import Event, Session
 from avlm.samples import MediaItem
 

@@ -8,8 +8,8 @@ from typing import Protocol
 import numpy as np
 
 from avlm.data.voice.drawing import OWN_VOICE
+from avlm.data.voice.gate import SAMPLE_RATE_HZ
 from avlm.data.world.speech import Espeak, require_speech, trim
-from avlm.inference.live.gate import SAMPLE_RATE_HZ
 
 SHORTEST = 5
 """Characters of a clause that is spoken by itself; VITA's demo has the same figure."""

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from avlm.training.masters import tensors_of
+
 SAMPLE = 4096
 """Numbers of each weight that its update is estimated from; smaller ones are taken whole."""
 MB = 1e6
@@ -67,7 +69,8 @@ def memory_mb(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, f
     members = [p for group in optimizer.param_groups for p in group["params"]]
     weights = {id(p): p for p in model.parameters()}
     copies = [p for p in members if id(p) not in weights]
-    moments = [value for p in members for value in optimizer.state.get(p, {}).values() if isinstance(value, Tensor)]
+    kept = [(name, value) for p in members for name, value in optimizer.state.get(p, {}).items()]
+    moments = [t for name, value in kept if isinstance(value, Tensor) for t in tensors_of(name, value).values()]
     grads = [p.grad for p in {**weights, **{id(p): p for p in members}}.values() if p.grad is not None]
     device = next(iter(weights.values())).device
     held = {

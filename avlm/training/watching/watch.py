@@ -19,7 +19,7 @@ from avlm.data.loader import Bad, StepData, StepLoader
 from avlm.errors import AvlmError, ConfigError, DataError
 from avlm.samples import Row
 from avlm.training.console import tell
-from avlm.training.masters import MasterAdamW
+from avlm.training.masters import Masters
 from avlm.training.observe import Journal, read_lines
 from avlm.training.watching.blame import Blamed, listed, step_samples
 from avlm.training.watching.nonfinite import Finding, Locator
@@ -52,7 +52,7 @@ class Watch:
         config: WatchConfig,
         stage: Stage,
         roots: Mapping[str, nn.Module],
-        optimizer: MasterAdamW,
+        optimizer: Masters,
         loader: StepLoader,
         losses: Callable[[Row], Tensor],
         journal: Journal,

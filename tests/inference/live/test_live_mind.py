@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from planted import noise, speech
+from voices import noise, speech
 
 from avlm.config.run import StateTokens
 from avlm.errors import ConfigError

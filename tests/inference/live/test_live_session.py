@@ -6,12 +6,13 @@ import json
 
 import numpy as np
 import pytest
-from planted import QUESTION_HZ, TALK_HZ, PlantedMind, noise, speech
+from planted import QUESTION_HZ, TALK_HZ, PlantedMind
+from voices import noise, speech
 
+from avlm.data.voice.gate import SAMPLE_RATE_HZ
 from avlm.data.voice.timeline import Moment, render
 from avlm.errors import ConfigError, DataError
 from avlm.inference.live.drive import Mouth, play
-from avlm.inference.live.gate import SAMPLE_RATE_HZ
 from avlm.inference.live.mind import Judgement
 from avlm.inference.live.score import score
 from avlm.inference.live.session import Costs, Session
@@ -213,6 +214,40 @@ def test_rates_measure_the_stop_from_the_questions_last_sample():
     (stopped,) = only(events, "interrupted")
     assert rates.stops_ms == [pytest.approx(1000 * (stopped["at_s"] - 2.8), abs=0.1)]
     assert 0 < rates.stops_ms[0] <= 300
+
+
+@pytest.mark.parametrize(
+    ("words", "sound", "unstopped"),
+    [(10, question(0.8), 0), (40, talk(0.8), 1)],
+    ids=["ends by itself before anybody could tell", "goes on"],
+)
+def test_an_answer_that_was_not_stopped_counts_if_the_model_could_have_told(words, sound, unstopped):
+    moments = [Moment(1.0, text="Go on."), Moment(1.2, sound="x", state="question")]
+    rendered = render(moments, [None, sound], 8)
+    events = list(play(Session(PlantedMind(LONG[:words]), costs=COSTS), moments, rendered, None))
+    rates = score(moments, rendered, events)
+    ended, (_, decided) = only(events, "answer_ends")[0]["at_s"], [e["at_s"] for e in only(events, "state")]
+    assert ended > 2.0 and (ended < decided) == (unstopped == 0)
+    assert (rates.stops_ms, rates.unstopped) == ([], unstopped)
+
+
+def test_rates_count_what_an_answer_went_on_through():
+    things = [(1.0, "Go on.", ""), (2.0, talk(), "noise"), (9.0, "Go on.", ""), (10.0, question(), "noise")]
+    moments = [
+        Moment(at, text=what) if isinstance(what, str) else Moment(at, sound="x", state=state)
+        for at, what, state in things
+    ]
+    rendered = render(moments, [None if isinstance(what, str) else what for _, what, _ in things], 8)
+    events = list(play(Session(PlantedMind(LONG), costs=COSTS), moments, rendered, None))
+    rates = score(moments, rendered, events)
+    assert (rates.passed, rates.disturbed, rates.false, rates.stops_ms) == (1, 1, 1, [])
+
+
+def test_an_answer_that_was_stopped_by_something_later_went_on_through_what_was_before():
+    moments = [Moment(1.0, text="Go on."), Moment(2.0, sound="x", state="noise"), Moment(4.0, text="Stop.")]
+    rendered = render(moments, [None, talk(), None], 8)
+    rates = score(moments, rendered, list(play(Session(PlantedMind(LONG), costs=COSTS), moments, rendered, None)))
+    assert (rates.passed, rates.disturbed, rates.false) == (1, 0, 0)
 
 
 def test_events_are_json():

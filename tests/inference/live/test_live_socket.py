@@ -9,7 +9,8 @@ import time
 
 import numpy as np
 import pytest
-from planted import QUESTION_HZ, TALK_HZ, PlantedMind, noise, speech
+from planted import QUESTION_HZ, TALK_HZ, PlantedMind
+from voices import noise, speech
 
 from avlm.inference.live.drive import from_pcm, to_pcm
 from avlm.inference.live.session import Session

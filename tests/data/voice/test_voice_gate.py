@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from planted import noise, speech
+from voices import noise, speech
 
+from avlm.data.voice.gate import FRAME, SAMPLE_RATE_HZ, Gate, Gated, GateSettings, passages
 from avlm.errors import ConfigError
-from avlm.inference.live.gate import FRAME, SAMPLE_RATE_HZ, Gate, Gated, GateSettings
 
 
 def run(wave: np.ndarray, gate: Gate | None = None) -> list[Gated]:
@@ -42,6 +42,15 @@ def test_what_is_handed_over_is_the_stream_itself_with_a_beginning_and_a_pause()
     start = passage.start - settings.before_ms * SAMPLE_RATE_HZ // 1000
     np.testing.assert_array_equal(passage.wave, wave[start : start + len(passage.wave)])
     assert len(passage.wave) == passage.end - start + settings.pause_ms * SAMPLE_RATE_HZ // 1000
+
+
+def test_a_recording_as_a_whole_gives_the_passages_of_its_frames():
+    wave = placed([(1.0, speech(0.6)), (2.6, speech(1.2)), (5.0, speech(0.08))], 7, noise(7))
+    expected = [gated.passage for gated in run(wave) if gated.what == "shut"]
+    found = passages(wave)
+    assert [(passage.start, passage.end) for passage in found] == [(p.start, p.end) for p in expected]
+    assert len(found) == 2  # the third is a click
+    assert len(passages(wave, GateSettings(shortest_ms=40))) == 3
 
 
 def test_a_pause_within_a_passage_is_told_and_does_not_end_it():

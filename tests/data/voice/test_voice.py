@@ -11,14 +11,17 @@ import pytest
 import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from voices import noise, speech
 
 from avlm.config.data import DataConfig
 from avlm.data.sources import open_source
 from avlm.data.voice.build import VoiceSettings, make_voice
-from avlm.data.voice.drawing import KINDS, OWN_VOICE, Drawer, Heard, Texts, draw_all
-from avlm.data.voice.mixing import NOISES, beside, draw_noise, in_room, level
-from avlm.data.voice.texts import NODS, asked, held_out, read_questions, talk, world_questions
-from avlm.data.voice.timeline import Moment, read_timeline, render, write_timeline
+from avlm.data.voice.drawing import KINDS, OWN_VOICE, Draft, Drawer, Heard, Said, Texts, draw_all
+from avlm.data.voice.gate import GateSettings, passages
+from avlm.data.voice.mixing import NOISES, beside, draw_noise, in_room, let_through, level
+from avlm.data.voice.scenes import Scenes
+from avlm.data.voice.texts import NODS, STATEMENTS, asked, held_out, read_questions, talk, told, world_questions
+from avlm.data.voice.timeline import Moment, draw_timeline, read_timeline, render, write_timeline
 from avlm.data.world.speech import VOICES
 from avlm.errors import ConfigError, DataError
 
@@ -46,7 +49,7 @@ def test_rows_are_read_as_training_reads_them_and_say_who_was_meant(split: str, 
     assert {sample.task for sample in samples} == set(KINDS)
     assert {sample.turns[-1].state for sample in samples} == {"question", "noise"}
     for sample in samples:
-        assert sample.turns[-1].text() in ({""} if sample.turns[-1].state == "noise" else {"yes", "no"})
+        assert sample.turns[-1].text() in ({""} if sample.turns[-1].state == "noise" else {"yes", "no", ""})
         (sound,) = [item for item in sample.media() if item.kind == "audio"]
         wave, rate = soundfile.read(sound.path)
         assert rate == 16_000 and 0.2 < len(wave) / rate < 8 and 0.1 < np.abs(wave).max() <= 1
@@ -85,8 +88,11 @@ def test_a_timeline_names_sounds_that_are_there_in_the_order_of_time(made: Path)
     for moment in moments:
         for name in (moment.sound, moment.image):
             assert not name or (path.parent / name).is_file()
+    typed = [i for i, moment in enumerate(moments) if moment.text]
+    assert all(moments[i - 1].image and moments[i - 1].at_s == moments[i].at_s for i in typed)  # there is much to say
     judged = [moment for moment in moments if moment.state]
     assert len(judged) == 12
+    assert len(typed) == sum(moment.kind == "interruption" for moment in judged) > 0
     ends = [m.at_s + soundfile.info(path.parent / m.sound).duration for m in judged]
     assert all(
         end < after.at_s for end, after in zip(ends, judged[1:], strict=False)
@@ -129,6 +135,60 @@ def test_kinds_have_their_shares_and_questions_come_equally_often() -> None:
         assert draft.state == "noise" or not isinstance(draft.front, Heard)
 
 
+def test_a_question_told_is_a_statement_of_its_words() -> None:
+    assert [told(q) for q in ("is it the digit nine", "are there two", "can you hear me", "who wrote this")] == [
+        "it is the digit nine", "there are two", "you can hear me", ""
+    ]  # fmt: skip
+    assert {told(question.text) for question in world_questions()} <= set(STATEMENTS)
+
+
+def test_whoever_learns_hears_questions_told_more_often() -> None:
+    twins = {told(question.text) for question in world_questions()}
+    often = {}
+    for split in ("train", "eval"):
+        drafts = draw_all(Drawer(split, Texts(world_questions()), np.random.default_rng(0)), 2000)
+        noises = [draft.front for draft in drafts if draft.kind == "noise"]
+        often[split] = sum(isinstance(front, Said) and front.text in twins for front in noises) / len(noises)
+    assert often["train"] == pytest.approx(0.42 * (0.6 + 0.4 * 21 / len(STATEMENTS)), abs=0.04)
+    assert often["eval"] == pytest.approx(0.25 * 21 / len(STATEMENTS), abs=0.03)
+
+
+# ---------------------------------------------------------------- what is seen
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Scenes:
+    pytest.importorskip("sklearn")
+    folder = tmp_path_factory.mktemp("scenes")
+    (folder / "img").mkdir()
+    return Scenes(folder, "eval", np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("question", [question.text for question in world_questions()])
+def test_what_is_seen_does_not_tell_who_was_meant(question: str, scenes: Scenes) -> None:
+    """Beside a question and beside its words told, the same chance shows the same pictures."""
+    seen = {}
+    for state, text in (("question", question), ("noise", told(question))):
+        scenes.rng = np.random.default_rng(3)
+        seen[state] = [scenes.beside(Draft("addressed", state, Said(text))) for _ in range(60)]
+    assert seen["question"] == seen["noise"]
+    asked_ = {scenes.answer(path, question) for path in seen["question"]}
+    assert asked_ == {"yes", "no", ""}  # some fit, some do not
+
+
+def test_two_things_are_where_it_is_asked_whether_there_is_one(scenes: Scenes) -> None:
+    for path in scenes.paths:
+        asked_ = [scenes.answer(path, q.text) for q in world_questions() if q.text.startswith("is there a")]
+        assert any(asked_) == (path in scenes.pairs)
+
+
+def test_pictures_of_every_sort_are_seen_beside_any_sound(scenes: Scenes) -> None:
+    scenes.rng = np.random.default_rng(0)
+    for front in (Said("is it the digit nine"), Said("my uncle baked a cake"), Heard(("bell",))):
+        seen = {scenes.beside(Draft("noise", "noise", front)) for _ in range(12_000)}
+        assert seen == set(scenes.paths)
+
+
 # ---------------------------------------------------------------- mixing
 
 
@@ -162,7 +222,41 @@ def test_noises_have_a_length_and_a_peak(split: str, name: str) -> None:
     assert np.abs(wave).max() == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("loudness", [0.0005, 0.01])
+def test_a_rows_sound_is_what_a_session_would_judge(loudness: float) -> None:
+    """Cut from the recording where the gate cuts, and not where the sound was put."""
+    heard = noise(4, loudness)
+    heard[16_000 : 16_000 + 4800] += speech(0.3)  # somebody else before it
+    heard[32_000 : 32_000 + 12_800] += speech(0.8)
+    first, second = passages(heard)
+    cut = let_through(heard, 32_000, 12_800)
+    np.testing.assert_array_equal(cut, second.wave)
+    np.testing.assert_array_equal(let_through(heard, 16_000, 4800), first.wave)
+    settings = GateSettings()
+    start = second.start - settings.before_ms * 16
+    np.testing.assert_array_equal(cut, heard[start : start + len(cut)])
+    assert len(cut) == second.end - start + settings.pause_ms * 16
+
+
+def test_what_no_gate_opens_for_is_cut_with_the_margins_of_one() -> None:
+    heard = noise(3, 0.02)
+    assert passages(heard) == []
+    np.testing.assert_array_equal(let_through(heard, 20_000, 8000), heard[20_000 - 1920 : 28_000 + 2560])
+
+
 # ---------------------------------------------------------------- timelines
+
+
+def test_an_interruption_follows_what_was_typed_before_it_can_be_answered() -> None:
+    drawer = Drawer("eval", Texts(world_questions()), np.random.default_rng(0))
+    found = [moment for _ in range(40) for moment in draw_timeline(drawer, 12)]
+    typed = [i for i, (_, what) in enumerate(found) if isinstance(what, str)]
+    behind = [found[i + 1] for i in typed]
+    assert all(0.1 <= pause <= 0.3 and what.kind == "interruption" for pause, what in behind)  # type: ignore[union-attr]
+    drafts = [what for _, what in found if not isinstance(what, str)]
+    assert len(drafts) == 480 and len(behind) == sum(draft.kind == "interruption" for draft in drafts)
+    assert len(behind) == pytest.approx(120, abs=30)
+    assert {draft.state for draft in drafts if draft.kind == "interruption"} == {"question", "noise"}
 
 
 def test_a_timeline_is_read_as_it_was_written(tmp_path: Path) -> None:

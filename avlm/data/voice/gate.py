@@ -185,3 +185,15 @@ class Gate:
         if not active and not self._speech:
             self._room = 0.95 * self._room + 0.05 * band
         return active
+
+
+def passages(wave: np.ndarray, settings: GateSettings | None = None) -> list[Passage]:
+    """What a gate lets through of a recording: what a session hears of it, if it hears nothing else before.
+
+    Args:
+        wave: float32, mono, 16 kHz; what is left behind its last whole frame is not heard.
+    """
+    gate = Gate(settings)
+    frames = wave[: len(wave) // FRAME * FRAME].reshape(-1, FRAME)
+    noticed = [gated for frame in frames for gated in gate.take(frame)] + gate.finish()
+    return [gated.passage for gated in noticed if gated.what == "shut"]
