@@ -13,7 +13,7 @@ import numpy as np
 
 from avlm.data.decoding.files import Limits
 from avlm.data.indexing.columns import open_columns
-from avlm.data.indexing.known import Identity, KnownFacts, facts_key, identity
+from avlm.data.indexing.known import FactsKeys, Identity, KnownFacts, identity
 from avlm.data.media.reader import MediaReader
 from avlm.data.rows import RowSource
 from avlm.data.staged import StageWriter
@@ -92,7 +92,7 @@ class Counter:
         self.job = job
         self.media = job.writer.processor.media_spec()
         self.reader = MediaReader(self.media, limits=job.limits)
-        self.facts = KnownFacts(job.facts)
+        self.facts, self.facts_keys = KnownFacts(job.facts), FactsKeys(self.media, job.limits)
         self.known = None if job.before is None else open_columns(job.before, {**KEYS, "at": np.int64})
         self.old = None if job.old is None else open_columns(job.old, COUNTED)
 
@@ -152,10 +152,7 @@ class Counter:
 
     def _count_others(self, batch: Batch, samples: dict[int, Sample], media: dict[int, list[Identity | None]]) -> None:
         keys = {
-            known_by: facts_key(known_by, self.media, self.job.limits)
-            for i in samples
-            for known_by in media[i]
-            if known_by is not None
+            known_by: self.facts_keys.key(known_by) for i in samples for known_by in media[i] if known_by is not None
         }
         begin(about="")
         facts = self.facts.find(keys.values())

@@ -19,7 +19,7 @@ from avlm.config.run import Stage
 from avlm.data.decoding import headers
 from avlm.data.indexing import index as index_file
 from avlm.data.indexing.index import Index, build_index, open_index
-from avlm.data.indexing.known import KnownFacts, facts_key, identity
+from avlm.data.indexing.known import FactsKeys, KnownFacts, identity
 from avlm.data.media import reader
 from avlm.data.processor import AvlmProcessor
 from avlm.data.rows import RowTable
@@ -324,7 +324,7 @@ def test_a_medium_is_known_by_what_its_facts_follow_from(picture: Callable[..., 
     def key(item: MediaItem, media: Any = MEDIA) -> bytes:
         known_by, _ = identity(item)
         assert known_by is not None
-        return facts_key(known_by, media, limits)
+        return FactsKeys(media, limits).key(known_by)
 
     before = key(item)
     assert identity(item)[1] == path.stat().st_size
