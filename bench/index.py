@@ -16,7 +16,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,7 +34,7 @@ from avlm.data.sources import JsonLines
 from avlm.data.text.vocabulary import make_tokenizer
 from avlm.data.world.sounds import write_wav
 
-ROWS, ENCODED, ROUNDS = 4000, 200, 5
+ROWS, ENCODED, ROUNDS = 20_000, 200, 3
 """Rows that are counted, those of them that are encoded, and how often both is done."""
 BAR = 20.0
 """How many times faster counting is wanted to be than encoding."""
@@ -75,6 +75,7 @@ def words(rng: np.random.Generator, count: int) -> str:
     return " ".join(_word(int(n)) for n in numbers)
 
 
+@cache
 def _word(number: int) -> str:
     rng = np.random.default_rng(number)
     return "".join(rng.choice(list("etaoinshrdlucmfwypvbgkqjxz"), 2 + int(rng.integers(0, 4)) + (number > 100) * 2))

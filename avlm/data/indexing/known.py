@@ -87,6 +87,7 @@ class KnownFacts:
     def _open(self) -> None:
         with closing(self._connection()) as table, table:
             if table.execute("pragma user_version").fetchone() != (VERSION,):
+                table.execute("begin immediate")  # all at once, as each change by itself waits for the disk
                 table.execute("drop table if exists facts")
                 table.execute(f"pragma user_version = {VERSION}")
             table.execute("create table if not exists facts (key blob primary key, kind text, a, b) without rowid")

@@ -52,7 +52,7 @@ class JsonLines:
         progress: Progress | None = None,
     ) -> None:
         self.path = Path(path)
-        self.name = self.path.name
+        self.name = self._title = self.path.name
         self.listed = False
         self.facts = RowTable()
         self.errors: list[DataError] = []
@@ -142,7 +142,7 @@ class JsonLines:
         return self._where(self._places.row(index)[0])
 
     def _where(self, number: int) -> str:
-        return f"{self.path.name} {'row' if self.listed else 'line'} {number}"
+        return f"{self._title} {'row' if self.listed else 'line'} {number}"
 
     def _parse(self, line: bytes, number: int) -> tuple[Sample, str]:
         where = self._where(number)

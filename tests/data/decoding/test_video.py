@@ -178,6 +178,29 @@ def test_a_gap_in_the_sound_stays_a_gap() -> None:
     assert before.tolist() == list(range(400, 450))
 
 
+def test_channels_are_averaged_however_many_stretches_come_at_once() -> None:
+    """Of two channels and of one, planes apart and interleaved, more of them than are averaged together."""
+    import av
+
+    from avlm.data.decoding.timeline import TOGETHER, Stretches
+
+    rng, heard, expected = np.random.default_rng(0), Stretches(), list[np.ndarray]()
+    for number in range(3 * TOGETHER):
+        early = number < 2 * TOGETHER - 7
+        form = ("fltp", "stereo") if early else ("fltp", "mono") if number % 5 else ("flt", "stereo")
+        channels = rng.normal(0, 0.1, (1 + (form[1] == "stereo"), 20 + number % 3)).astype(np.float32)
+        given = channels if form[0] == "fltp" else channels.T.reshape(1, -1)
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(given), *form)
+        heard.add(sum(map(len, expected)) / 1000, frame)
+        expected.append(channels.mean(0))
+    whole = np.concatenate(expected)
+    assert len(heard) == 3 * TOGETHER
+    assert np.abs(heard.laid(1000, len(whole)) - whole).max() < 1e-7
+    longer = heard.laid(1000, len(whole) + 50, start_s=-0.02)  # it begins later than its timeline
+    assert not longer[:20].any() and not longer[-30:].any()
+    assert np.abs(longer[20:-30] - whole).max() < 1e-7
+
+
 def test_a_video_without_sound_has_none(tmp_path: Path) -> None:
     path = write(tmp_path / "a.mp4", sound_s=None)
     assert decode(path).sound is None

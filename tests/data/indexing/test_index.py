@@ -14,10 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 from chat_families import CHATML, LLAMA3, MEDIA, VICUNA, processor, tokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from avlm.config.run import Stage
 from avlm.data.decoding import headers
 from avlm.data.indexing import index as index_file
+from avlm.data.indexing.counting import found_among
 from avlm.data.indexing.index import Index, build_index, open_index
 from avlm.data.indexing.known import FactsKeys, KnownFacts, identity
 from avlm.data.media import reader
@@ -291,6 +294,24 @@ def test_a_medium_at_which_a_process_dies_is_named(
     (reason,) = build_index(JsonLines(rows()), chatml(), tmp_path / "i", workers=2).reasons()
     assert (reason.row, reason.where, Path(reason.file).name) == (5, "rows.jsonl line 6", "s5.wav")
     assert "s5.wav: crashed the process that read it, twice (SIGKILL)" in reason.reason
+
+
+Key = tuple[int, int]
+KEYS = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)))
+
+
+@settings(deadline=None)
+@given(KEYS, KEYS)
+def test_rows_are_known_by_both_halves_of_their_key(known: list[Key], wanted: list[Key]) -> None:
+    known = sorted(known, key=lambda key: key[0])
+
+    def halves(keys: list[Key]) -> tuple[np.ndarray, np.ndarray]:
+        a, b = np.array(keys, np.uint64).reshape(-1, 2).T
+        return a, b
+
+    at, found = found_among(halves(known), halves(wanted))
+    assert found.tolist() == [key in known for key in wanted]
+    assert [known[i] for i in at[found]] == [key for key in wanted if key in known]
 
 
 # ---------------------------------------------------------------- facts that are known
