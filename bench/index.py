@@ -1,19 +1,24 @@
 """Counting rows for an index, against encoding them.
 
 Rows of a picture of 640 x 480 pixels, as hard to decode as a photograph, with 150 words, and rows of a recording with
-50. Both are read from JSON lines by one process; each row has a file of its own. Runs alternate.
+50. Both are read from JSON lines by one process, which is there already; each row has a file of its own. Runs
+alternate, and the best of each is told. Counting begins with nothing: no word is known, no header read, and what it
+finds is written to the disk.
+
+Beside it stands the least that counting could take if it did nothing but read: each row and its JSON, the first bytes
+of its medium, and its words by the `tokenizers` library, all rows in one call.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from typing import NamedTuple
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process is one thread
 
@@ -22,13 +27,14 @@ from harness import Figures, judged
 from PIL import Image
 
 from avlm.config.media import AudioSpec, MediaSpec, Reduction, VisionSpec
+from avlm.data.decoding.plain import HEAD
 from avlm.data.indexing.index import build_index
 from avlm.data.processor import AvlmProcessor
 from avlm.data.sources import JsonLines
 from avlm.data.text.vocabulary import make_tokenizer
 from avlm.data.world.sounds import write_wav
 
-ROWS, ENCODED, ROUNDS = 4000, 200, 3
+ROWS, ENCODED, ROUNDS = 20_000, 200, 3
 """Rows that are counted, those of them that are encoded, and how often both is done."""
 BAR = 20.0
 """How many times faster counting is wanted to be than encoding."""
@@ -49,12 +55,27 @@ SPECS = {
 }
 
 
+class Times(NamedTuple):
+    """Milliseconds a row."""
+
+    encode: float
+    new: float
+    """Counting from nothing."""
+    other: float
+    """With known headers."""
+    again: float
+    """With known rows."""
+    least: float
+    """Reading alone."""
+
+
 def words(rng: np.random.Generator, count: int) -> str:
     """Made-up words, as long and as often repeated as those of a language (Zipf)."""
     numbers = rng.zipf(1.3, count) % 20_000
     return " ".join(_word(int(n)) for n in numbers)
 
 
+@cache
 def _word(number: int) -> str:
     rng = np.random.default_rng(number)
     return "".join(rng.choice(list("etaoinshrdlucmfwypvbgkqjxz"), 2 + int(rng.integers(0, 4)) + (number > 100) * 2))
@@ -101,24 +122,37 @@ def timed(call: Callable[[], object], rows: int = ROWS) -> float:
     return (time.perf_counter() - began) / rows * 1e3
 
 
-def measured(path: Path, processor: AvlmProcessor) -> tuple[float, float, float, float]:
-    """Milliseconds a row: encoding, counting from nothing, with known headers, and with known rows."""
-    times: list[tuple[float, float, float, float]] = []
-    source, other = JsonLines(path), processor.with_template(CHATML.replace("|>\n", "|>\n\n"))
+def measured(path: Path, processor: AvlmProcessor) -> Times:
+    """The best of some rounds."""
+    times: list[Times] = []
+    source = JsonLines(path)
     for _ in range(ROUNDS):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
+            new, other = processor.with_template(CHATML), processor.with_template(CHATML.replace("|>\n", "|>\n\n"))
             encode = timed(lambda: [processor.encode(source[i]) for i in range(ENCODED)], ENCODED)
-            fresh, headers, again = (
-                timed(partial(build_index, source, of, folder)) for of in (processor, other, processor)
-            )
-            times.append((encode, fresh, headers, again))
-    return tuple(statistics.median(column) for column in zip(*times, strict=True))  # type: ignore[return-value]
+            counts = [timed(partial(build_index, source, of, folder)) for of in (new, other, new)]
+            times.append(Times(encode, *counts, timed(partial(read, path, processor))))
+    return Times(*map(min, zip(*times, strict=True)))
+
+
+def read(path: Path, processor: AvlmProcessor) -> None:
+    """What nobody who counts can do without."""
+    texts: list[str] = []
+    with path.open("rb") as file:
+        for line in file:
+            asked, answered = json.loads(line)["messages"]
+            medium, words = asked["content"]
+            with (path.parent / medium["path"]).open("rb") as header:
+                header.read(HEAD)
+            texts += [words["text"], answered["content"]]
+    backend = processor.tokenizer.backend_tokenizer
+    assert len(backend.encode_batch_fast(texts, add_special_tokens=False)) == 2 * ROWS
 
 
 def main() -> list[Figures]:
     """The table."""
-    head = ["rows", "encode, ms a row", "index", "ratio", "another template", "nothing new", "bar"]
+    head = ["rows", "encode, ms a row", "index", "ratio", "another template", "nothing new", "reading alone", "bar"]
     table = Figures("index", "Counting rows for an index, against encoding them", head)
     rng = np.random.default_rng(1)
     tokenizer = make_tokenizer((words(rng, 200) for _ in range(500)), 16_000)
@@ -127,7 +161,9 @@ def main() -> list[Figures]:
             path = rows(Path(folder), kind)
             for name, spec in SPECS.items():
                 processor = AvlmProcessor(tokenizer, spec.model_dump(mode="json"), CHATML)
-                encode, fresh, headers, again = measured(path, processor)
-                figures = [f"{encode:.2f}", f"{fresh:.3f}", f"{encode / fresh:.1f}", f"{headers:.3f}", f"{again:.3f}"]
-                table.rows.append([f"{what}; {name}", *figures, judged(BAR, encode / fresh >= BAR)])
+                ms = measured(path, processor)
+                ratio = ms.encode / ms.new
+                figures = [f"{ms.encode:.2f}", f"{ms.new:.3f}", f"{ratio:.1f}"]
+                figures += [f"{of:.3f}" for of in (ms.other, ms.again, ms.least)]
+                table.rows.append([f"{what}; {name}", *figures, judged(BAR, ratio >= BAR)])
     return [table]

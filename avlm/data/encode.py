@@ -236,7 +236,8 @@ def counted(encoded: Encoded, facts: Sequence[Facts], media: MediaSpec) -> Count
         facts: Of all media of the sample, those that were cut off included.
     """
     places = encoded.places if encoded.rejected is None else [*encoded.places, *encoded.rejected.places]
-    whole = sum((load(facts[place.item], media) for place in places), Load())
+    loads = [load(facts[place.item], media) for place in places]
+    whole = loads[0] if len(loads) == 1 else sum(loads, Load())
     return Counts(encoded.room(), encoded.num_targets(), whole, encoded.cut)
 
 

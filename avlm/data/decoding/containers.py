@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -30,6 +29,7 @@ from avlm.data.decoding.files import (
     too_large,
 )
 from avlm.data.decoding.sparing import Sparing
+from avlm.data.decoding.timeline import Stretches
 from avlm.data.decoding.truncated import check_whole
 from avlm.errors import MediaError
 from avlm.layout import frame_times_s
@@ -44,8 +44,6 @@ SWING_S = 0.25
 """Sound is right only so long after the place where its decoding began (Opus asks for 80 ms, MP3 for some frames)."""
 APART_S = 10.0
 """What belongs to one moment lies at most so far apart in a file."""
-JITTER_S = 0.2
-"""Clocks of sound that are off by less are taken for imprecise; by more, for a gap or an overlap."""
 SAME_S = 1e-3
 """Clocks are as imprecise as this: some containers count whole milliseconds."""
 EXACT = ("matroska", "mov", "avi")
@@ -348,7 +346,9 @@ class _Ears:
     def __init__(self, stream: Any, way: _Way) -> None:
         self.stream, self.way = stream, way
         self.unit_s = _unit_s(stream)
-        self.chunks: list[tuple[float, np.ndarray]] = []
+        self.heard = Stretches()
+        self.start_s = 0.0
+        """Clock of what becomes time 0."""
         self.rate_hz = 0
         self.first_clock = math.inf
         self.end = -math.inf
@@ -371,7 +371,7 @@ class _Ears:
         self.count += frame.samples
         if self.way.item.is_cut() and (clock >= self.way.length_s or clock + frame.samples / self.rate_hz <= 0):
             return
-        self.chunks.append((clock, _mono(frame)))
+        self.heard.add(clock, frame)
         self.kept += frame.samples
         check_samples(self.kept, self.rate_hz, self.way.limits, self.way.item)
 
@@ -394,13 +394,12 @@ class _Ears:
 
     def alone_s(self) -> float:
         """Seconds from the sound's own beginning, which becomes time 0, to its own end; or what the cut has of it."""
-        if not self.chunks:
+        if not self.heard:
             return 0.0
         if self.way.item.is_cut():
             return min(self.way.length_s, self.end)
-        start = self.chunks[0][0]
-        self.chunks = [(clock - start, samples) for clock, samples in self.chunks]
-        return min(max(self.end - start, self.count / self.rate_hz), self.way.limits.max_seconds)
+        self.start_s = self.heard.clocks[0]
+        return min(max(self.end - self.start_s, self.count / self.rate_hz), self.way.limits.max_seconds)
 
     def sound(self, length_s: float) -> Sound | None:
         """What was heard, laid on a timeline of this length. A cut that the track does not reach is silent, and so is a
@@ -412,7 +411,7 @@ class _Ears:
             return None
         count = round(length_s * rate_hz)
         check_samples(count, rate_hz, self.way.limits, self.way.item)
-        wave = _on_timeline(self.chunks, rate_hz, count)
+        wave = self.heard.laid(rate_hz, count, self.start_s)
         if not np.isfinite(wave).all():
             raise MediaError(f"{self.way.item.name()}: has samples that are not numbers. Replace the recording")
         return Sound(wave, rate_hz)
@@ -450,35 +449,3 @@ def _measured_duration_s(item: MediaItem, index: int, limits: Limits, deadline: 
                 first = min(first, float(packet.pts * packet.time_base))
                 end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
     return end - first if end > first else count / fps
-
-
-def _mono(frame: Any) -> np.ndarray:
-    """Average the channels ourselves: libswresample's downmix is louder by the square root of two."""
-    if frame.format.name == "fltp":  # what nearly all decoders give: ten times a second or fifty, so it counts
-        planes = [np.frombuffer(plane, np.float32, frame.samples) for plane in frame.planes]
-        return np.asarray(reduce(np.add, planes) / np.float32(len(planes)))
-    samples: np.ndarray = frame.to_ndarray()
-    if not frame.format.is_planar:
-        samples = samples.reshape(-1, frame.layout.nb_channels).T
-    if samples.dtype.kind in "iu":
-        full = float(2 ** (8 * samples.dtype.itemsize - 1))
-        middle = full if samples.dtype.kind == "u" else 0.0
-        samples = (samples.astype(np.float32) - middle) / full
-    mono: np.ndarray = samples.astype(np.float32).mean(0)
-    return mono
-
-
-def _on_timeline(chunks: list[tuple[float, np.ndarray]], rate_hz: int, count: int) -> np.ndarray:
-    """Lay decoded sound where its clock says, ``count`` samples from time 0."""
-    wave = np.zeros(count, np.float32)
-    at: int | None = None
-    for clock, samples in chunks:
-        due = round(clock * rate_hz)
-        if at is None or abs(due - at) > JITTER_S * rate_hz:
-            at = due if at is None else max(due, at)
-            samples = samples[at - due :]
-        first, last = max(0, at), min(count, at + len(samples))
-        if first < last:
-            wave[first:last] = samples[first - at : last - at]
-        at += len(samples)
-    return wave

@@ -14,6 +14,7 @@ from avlm.errors import DataError
 from avlm.samples import Turn
 
 WORSE = ("rejected", "rejected_response")
+_WORSE = frozenset(WORSE)
 _PAIR = ("chosen", *WORSE)
 
 Row = dict[str, Any]
@@ -21,7 +22,7 @@ Row = dict[str, Any]
 
 def is_pair(row: Any) -> bool:
     """Whether a row has a worse answer beside the one that is learned; one of nothing is none."""
-    return any(row.get(key) not in (None, "", [], {}) for key in WORSE)
+    return not _WORSE.isdisjoint(row) and any(row.get(key) not in (None, "", [], {}) for key in WORSE)
 
 
 def both(row: Row, form: str, said: Any) -> tuple[Row, Row]:

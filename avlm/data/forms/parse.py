@@ -35,7 +35,7 @@ _FORMS: dict[Form, str] = {
     "conversations": 'A row is {"conversations": [{"from": "human", "value": ...}, ...]}, as others of the file are',
     "query": 'A row is {"query": ..., "response": ...}, as others of the file are',
 }
-_LISTS = [name for kind in KINDS for name in (kind, f"{kind}s")]
+_LISTS = frozenset(name for kind in KINDS for name in (kind, f"{kind}s"))
 
 
 def recognise(row: Any) -> Form | None:
@@ -112,7 +112,7 @@ def _turns(row: dict[str, Any], form: Form, media: Whereabouts) -> tuple[Turn, .
         raise DataError(f'has no list "{form}" with a message in it. {_FORMS[form]}')
     if form == "conversations":
         return conversation(row, said, media)
-    if any(row.get(name) for name in _LISTS):
+    if not _LISTS.isdisjoint(row) and any(row.get(name) for name in _LISTS):
         return marked_messages(row, said, media)
     return tuple(turn_of(message, media) for message in said)
 

@@ -52,11 +52,11 @@ def role_of(message: dict[str, Any]) -> Role:
         DataError: It is from nobody that is known, calls tools, or is not to be learned.
     """
     given = "system" if message.get("role") == "developer" else message.get("role")  # OpenAI's later name for it
-    role = next((known for known in ROLES if known == given), None)
-    if role is None:
+    if given not in ROLES:
         raise DataError(
             f"a message has the role {json.dumps(given, default=repr)}, and roles are {', '.join(ROLES)}. Correct it"
         )
+    role = ROLES[ROLES.index(given)]
     if message.get("tool_calls"):
         raise DataError('an answer calls tools ("tool_calls"), and models here answer in words. Leave such rows out')
     for key in ("loss", "weight"):

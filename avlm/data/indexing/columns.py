@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,8 @@ def seal(folder: Path, head: dict[str, Any]) -> None:
     hashes = {path.name: digest(path) for path in sorted(folder.iterdir()) if path.name != HEAD}
     aside = folder / f".{HEAD}"
     aside.write_text(json.dumps({**head, "files": hashes}, indent=1))
-    for path in [*folder.iterdir(), folder]:
-        _sync(path)
+    with ThreadPoolExecutor() as pool:  # together, so that the disk is waited for once
+        list(pool.map(_sync, [*folder.iterdir(), folder]))
     aside.replace(folder / HEAD)
     _sync(folder)
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from avlm.data.decoding.files import Limits
 from avlm.data.indexing.columns import open_columns
-from avlm.data.indexing.known import Identity, KnownFacts, facts_key, identity
+from avlm.data.indexing.known import FactsKeys, Identity, KnownFacts, identity
 from avlm.data.media.reader import MediaReader
 from avlm.data.rows import RowSource
 from avlm.data.staged import StageWriter
@@ -92,9 +92,9 @@ class Counter:
         self.job = job
         self.media = job.writer.processor.media_spec()
         self.reader = MediaReader(self.media, limits=job.limits)
-        self.facts = KnownFacts(job.facts)
-        self.known = None if job.before is None else open_columns(job.before, {**KEYS, "at": np.int64})
-        self.old = None if job.old is None else open_columns(job.old, COUNTED)
+        self.facts, self.facts_keys = KnownFacts(job.facts), FactsKeys(self.media, job.limits)
+        self.known = None if job.before is None else _opened(job.before, {**KEYS, "at": np.int64})
+        self.old = None if job.old is None else _opened(job.old, COUNTED)
 
     def __call__(self, task: Task) -> Batch:
         """Count some rows, as a crew asks for it."""
@@ -135,27 +135,21 @@ class Counter:
 
     def _take_known(self, batch: Batch, samples: dict[int, Sample]) -> None:
         """Counts of rows that were counted before, with the same settings."""
-        if self.known is None or self.old is None:
+        if self.known is None or self.old is None or not samples:
             return
-        first = np.searchsorted(self.known["key_a"], batch.columns["key_a"])
-        for i in list(samples):
-            a, b = batch.columns["key_a"][i], batch.columns["key_b"][i]
-            at = int(first[i])
-            while a and at < len(self.known["key_a"]) and self.known["key_a"][at] == a:
-                if self.known["key_b"][at] == b:
-                    for name in COUNTED:
-                        batch.columns[name][i] = self.old[name][self.known["at"][at]]
-                    batch.reused += 1
-                    del samples[i]
-                    break
-                at += 1
+        rows = np.array([i for i in samples if batch.columns["key_a"][i]], np.int64)
+        keys = self.known["key_a"], self.known["key_b"]
+        at, found = found_among(keys, (batch.columns["key_a"][rows], batch.columns["key_b"][rows]))
+        rows, places = rows[found], self.known["at"][at[found]]
+        for name in COUNTED:
+            batch.columns[name][rows] = self.old[name][places]
+        batch.reused += len(rows)
+        for i in rows.tolist():
+            del samples[i]
 
     def _count_others(self, batch: Batch, samples: dict[int, Sample], media: dict[int, list[Identity | None]]) -> None:
         keys = {
-            known_by: facts_key(known_by, self.media, self.job.limits)
-            for i in samples
-            for known_by in media[i]
-            if known_by is not None
+            known_by: self.facts_keys.key(known_by) for i in samples for known_by in media[i] if known_by is not None
         }
         begin(about="")
         facts = self.facts.find(keys.values())
@@ -188,11 +182,36 @@ class Counter:
         batch.bad.append(Reason(row, self.job.source.where(row), sample_id, reason, file))
 
 
+def found_among(
+    known: tuple[np.ndarray, np.ndarray], wanted: tuple[np.ndarray, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where keys are among those that are known, and which of them are there at all.
+
+    Args:
+        known: Both halves of keys, in the order of the first.
+        wanted: Both halves of others.
+    """
+    at, end = (np.searchsorted(known[0], wanted[0], side) for side in ("left", "right"))
+    here = at < end
+    while True:  # past those that have the first half in common: once in ages
+        wrong = np.flatnonzero(here)
+        wrong = wrong[known[1][at[wrong]] != wanted[1][wrong]]
+        if not len(wrong):
+            return at, here
+        at[wrong] += 1
+        here[wrong] = at[wrong] < end[wrong]
+
+
 def _fill(batch: Batch, i: int, counts: Counts) -> None:
     load = counts.load
     numbers = (counts.tokens, counts.targets, load.tiles, load.patches, load.frames, counts.cut, load.cost)
     for name, number in zip(COUNTED, numbers, strict=False):  # the bytes are there already
         batch.columns[name][i] = number
+
+
+def _opened(folder: Path, names: Mapping[str, type]) -> dict[str, np.ndarray]:
+    """Columns that are there, without what a `memmap` does at each look besides."""
+    return {name: np.asarray(column) for name, column in open_columns(folder, names).items()}
 
 
 def row_key(sample: Sample, media: Sequence[Identity | None]) -> tuple[int, int]:

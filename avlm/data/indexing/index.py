@@ -238,6 +238,7 @@ class _Making:
                 progress(done, len(self.source))
             if time.monotonic() - saved > SAVE_S:
                 self._save(waiting)
+                self._keep(waiting)
                 saved, waiting = time.monotonic(), []
         self._save(waiting)
         return self._publish()
@@ -292,16 +293,19 @@ class _Making:
     # ------------------------------------------------------------ what is new
 
     def _save(self, waiting: list[Batch]) -> None:
-        """Put batches on the disk, and only then say that they are done."""
+        """Write batches down."""
+        self.facts.add({key: found for batch in waiting for key, found in batch.facts.items()})
         for batch in waiting:
             for name, column in batch.columns.items():
                 self.columns[name][batch.rows.start : batch.rows.stop] = column
-            self.facts.add(batch.facts)
             self.reused += batch.reused
             self.measured += len(batch.facts)
             self.decoded += batch.decoded
         with (self.aside / REASONS).open("a") as file:
             file.writelines(json.dumps(asdict(bad)) + "\n" for batch in waiting for bad in batch.bad)
+
+    def _keep(self, waiting: list[Batch]) -> None:
+        """Wait until what is written is on the disk, and only then say which batches are done."""
         for column in self.columns.values():
             column.flush()  # type: ignore[attr-defined]
         for batch in waiting:
@@ -348,7 +352,6 @@ class _Making:
         bad = {row: found[row] for row in sorted(found) if status[row] > 0}
         for number, row in enumerate(bad, 1):
             status[row] = number
-        status.flush()  # type: ignore[attr-defined]
         (self.aside / REASONS).write_text("".join(json.dumps(asdict(reason)) + "\n" for reason in bad.values()))
         return bad
 

@@ -18,7 +18,7 @@ from avlm.data.decoding.files import Limits
 from avlm.layout import AudioFacts, Facts, ImageFacts, VideoFacts
 from avlm.samples import MediaItem
 
-VERSION = 1
+VERSION = 2
 """Raised whenever headers come to be read otherwise; what was noted before is forgotten then."""
 AT_ONCE = 500
 WAIT_S = 60.0
@@ -44,12 +44,29 @@ def identity(item: MediaItem) -> tuple[Identity | None, int]:
     return (*cut, str(item.path), info.st_size, info.st_mtime_ns), size
 
 
-def facts_key(known_by: Identity, media: MediaSpec, limits: Limits) -> bytes:
-    """Under what the facts of a medium are noted: what it is known by, and what of the model and the limits counts."""
-    kind = known_by[0]
-    hears = media.audio is not None and (kind == "audio" or (kind == "video" and media.video.order != "video"))
-    rate_hz = media.audio.sample_rate_hz if hears and media.audio is not None else 0
-    return hashlib.blake2b(repr((known_by, rate_hz, limits)).encode(errors="replace"), digest_size=16).digest()
+class FactsKeys:
+    """Under what the facts of media are noted: what each is known by, and what of the model and the limits counts.
+
+    Args:
+        media: What the model sees and hears.
+        limits: Under which media are measured.
+    """
+
+    def __init__(self, media: MediaSpec, limits: Limits) -> None:
+        hears_hz = 0 if media.audio is None else media.audio.sample_rate_hz
+        rates_hz = {"image": 0, "audio": hears_hz, "video": 0 if media.video.order == "video" else hears_hz}
+        self._begun = {kind: _hash(repr((rate_hz, limits))) for kind, rate_hz in rates_hz.items()}
+        """By kind, a digest of what is the same for all media; limits take longer to write than to hash."""
+
+    def key(self, known_by: Identity) -> bytes:
+        """The key of a medium."""
+        hashed = self._begun[known_by[0]].copy()
+        hashed.update(repr(known_by).encode(errors="replace"))
+        return hashed.digest()
+
+
+def _hash(text: str) -> hashlib.blake2b:
+    return hashlib.blake2b(text.encode(errors="replace"), digest_size=16)
 
 
 class KnownFacts:
@@ -70,6 +87,7 @@ class KnownFacts:
     def _open(self) -> None:
         with closing(self._connection()) as table, table:
             if table.execute("pragma user_version").fetchone() != (VERSION,):
+                table.execute("begin immediate")  # all at once, as each change by itself waits for the disk
                 table.execute("drop table if exists facts")
                 table.execute(f"pragma user_version = {VERSION}")
             table.execute("create table if not exists facts (key blob primary key, kind text, a, b) without rowid")

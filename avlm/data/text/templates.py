@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -104,7 +104,7 @@ def pieces(
         ConfigError: The template rewrites what was said before, or closes an answer without an end token.
     """
     control = (*control_tokens(tokenizer, template), *reserved)
-    messages = _messages(sample, control, placeholders(tokenizer))
+    messages = _messages(sample, control, _known(tokenizer, template).placeholders)
     while prompt_only and messages and messages[-1]["role"] == "assistant":
         messages.pop()
     if not prompt_only:
@@ -154,8 +154,28 @@ def _answered(
     return _answer_by_answer(messages, tokenizer, template, sample)
 
 
-_Shapes = dict[tuple[Any, ...], Shape | None]
-_SHAPES: WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[int, str], _Shapes]] = WeakKeyDictionary()
+@dataclass(slots=True)
+class _Known:
+    """What was found out about a tokenizer of one size with one template."""
+
+    placeholders: dict[str, str]
+    control: tuple[str, ...] | None = None
+    written: frozenset[str] | None = None
+    shapes: dict[tuple[Any, ...], Shape | None] = field(default_factory=dict)
+    """How the template writes conversations of each shape that there was."""
+
+
+_KNOWN: WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[int, str], _Known]] = WeakKeyDictionary()
+
+
+def _known(tokenizer: PreTrainedTokenizerBase, template: str) -> _Known:
+    templates, key = _KNOWN.setdefault(tokenizer, {}), (len(tokenizer), template)
+    found = templates.get(key)
+    if found is None:
+        found = templates[key] = _Known(placeholders(tokenizer))
+    return found
+
+
 MOST_SHAPES = 512
 """How many shapes of conversations are remembered for a template."""
 
@@ -173,7 +193,7 @@ def _shape(
         (message["role"], turn.ended, _part_kinds(message, media) if typed else ())
         for message, turn in zip(messages, sample.turns, strict=False)
     )
-    known = _SHAPES.setdefault(tokenizer, {}).setdefault((len(tokenizer), template), {})
+    known = _known(tokenizer, template).shapes
     if key in known:
         return known[key]
     if len(known) >= MOST_SHAPES:
@@ -290,8 +310,6 @@ def _end_of_answer(after: str, marked: str, tokenizer: PreTrainedTokenizerBase, 
 
 
 _SPECIAL: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[int, tuple[str, ...]]] = WeakKeyDictionary()
-_CONTROL: WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[int, str], tuple[str, ...]]] = WeakKeyDictionary()
-_WRITTEN: WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[int, str], frozenset[str]]] = WeakKeyDictionary()
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
@@ -312,9 +330,8 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase, template: str) -> tuple[s
     What somebody writes in a message never becomes one of them; other special tokens (a state token, say) may be
     written in messages.
     """
-    known = _CONTROL.setdefault(tokenizer, {})
-    key = (len(tokenizer), template)
-    if key not in known:
+    known = _known(tokenizer, template)
+    if known.control is None:
         asked, answered = {"role": "user", "content": "x"}, {"role": "assistant", "content": "x"}
         written = template
         for messages in ([asked, answered], [{"role": "system", "content": "x"}, asked]):
@@ -323,8 +340,8 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase, template: str) -> tuple[s
             except DataError:
                 continue  # a template without system turns, say
         named = {str(token) for token in tokenizer.special_tokens_map.values() if isinstance(token, str)}
-        known[key] = tuple(t for t in special_tokens(tokenizer) if t in named or t in written)
-    return known[key]
+        known.control = tuple(t for t in special_tokens(tokenizer) if t in named or t in written)
+    return known.control
 
 
 def written(sample: Sample, tokenizer: PreTrainedTokenizerBase, template: str, *, prompt: bool) -> str:
@@ -449,9 +466,8 @@ def kinds_written(tokenizer: PreTrainedTokenizerBase, template: str) -> frozense
 
     A template that takes only texts has none; then the placeholder is written into the text.
     """
-    known = _WRITTEN.setdefault(tokenizer, {})
-    key = (len(tokenizer), template)
-    if key not in known:
+    known = _known(tokenizer, template)
+    if known.written is None:
         found = set()
         for kind, token in placeholders(tokenizer).items():
             asked = [{"role": "user", "content": [{"type": kind}, {"type": "text", "text": "x"}]}]
@@ -461,8 +477,8 @@ def kinds_written(tokenizer: PreTrainedTokenizerBase, template: str) -> frozense
                 continue
             if text.count(token) == 1 and "'type'" not in text and '"type"' not in text:
                 found.add(kind)
-        known[key] = frozenset(found)
-    return known[key]
+        known.written = frozenset(found)
+    return known.written
 
 
 def _applied(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -17,6 +18,7 @@ from avlm.samples import Sample, Text, Turn
 REMEMBERED = 256
 """Longest text, in characters, whose tokens are remembered."""
 
+_LETTER = re.compile(r"\w")
 _PROBES = ("x", " x", "x y\n", "  x", "\n\nx 1.5 \u00e9\u6f22", "")
 """Texts that the quick way to ids has to read as the tokenizer does."""
 
@@ -82,7 +84,9 @@ class Tokens:
 
     def after(self, before: str, text: str) -> tuple[int, ...]:
         """Ids of a text behind another: as both are written together where the border is kept, else by itself."""
-        before = self._near(before)
+        before = self._near(before) if before else ""
+        if not before:
+            return self.ids(text)
         first, both = self.ids(before), self.ids(before + text)
         return both[len(first) :] if both[: len(first)] == first else self.ids(text)
 
@@ -102,12 +106,15 @@ def anchors(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> tuple[
     """Those of some special tokens that part a text: how what is behind one is read depends on nothing before it.
 
     The `tokenizers` library takes special tokens out of a text before it does anything else, and reads what is between
-    them by itself. A token that others may overlap with is not found by looking for its letters, and is left out.
+    them by itself. A token that others may overlap with is not found by looking for its letters, and is left out; so is
+    one that a word may touch, where some tokens are looked for as whole words.
     """
     if _backend(tokenizer) is None:
         return ()
     added = {str(token): token for token in tokenizer.added_tokens_decoder.values()}
     apart = [t for t in tokens if t in added and not added[t].normalized and not added[t].single_word]
+    if any(token.single_word for token in added.values()):
+        apart = [t for t in apart if not (_LETTER.match(t[0]) or _LETTER.match(t[-1]))]
     return tuple(t for t in apart if not any(_overlap(other, t) for other in added))
 
 

@@ -50,8 +50,8 @@ _ALTERNATIVES = {
 _BETWEEN = re.compile(r"\|(?![^(]*\))")
 """Parts the alternatives of a rule; those in brackets are one."""
 
-_GAPS = ("  ", "\n ", "\t ", "\r ", "\v ", "\f ", "\x1c ", "\x1d ", "\x1e ", "\x1f ")
-"""A space that is no beginning of a word, in ASCII."""
+_OTHER_SPACES = "\n\t\r\v\f\x1c\x1d\x1e\x1f"
+"""White space of ASCII beside the space itself, which begins no word behind one of these."""
 _STARTS = re.compile(r"(?<=\S)(?= )")
 
 Ids = Sequence[int]
@@ -77,21 +77,20 @@ class Words:
         try:
             return [*self._first[first], *chain.from_iterable(map(self._next.__getitem__, others))]
         except KeyError:
-            begin, behind = self._read(first, set(others))
-            return [*begin, *chain.from_iterable(map(behind.__getitem__, others))]
+            return list(chain.from_iterable(self._read(first, others)))
 
-    def _read(self, first: str, others: set[str]) -> tuple[Ids, dict[str, Ids]]:
-        """The same words, those that are not known read at once."""
-        begin, behind = self._first.get(first), {word: self._next.get(word) for word in others}
-        new = [word for word, ids in behind.items() if ids is None]
+    def _read(self, first: str, others: list[str]) -> list[Ids]:
+        """Ids of each word; those that are not known are read at once."""
+        begin, found = self._first.get(first), list(map(self._next.get, others))
+        new = list({word for word, ids in zip(others, found, strict=True) if ids is None})
         texts = [f" {word}" for word in new] + ([first] if begin is None else [])
-        found = [tuple(ids) for ids in self.read(texts)]
-        learned = dict(zip(new, found, strict=False))
+        read = [tuple(ids) for ids in self.read(texts)]
+        learned = dict(zip(new, read, strict=False))
         _remember(self._next, learned)
         if begin is None:
-            begin = found[-1]
+            begin = read[-1]
             _remember(self._first, {first: begin})
-        return begin, {word: learned[word] if ids is None else ids for word, ids in behind.items()}
+        return [begin, *(learned[word] if ids is None else ids for word, ids in zip(others, found, strict=True))]
 
 
 def _remember(known: dict[str, Ids], learned: Mapping[str, Ids]) -> None:
@@ -102,7 +101,7 @@ def _remember(known: dict[str, Ids], learned: Mapping[str, Ids]) -> None:
 
 def words_of(text: str) -> list[str]:
     """A text cut before each space that follows something else; the spaces at the cuts are left out."""
-    if text.isascii() and not any(gap in text for gap in _GAPS):
+    if text.isascii() and "  " not in text and not any(c in text and f"{c} " in text for c in _OTHER_SPACES):
         return text.split(" ")
     first, *others = _STARTS.split(text)
     return [first, *(word[1:] for word in others)]

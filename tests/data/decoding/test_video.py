@@ -159,19 +159,46 @@ def test_sound_that_outlasts_the_pictures_is_cut(tmp_path: Path) -> None:
 
 
 def test_a_gap_in_the_sound_stays_a_gap() -> None:
-    from avlm.data.decoding.containers import _on_timeline
+    from avlm.data.decoding.timeline import on_timeline
+
+    def laid(stretches: list[tuple[float, np.ndarray]], count: int) -> np.ndarray:
+        clocks, sounds = zip(*stretches, strict=True)
+        return on_timeline(np.concatenate(sounds), clocks, list(map(len, sounds)), 1000, count)
 
     ones = np.ones(100, np.float32)
-    gap = _on_timeline([(0.0, ones), (1.0, 2 * ones)], 1000, 1500)
+    gap = laid([(0.0, ones), (1.0, 2 * ones)], 1500)
     assert gap[:100].tolist() == [1] * 100
     assert not gap[100:1000].any()
     assert gap[1000:1100].tolist() == [2] * 100
-    overlap = _on_timeline([(0.0, np.ones(600, np.float32)), (0.3, np.full(600, 2, np.float32))], 1000, 1000)
+    overlap = laid([(0.0, np.ones(600, np.float32)), (0.3, np.full(600, 2, np.float32))], 1000)
     assert overlap.tolist() == [1] * 600 + [2] * 300 + [0] * 100
-    loose = _on_timeline([(0.0, ones), (0.15, 2 * ones)], 1000, 300)  # clocks of some formats are not exact
+    loose = laid([(0.0, ones), (0.15, 2 * ones)], 300)  # clocks of some formats are not exact
     assert loose.tolist() == [1] * 100 + [2] * 100 + [0] * 100
-    before = _on_timeline([(-0.5, np.ones(100, np.float32)), (-0.4, np.arange(500, dtype=np.float32))], 1000, 50)
+    before = laid([(-0.5, np.ones(100, np.float32)), (-0.4, np.arange(500, dtype=np.float32))], 50)
     assert before.tolist() == list(range(400, 450))
+
+
+def test_channels_are_averaged_however_many_stretches_come_at_once() -> None:
+    """Of two channels and of one, planes apart and interleaved, more of them than are averaged together."""
+    import av
+
+    from avlm.data.decoding.timeline import TOGETHER, Stretches
+
+    rng, heard, expected = np.random.default_rng(0), Stretches(), list[np.ndarray]()
+    for number in range(3 * TOGETHER):
+        early = number < 2 * TOGETHER - 7
+        form = ("fltp", "stereo") if early else ("fltp", "mono") if number % 5 else ("flt", "stereo")
+        channels = rng.normal(0, 0.1, (1 + (form[1] == "stereo"), 20 + number % 3)).astype(np.float32)
+        given = channels if form[0] == "fltp" else channels.T.reshape(1, -1)
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(given), *form)
+        heard.add(sum(map(len, expected)) / 1000, frame)
+        expected.append(channels.mean(0))
+    whole = np.concatenate(expected)
+    assert len(heard) == 3 * TOGETHER
+    assert np.abs(heard.laid(1000, len(whole)) - whole).max() < 1e-7
+    longer = heard.laid(1000, len(whole) + 50, start_s=-0.02)  # it begins later than its timeline
+    assert not longer[:20].any() and not longer[-30:].any()
+    assert np.abs(longer[20:-30] - whole).max() < 1e-7
 
 
 def test_a_video_without_sound_has_none(tmp_path: Path) -> None:

@@ -14,12 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 from chat_families import CHATML, LLAMA3, MEDIA, VICUNA, processor, tokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from avlm.config.run import Stage
 from avlm.data.decoding import headers
 from avlm.data.indexing import index as index_file
+from avlm.data.indexing.counting import found_among
 from avlm.data.indexing.index import Index, build_index, open_index
-from avlm.data.indexing.known import KnownFacts, facts_key, identity
+from avlm.data.indexing.known import FactsKeys, KnownFacts, identity
 from avlm.data.media import reader
 from avlm.data.processor import AvlmProcessor
 from avlm.data.rows import RowTable
@@ -293,6 +296,24 @@ def test_a_medium_at_which_a_process_dies_is_named(
     assert "s5.wav: crashed the process that read it, twice (SIGKILL)" in reason.reason
 
 
+Key = tuple[int, int]
+KEYS = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)))
+
+
+@settings(deadline=None)
+@given(KEYS, KEYS)
+def test_rows_are_known_by_both_halves_of_their_key(known: list[Key], wanted: list[Key]) -> None:
+    known = sorted(known, key=lambda key: key[0])
+
+    def halves(keys: list[Key]) -> tuple[np.ndarray, np.ndarray]:
+        a, b = np.array(keys, np.uint64).reshape(-1, 2).T
+        return a, b
+
+    at, found = found_among(halves(known), halves(wanted))
+    assert found.tolist() == [key in known for key in wanted]
+    assert [known[i] for i in at[found]] == [key for key in wanted if key in known]
+
+
 # ---------------------------------------------------------------- facts that are known
 
 
@@ -324,7 +345,7 @@ def test_a_medium_is_known_by_what_its_facts_follow_from(picture: Callable[..., 
     def key(item: MediaItem, media: Any = MEDIA) -> bytes:
         known_by, _ = identity(item)
         assert known_by is not None
-        return facts_key(known_by, media, limits)
+        return FactsKeys(media, limits).key(known_by)
 
     before = key(item)
     assert identity(item)[1] == path.stat().st_size
