@@ -26,8 +26,10 @@ from avlm.inference.prefixes import Prefix, Prefixes, closest, read, read_on
 from avlm.inference.prompts import Prompt, Prompts
 from avlm.models import attention
 from avlm.models.modeling import AvlmForConditionalGeneration
+from avlm.models.products import fast_products, wide
 from avlm.models.reading import read_once
 from avlm.models.slots import Run, Slots, Step
+from avlm.models.vectors import FEW
 from avlm.models.written import product_of
 
 logger = logging.get_logger(__name__)
@@ -114,6 +116,7 @@ class SlotReader:
         self.language, self.head, self.written = model.language_model, model.plain_head(), model.written_out()
         self.to_logits = self.head if self.written is None or self.head is None else product_of(self.head) or self.head
         self.decoder, self.table, self.device = self.language.get_decoder(), model.get_input_embeddings(), model.device
+        self.wide = self.device.type == "cpu" and wide(self.language)
         self.prefixes = Prefixes(kept_bytes)
         self.slots = Slots(int(self.language.config.get_text_config().num_hidden_layers))
         self.came: list[Reading] = []
@@ -175,7 +178,8 @@ class SlotReader:
             rest = self.seats[run.slot].rest
             if rest is not None and len(rest) == run.count:
                 ends.append(done - 1)
-        logits = self._forward(parts[0] if len(parts) == 1 else torch.cat(parts), step, ends)
+        with fast_products(self.wide and step.tokens > FEW):
+            logits = self._forward(parts[0] if len(parts) == 1 else torch.cat(parts), step, ends)
         return self._behind(runs, len(ends)), logits
 
     def _behind(self, runs: Sequence[Run], ready: int) -> list[Any]:

@@ -30,8 +30,8 @@ from avlm.config.run import Stage
 from avlm.data.loader import StepLoader
 from avlm.models.features import Encode, EncoderPart, Medium
 from avlm.models.modeling import AvlmForConditionalGeneration
+from avlm.models.products import rounding
 from avlm.training.console import tell
-from avlm.training.products import rounding
 from avlm.training.segments import KEY_BYTES, Segments
 
 ENCODERS: tuple[EncoderPart, ...] = ("vision", "audio", "audio_beside")

@@ -18,6 +18,7 @@ from avlm.data.loader import Bad, StepData, StepLoader
 from avlm.data.planning.plan import PlanState, key
 from avlm.data.processor import AvlmProcessor
 from avlm.models.modeling import AvlmForConditionalGeneration
+from avlm.models.products import fast_products, wide
 from avlm.samples import Row, Sample
 from avlm.training.budget import BadBudget
 from avlm.training.checkpoint import NOBODY, Owner, Position, load
@@ -35,7 +36,6 @@ from avlm.training.masters import check_kinds, set_rate
 from avlm.training.observe import Journal, StepMetrics, answer_prompts, bar
 from avlm.training.parallel import DataParallel
 from avlm.training.preference import Preference, preferred, tally
-from avlm.training.products import fast_products, wide
 from avlm.training.quicken import quicken
 from avlm.training.saver import Saver, kept_checkpoints
 from avlm.training.sharded import Sharded, check_sharded, shards

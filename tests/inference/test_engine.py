@@ -14,6 +14,7 @@ from avlm.inference.engine import Engine, Request
 from avlm.inference.generate import generate
 from avlm.inference.readers import CohortReader, SlotReader
 from avlm.inference.sampling import Sampling
+from avlm.models.products import fast_products
 from avlm.samples import MediaItem, Sample, Text, Turn
 from tests.families import CACHED
 
@@ -154,6 +155,22 @@ def test_a_long_prompt_is_read_in_parts_while_others_go_on(
     wanted = [recomputed(model, processor, s, SHORT) for s in (samples[2], samples[0], samples[3])]
     assert run(engine, *long) == wanted
     assert quick.tokens == recomputed(model, processor, samples[1], Sampling(max_tokens=12))
+
+
+@pytest.mark.parametrize("width", [32, 256])
+def test_steps_of_many_tokens_are_computed_as_in_training_where_layers_are_wide(
+    width: int, make_model: Callable[..., Any], make_sample: Callable[..., Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, processor = make_model(language={"hidden_size": width, "intermediate_size": 2 * width})
+    asked: list[bool] = []
+    monkeypatch.setattr(
+        "avlm.inference.readers.fast_products", lambda wanted: asked.append(wanted) or fast_products(wanted)
+    )
+    engine = Engine(model, processor)
+    sample = make_sample("image", answer=None)
+    sampling = Sampling(max_tokens=4)
+    assert run(engine, engine.join(sample, sampling)) == [recomputed(model, processor, sample, sampling)]
+    assert asked[0] == (width == 256) and not any(asked[1:]) and len(asked) > 2
 
 
 def test_media_are_encoded_once_whatever_form_they_come_in(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from avlm.training.products import by_onednn
+from avlm.models.products import by_onednn
 
 SIZES = (256, 384, 512, 768, 1024, 1536, 2048, 4096, 8192)
 LONG_S = 0.008

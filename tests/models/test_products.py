@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from avlm.training import products
-from avlm.training.products import by_onednn, exact, fast_products, half_used, wide
+from avlm.models import products
+from avlm.models.products import by_onednn, exact, fast_products, half_used, wide
 
 USED = pytest.mark.skipif(not half_used(*products._processor()), reason="MKL uses all of this processor")
 
