@@ -8,6 +8,7 @@ the last place, as they are without; and whether they are is tried, not assumed.
 
 from __future__ import annotations
 
+import os
 import platform
 import statistics
 from collections.abc import Callable, Iterator
@@ -28,6 +29,9 @@ WIDE = 256
 """Places that a layer sums over from which on its products are worth oneDNN's: it writes a program for each shape that
 it meets, and packed rows are never equally long. For layers of 128 that took longer than all their products."""
 
+PROGRAMS = 64
+"""Of these that are kept, each about a megabyte: enough for all layers of a row, and for the steps of a few answers."""
+
 LONG = 512
 """Tokens from which on attention is as fast by oneDNN, or faster."""
 
@@ -43,7 +47,10 @@ def fast_products(wanted: bool) -> Iterator[None]:
         wanted: Otherwise nothing changes; nor does it where the program has chosen a precision itself.
     """
     how = _settings()
-    if not (wanted and how.fp32_precision == "none" and half_used(*_processor()) and exact()):
+    wanted = wanted and how.fp32_precision == "none" and half_used(*_processor())
+    if wanted:
+        _keep_few_programs()
+    if not (wanted and exact()):
         yield
         return
     how.fp32_precision = "bf16"
@@ -52,6 +59,21 @@ def fast_products(wanted: bool) -> Iterator[None]:
             yield
     finally:
         how.fp32_precision = "none"
+
+
+def _keep_few_programs() -> None:
+    """Ask oneDNN to keep few of the programs that it writes, unless the user has asked for a number.
+
+    It keeps a thousand for the shapes that it met, and torch a thousand more of what it has made of them. Rows and
+    prompts are hardly ever equally long, so most of them are never asked for again, and a process grows by several
+    hundred megabytes. It looks when it is first asked for anything, so a process that has asked before keeps a thousand.
+
+    Source:
+        oneDNN's documentation of its primitive cache; LRU_CACHE_CAPACITY in PyTorch's tutorial on inference on
+        Graviton.
+    """
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(name, str(PROGRAMS))
 
 
 def wide(model: nn.Module) -> bool:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -152,3 +155,23 @@ def test_a_gradient_that_is_taken_behind_the_block_does_not_open_it_again() -> N
         output = F.scaled_dot_product_attention(given, given, given)
     output.sum().backward()
     assert not by_onednn()
+
+
+@USED
+def test_programs_for_shapes_that_never_come_again_are_not_kept() -> None:
+    """In a process of its own: 600 lengths of a row, each of which leaves most of a megabyte otherwise."""
+    script = """
+import resource, torch
+from avlm.models.products import by_onednn, fast_products
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+rows, weight = torch.randn(700, 256), torch.randn(256, 256)
+with fast_products(True):
+    assert by_onednn()
+    before = peak()
+    for count in range(100, 700):
+        torch.mm(rows[:count], weight)
+print(peak() - before)
+"""
+    environment = {k: v for k, v in os.environ.items() if not k.endswith("CACHE_CAPACITY")}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True)
+    assert int(done.stdout) < 150, "400 where a thousand are kept"
