@@ -66,7 +66,7 @@ def _keep_few_programs() -> None:
 
     It keeps a thousand for the shapes that it met, and torch a thousand more of what it has made of them. Rows and
     prompts are hardly ever equally long, so most of them are never asked for again, and a process grows by several
-    hundred megabytes. It looks when it is first asked for anything, so a process that has asked before keeps a thousand.
+    hundred megabytes. It looks when it is first asked, so a process that has asked before keeps a thousand.
 
     Source:
         oneDNN's documentation of its primitive cache; LRU_CACHE_CAPACITY in PyTorch's tutorial on inference on
