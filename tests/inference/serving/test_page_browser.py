@@ -488,7 +488,7 @@ def test_wav_files_are_what_they_say(opened: Callable[..., Page]) -> None:
 def test_the_camera_takes_a_picture(opened: Callable[..., Page], fake: Fake) -> None:
     page = opened()
     page.get_by_role("button", name="Take a picture").last.click()
-    preview = page.get_by_label("What the camera sees")
+    preview = page.get_by_label("What the camera sees", exact=True)
     preview.evaluate("e => e.videoWidth || new Promise((seen) => e.addEventListener('loadeddata', seen))")
     page.get_by_role("button", name="Take it").click()
     expect(page.locator("#tray")).to_contain_text("snapshot.jpg")
