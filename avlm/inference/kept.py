@@ -44,16 +44,6 @@ class Kept(Generic[K, V]):
             while self.used > self.capacity:
                 self._drop(next(iter(self._values)))
 
-    def drop(self, key: K) -> None:
-        """Forget a value, if it is known."""
-        with self._lock:
-            self._drop(key)
-
-    def items(self) -> list[tuple[K, V]]:
-        """All that is known, what was not used for longest first."""
-        with self._lock:
-            return [(key, value) for key, (value, _) in self._values.items()]
-
     def _drop(self, key: K) -> None:
         if key in self._values:
             self.used -= self._values.pop(key)[1]

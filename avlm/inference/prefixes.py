@@ -7,13 +7,15 @@ too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import count
 
 import numpy as np
+from torch import Tensor
 
-from avlm.inference.kept import Kept
+from avlm.inference.pool import Pool
 from avlm.inference.prompts import Prompt
 from avlm.models import slots
 
@@ -62,54 +64,68 @@ def common(one: Read, other: Read) -> int:
 
 @dataclass(frozen=True)
 class Prefix:
-    """Tokens, and what reading them left."""
+    """Tokens, and where it is kept what reading them left."""
 
     read: Read
-    states: slots.Kept
-
-    def size(self) -> int:
-        """Bytes."""
-        return self.read.ids.nbytes + sum(t.numel() * t.element_size() for pair in self.states for t in pair)
+    places: Tensor
+    """int64 [tokens]."""
 
 
 class Prefixes:
-    """Remembers beginnings.
+    """Remembers beginnings: those used last, as many as there is room for.
 
     Args:
         capacity: Bytes of keys and values; 0 remembers nothing.
     """
 
     def __init__(self, capacity: int) -> None:
-        self._kept: Kept[int, Prefix] = Kept(capacity)
+        self._pool = Pool(capacity)
+        self._kept: OrderedDict[int, Prefix] = OrderedDict()
+        """What was used last comes last."""
         self._numbers = count()
 
     @property
     def capacity(self) -> int:
-        return self._kept.capacity
+        return self._pool.capacity
+
+    def __len__(self) -> int:
+        return len(self._kept)
 
     def longest(self, wanted: Read) -> tuple[int, Prefix | None]:
         """The remembered beginning that has most in common with what is to be read, and how much that is."""
-        found = [(common(wanted, prefix.read), key) for key, prefix in self._kept.items()]
-        tokens, key = max(found, default=(0, -1))
-        return (tokens, self._kept.get(key)) if tokens else (0, None)
+        tokens, key = closest(wanted, ((key, prefix.read) for key, prefix in self._kept.items()))
+        if not tokens:
+            return 0, None
+        self._kept.move_to_end(key)
+        return tokens, self._kept[key]
 
-    def remember(self, wanted: Read, states: Callable[[], slots.Kept]) -> None:
+    def states(self, prefix: Prefix, tokens: int) -> slots.Kept:
+        """What the first tokens of a beginning left."""
+        return self._pool.get(prefix.places[:tokens])
+
+    def remember(self, wanted: Read, states: slots.Kept) -> None:
         """Remember a beginning, if it is not known; shorter ones that it begins with are forgotten.
 
         Args:
-            states: What reading it left.
+            states: What reading it left; it is copied.
         """
-        alike = [(common(wanted, prefix.read), key, len(prefix.read)) for key, prefix in self._kept.items()]
-        for tokens, key, _ in alike:
+        alike = {key: common(wanted, prefix.read) for key, prefix in self._kept.items()}
+        for key, tokens in alike.items():
             if tokens == len(wanted):
-                self._kept.get(key)  # used now
+                self._kept.move_to_end(key)
                 return
-        prefix = Prefix(wanted, states())
-        within = [key for tokens, key, size in alike if tokens == size]
-        too_many = [key for _, key, _ in alike][: max(0, len(alike) - len(within) + 1 - MOST)]
-        for key in (*within, *too_many):
-            self._kept.drop(key)
-        self._kept.put(next(self._numbers), prefix, prefix.size())
+        most = self._pool.most(states)
+        if len(wanted) > most:
+            return
+        for key, tokens in alike.items():
+            if tokens == len(self._kept[key].read):
+                self._forget(key)
+        while len(self._kept) >= MOST or sum(len(one.read) for one in self._kept.values()) + len(wanted) > most:
+            self._forget(next(iter(self._kept)))
+        self._kept[next(self._numbers)] = Prefix(wanted, self._pool.put(states))
+
+    def _forget(self, key: int) -> None:
+        self._pool.give_back(self._kept.pop(key).places)
 
 
 def closest(wanted: Read, others: Iterable[tuple[int, Read]]) -> tuple[int, int]:

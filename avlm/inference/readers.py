@@ -151,7 +151,7 @@ class SlotReader:
         if not self.prefixes.capacity or seat.past < WORTH:
             return
         whole = read_on(seat.request.prompt, seat.request.tokens, seat.past)
-        self.prefixes.remember(whole, lambda: self.slots.taken_out(number, seat.past))
+        self.prefixes.remember(whole, self.slots.seen(number, seat.past))
 
     # ------------------------------------------------------------ one pass
 
@@ -238,7 +238,7 @@ class SlotReader:
         """Give a slot what was read before of its prompt."""
         self.slots.reserve(len(self.seats), tokens)
         if isinstance(found, Prefix):
-            self.slots.put_in(number, found.states, tokens)
+            self.slots.put_in(number, self.prefixes.states(found, tokens), tokens)
         else:
             self.slots.copy(found, number, tokens)
 

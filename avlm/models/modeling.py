@@ -41,6 +41,7 @@ from avlm.models.encoders import build_encoder, encoder_width
 from avlm.models.features import FeatureStore, hear, look
 from avlm.models.fusion import check_counts, place_embeddings
 from avlm.models.heads import plain_head
+from avlm.models.products import keep_few_programs
 from avlm.models.reading import borders, checked_lengths, read_once, read_padded, refuse_mask
 from avlm.models.tiles import check_grids, join_tiles, picture_grids
 from avlm.models.written import Layer, Written, layers_of, same_weights, written_out
@@ -121,6 +122,7 @@ class AvlmModel(AvlmPreTrainedModel):
     """Encoders, connectors and the language model; returns hidden states."""
 
     def __init__(self, config: AvlmConfig) -> None:
+        keep_few_programs()
         super().__init__(config)
         width = config.text_config.get_text_config().hidden_size
         for sense in ("vision", "audio"):

@@ -48,8 +48,6 @@ def fast_products(wanted: bool) -> Iterator[None]:
     """
     how = _settings()
     wanted = wanted and how.fp32_precision == "none" and half_used(*_processor())
-    if wanted:
-        _keep_few_programs()
     if not (wanted and exact()):
         yield
         return
@@ -61,12 +59,13 @@ def fast_products(wanted: bool) -> Iterator[None]:
         how.fp32_precision = "none"
 
 
-def _keep_few_programs() -> None:
+def keep_few_programs() -> None:
     """Ask oneDNN to keep few of the programs that it writes, unless the user has asked for a number.
 
     It keeps a thousand for the shapes that it met, and torch a thousand more of what it has made of them. Rows and
     prompts are hardly ever equally long, so most of them are never asked for again, and a process grows by several
-    hundred megabytes. It looks when it is first asked, so a process that has asked before keeps a thousand.
+    hundred megabytes. It looks when it is first asked, be it for a convolution of an encoder, and never again: so every
+    model asks when it is made.
 
     Source:
         oneDNN's documentation of its primitive cache; LRU_CACHE_CAPACITY in PyTorch's tutorial on inference on
@@ -176,6 +175,7 @@ def _right(rows: int, inner: int, columns: int, draw: torch.Generator) -> bool:
     return all(torch.equal(product, wanted) for product in found)
 
 
+@lru_cache(maxsize=1)
 def _processor() -> tuple[str, str, str]:
     """What `half_used` asks for, of this machine."""
     try:

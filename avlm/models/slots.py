@@ -260,12 +260,12 @@ class Slots(Cache):
             for states in (layer.keys, layer.values):
                 states[target, :, :tokens] = states[source, :, :tokens]
 
-    def taken_out(self, slot: int, tokens: int) -> Kept:
-        """What the first tokens of a slot left, in memory of its own."""
-        return [(layer.keys[slot, :, :tokens].clone(), layer.values[slot, :, :tokens].clone()) for layer in self.own]
+    def seen(self, slot: int, tokens: int) -> Kept:
+        """What the first tokens of a slot left, where it lies: until the next step, or until the slots grow."""
+        return [(layer.keys[slot, :, :tokens], layer.values[slot, :, :tokens]) for layer in self.own]
 
     def put_in(self, slot: int, kept: Kept, tokens: int) -> None:
-        """Give a slot what the first tokens left that were taken out of one."""
+        """Give a slot what the first tokens of one left."""
         for layer, (keys, values) in zip(self.own, kept, strict=True):
             if not layer.is_initialized:
                 layer.lazy_initialization(keys[None], values[None])

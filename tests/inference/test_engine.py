@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from avlm.errors import ConfigError, MediaError
 from avlm.inference.engine import Engine, Request
 from avlm.inference.generate import generate
+from avlm.inference.pool import Pool
 from avlm.inference.readers import CohortReader, SlotReader
 from avlm.inference.sampling import Sampling
 from avlm.models.products import fast_products
@@ -224,17 +225,22 @@ def test_a_file_that_changes_while_it_is_read_is_not_taken_for_what_it_was(
         assert run(engine, engine.join(sample, SHORT)) == [recomputed(model, processor, sample, SHORT)]
 
 
+def storage_of(pool: Pool) -> list[torch.Tensor]:
+    """All tensors that what is remembered lies in."""
+    return [tensor for pair in pool._layers for tensor in pair]
+
+
 def test_memory_stays_below_its_cap(make_model: Callable[..., Any], make_sample: Callable[..., Sample]) -> None:
     model, processor = make_model()
     engine = Engine(model, processor, kept_bytes=60_000)
     for seed in range(12):
         run(engine, engine.join(make_sample("image", answer=None, seed=seed), Sampling(max_tokens=2)))
         assert isinstance(engine._reader, SlotReader)
-        prefixes = engine._reader.prefixes._kept
+        prefixes = engine._reader.prefixes
         assert 0 < engine.prompts.known.used <= 15_000
-        assert prefixes.used <= 45_000 == prefixes.capacity
-        assert prefixes.used == sum(prefix.size() for _, prefix in prefixes.items())
-    assert len(prefixes.items()) > 1
+        held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in storage_of(prefixes._pool)}
+        assert 0 < sum(held.values()) <= 45_000 == prefixes.capacity
+    assert len(prefixes) > 1
     nothing = Engine(model, processor, kept_bytes=0)
     for _ in range(2):
         request = nothing.join(make_sample("image", answer=None), Sampling(max_tokens=2))

@@ -63,13 +63,13 @@ def test_media_of_unknown_content_are_never_the_same() -> None:
     assert common(read, read) == 1
 
 
-SIZE = 2 * 8 + 2 * 2 * 25 * 4
-"""Bytes of two tokens and their states."""
+SIZE = 2 * 2 * 25 * 4
+"""Bytes of the states of two tokens."""
 
 
 def remember(prefixes: Prefixes, *ids: int) -> None:
-    states = torch.zeros(1, len(ids), 25)
-    prefixes.remember(read(*ids), lambda: [(states, states)])
+    states = torch.tensor(ids).float()[None, :, None].expand(1, -1, 25)
+    prefixes.remember(read(*ids), [(states, -states)])
 
 
 def has(prefixes: Prefixes, *ids: int) -> bool:
@@ -85,7 +85,7 @@ def test_the_longest_beginning_is_found_and_shorter_ones_of_it_are_forgotten() -
     assert prefixes.longest(read(1, 2)) == (0, None)
     for ids in ([1, 2], [1, 2, 3, 4], [1, 5, 6], [1, 2, 3]):
         remember(prefixes, *ids)
-    assert len(prefixes._kept.items()) == 2  # what 1 2 3 4 begins with is not kept beside it
+    assert len(prefixes) == 2  # what 1 2 3 4 begins with is not kept beside it
     tokens, found = prefixes.longest(read(1, 2, 3, 9))
     assert tokens == 3 and found is not None and found.read.ids.tolist() == [1, 2, 3, 4]
     assert has(prefixes, 1, 5) and not has(prefixes, 1, 5, 7)
@@ -110,32 +110,51 @@ def test_there_are_never_more_than_can_be_compared_in_no_time(monkeypatch: pytes
     prefixes = Prefixes(10**6)
     for i in range(9):
         remember(prefixes, i, 9)
-        assert len(prefixes._kept.items()) == min(i + 1, 4)
+        assert len(prefixes) == min(i + 1, 4)
     assert [has(prefixes, i, 9) for i in (4, 5, 8)] == [False, True, True]
 
 
 @settings(max_examples=200, deadline=None)
-@given(
-    st.integers(0, 20), st.lists(st.tuples(st.sampled_from("pgd"), st.integers(0, 5), st.integers(1, 9)), max_size=40)
-)
-def test_kept_values_are_those_of_a_slow_list(capacity: int, asked: list[tuple[str, int, int]]) -> None:
+@given(st.integers(0, 20), st.lists(st.tuples(st.booleans(), st.integers(0, 5), st.integers(1, 9)), max_size=40))
+def test_kept_values_are_those_of_a_slow_list(capacity: int, asked: list[tuple[bool, int, int]]) -> None:
     kept: Kept[int, int] = Kept(capacity)
     slow: OrderedDict[int, int] = OrderedDict()
-    for what, key, size in asked:
-        if what == "p" and size <= capacity:
-            slow.pop(key, None)
-            slow[key] = size
-            while sum(slow.values()) > capacity:
-                slow.popitem(last=False)
-        elif what == "d":
-            slow.pop(key, None)
-        elif what == "g" and key in slow:
-            slow.move_to_end(key)
-        if what == "p":
+    for put, key, size in asked:
+        if put:
             kept.put(key, size, size)
-        elif what == "d":
-            kept.drop(key)
+            if size <= capacity:
+                slow.pop(key, None)
+                slow[key] = size
+                while sum(slow.values()) > capacity:
+                    slow.popitem(last=False)
         else:
             assert kept.get(key) == slow.get(key)
-        assert kept.items() == list(slow.items())
+            if key in slow:
+                slow.move_to_end(key)
         assert kept.used == sum(slow.values()) <= capacity
+    assert [kept.get(key) for key in range(6)] == [slow.get(key) for key in range(6)]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 60), st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=12), max_size=40))
+def test_what_is_remembered_is_what_was_read_and_takes_no_more_than_it_may(room: int, asked: list[list[int]]) -> None:
+    """Two layers of different heads; a value tells the token, and how many came before it."""
+    capacity = room * 2 * (1 * 2 + 2 * 3) * 4
+    prefixes = Prefixes(capacity)
+    for ids in asked:
+        told = torch.tensor([10 * token + at for at, token in enumerate(ids)]).float()[None, :, None]
+        layers = [told.expand(1, -1, 2), 100 + told.expand(2, -1, 3)]
+        prefixes.remember(read(*ids), [(states, -states) for states in layers])
+        tokens, found = prefixes.longest(read(*ids))
+        assert (found is not None and tokens == len(ids)) == (len(ids) <= room)
+        held = [t for pair in prefixes._pool._layers for t in pair]
+        assert sum(t.numel() * t.element_size() for t in held) <= capacity
+    for prefix in prefixes._kept.values():
+        ids = prefix.read.ids.tolist()
+        told = torch.tensor([10 * token + at for at, token in enumerate(ids)]).float()[None, :, None]
+        (one, two), (three, four) = prefixes.states(prefix, len(ids))
+        assert torch.equal(one, told.expand(1, -1, 2)) and torch.equal(two, -one)
+        assert torch.equal(three, 100 + told.expand(2, -1, 3)) and torch.equal(four, -three)
+    places = [place for prefix in prefixes._kept.values() for place in prefix.places.tolist()]
+    assert len(set(places)) == len(places)
+    assert sorted(places + prefixes._pool._free) == list(range(prefixes._pool._places))

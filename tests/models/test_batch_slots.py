@@ -78,7 +78,7 @@ def test_what_is_written_is_there_through_growing_moving_and_copying(data: st.Da
         if what == "keep":
             source = data.draw(st.integers(0, len(ours) - 1))
             tokens = data.draw(st.integers(1, ours[source].shape[1]))
-            kept = slots.taken_out(source, tokens)
+            kept = [(keys.clone(), values.clone()) for keys, values in slots.seen(source, tokens)]
             slots.reserve(len(ours) + 1, tokens)
             slots.put_in(len(ours), kept, tokens)
             ours.append(ours[source][:, :tokens].clone())
@@ -102,7 +102,7 @@ def test_what_is_written_is_there_through_growing_moving_and_copying(data: st.Da
             assert torch.equal(keys[i, :, : own.shape[1]], own)
             assert torch.equal(values[i, :, : own.shape[1]], -own)
     for i, own in enumerate(ours):
-        found, _ = slots.taken_out(i, own.shape[1])[0]
+        found, _ = slots.seen(i, own.shape[1])[0]
         assert torch.equal(found, own)
 
 

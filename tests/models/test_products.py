@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -157,21 +158,33 @@ def test_a_gradient_that_is_taken_behind_the_block_does_not_open_it_again() -> N
     assert not by_onednn()
 
 
-@USED
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="there is no oneDNN")
 def test_programs_for_shapes_that_never_come_again_are_not_kept() -> None:
-    """In a process of its own: 600 lengths of a row, each of which leaves most of a megabyte otherwise."""
+    """In a process of its own: 600 heights of a picture, each of which leaves nearly two megabytes otherwise."""
     script = """
 import resource, torch
-from avlm.models.products import by_onednn, fast_products
+from avlm.models.products import keep_few_programs
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-rows, weight = torch.randn(700, 256), torch.randn(256, 256)
-with fast_products(True):
-    assert by_onednn()
+keep_few_programs()
+pixels, weight = torch.randn(1, 3, 900, 32), torch.randn(64, 3, 3, 3)
+with torch.inference_mode():
+    torch.conv2d(pixels, weight)
     before = peak()
-    for count in range(100, 700):
-        torch.mm(rows[:count], weight)
+    for height in range(200, 800):
+        torch.conv2d(pixels[:, :, :height], weight)
 print(peak() - before)
 """
     environment = {k: v for k, v in os.environ.items() if not k.endswith("CACHE_CAPACITY")}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True)
-    assert int(done.stdout) < 150, "400 where a thousand are kept"
+    assert int(done.stdout) < 200, "a thousand where a thousand are kept"
+
+
+def test_a_model_asks_before_any_of_its_encoders_does(
+    make_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """oneDNN looks once, at the first convolution; what a user asks for stays."""
+    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", raising=False)
+    monkeypatch.setenv("LRU_CACHE_CAPACITY", "7")
+    make_model()
+    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == str(products.PROGRAMS)
+    assert os.environ["LRU_CACHE_CAPACITY"] == "7"
