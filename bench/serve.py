@@ -6,9 +6,9 @@ throughput  answers of the same length to the same questions, one client that wa
             two take turns, and a figure is the best of the rounds. Every answer of the many must be the one that was
             given alone: none is lost, and none is another's.
 memory      what the server and its workers hold while requests of every kind come: text, pictures, sounds, streams,
-            clients that leave, requests that are refused. It is told after a tenth of them, when caches are full, and
-            at the end. Counted are resident pages of no file, those that processes share once: libraries are shared
-            with whatever else runs.
+            clients that leave, requests that are refused. Told are the median about the first tenth of them, when
+            caches are full, and that of the last tenth, since what a step needs comes and goes. Counted are resident
+            pages of no file, those that processes share once: libraries are shared with whatever else runs.
 
 The server is a process of its own, started by `avlm serve`. Without ``--model`` it is a small model of random weights,
 whose answers end at their length. The clients share the machine with it.
@@ -31,6 +31,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import httpx
@@ -262,11 +263,19 @@ def main() -> None:
             with serving(model, *settings) as (process, url):
                 samples, good = asyncio.run(endure(url, process, asked.requests, asked.clients))
             assert good == asked.requests, f"{asked.requests - good} requests were lost"
-            start = next(held for done, held in samples if done >= asked.requests / 10)
+            start = median(held for done, held in samples if 0.05 <= done / asked.requests <= 0.15)
+            end = median(held for done, held in samples if done / asked.requests > 0.9)
             for done, held in samples[:: max(1, len(samples) // 10)] + samples[-1:]:
                 memory.rows.append([str(done), f"{held / 2**20:.1f}", f"{held / start - 1:+.3f}", ""])
-            last = sorted(held for _, held in samples[-4:])[1]
-            memory.rows[-1][-1] = judged(f"{GROWTH:g}", last / start - 1 <= GROWTH)
+            told = f"{asked.requests}, the median of the last tenth"
+            memory.rows.append(
+                [
+                    told,
+                    f"{end / 2**20:.1f}",
+                    f"{end / start - 1:+.3f}",
+                    judged(f"{GROWTH:g}", end / start - 1 <= GROWTH),
+                ]
+            )
             print(memory.text(), flush=True)
     for table in (speed, *((memory,) if asked.requests else ())):
         if asked.out is not None:

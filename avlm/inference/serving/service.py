@@ -17,6 +17,7 @@ from avlm.inference.engine import Engine
 from avlm.inference.prompts import Prompt
 from avlm.inference.serving.answering import Usage
 from avlm.inference.serving.counting import Counts
+from avlm.inference.serving.memory import give_memory_back
 from avlm.inference.serving.places import Places
 from avlm.inference.serving.reading import Body, Question, Readers, Reading
 from avlm.inference.serving.refusing import RefusedError
@@ -24,6 +25,8 @@ from avlm.inference.serving.running import Running, Update, Updates
 
 ALIAS = "avlm"
 """A name that every model goes by."""
+TIDY_S = 30.0
+"""How often memory that is free is given back."""
 
 
 class Service:
@@ -63,7 +66,20 @@ class Service:
         """Workers and the engine's thread, for as long as the block lasts."""
         with closing(Readers(self._reading, self.settings, self._lost)) as self.readers, closing(self.running):
             self.running.start()
-            yield
+            tidying = asyncio.create_task(self._tidy())
+            try:
+                yield
+            finally:
+                tidying.cancel()
+
+    async def _tidy(self) -> None:
+        """Now and then, between two tokens, give memory back, if anything was answered since."""
+        answered = 0
+        while True:
+            await asyncio.sleep(TIDY_S)
+            before, answered = answered, self.counts.tokens.total()
+            if answered != before:
+                await self.running.run(give_memory_back)
 
     def _lost(self, how: str) -> None:
         self.counts.lost[how] += 1
