@@ -122,7 +122,7 @@ def of_avlm(spec: Spec, turns: Turns) -> None:
     from avlm.config.run import RunConfig
     from avlm.convert.weights import load_model
     from avlm.models.precision import cast_weights
-    from avlm.training.memory import keep_freed_memory
+    from avlm.models.memory import keep_freed_memory
     from avlm.training.trainer import Trainer
 
     keep_freed_memory()

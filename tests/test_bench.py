@@ -126,7 +126,7 @@ def test_our_side_of_the_race_takes_steps(
     """The loader that stands in for avlm's own has all that the loop of a stage asks of one."""
     import train_sides
 
-    from avlm.training import memory
+    from avlm.models import memory
 
     class OverError(Exception):
         pass

@@ -19,6 +19,7 @@ from avlm.inference.answers import AnswerText, Decoder, Piece, TokenLogprob, tol
 from avlm.inference.prompts import Prompt, Prompts
 from avlm.inference.readers import CohortReader, Reader, SlotReader, UnfitError, fits_slots
 from avlm.inference.sampling import Choice, Sampling, choose
+from avlm.models.memory import keep_freed_memory
 from avlm.models.modeling import AvlmForConditionalGeneration
 from avlm.samples import Sample
 
@@ -88,7 +89,8 @@ class Request:
 class Engine:
     """One model and a running batch whose requests join and leave between tokens; used by one thread.
 
-    What it remembers is of the weights that it was made with: where those change, make another.
+    What it remembers is of the weights that it was made with: where those change, make another. On a processor the
+    process keeps the memory that a step has freed for the next one.
 
     Args:
         model, processor: As `load_model` gives them.
@@ -110,6 +112,8 @@ class Engine:
     ) -> None:
         if slots < 1:
             raise ConfigError(f"slots={slots} leaves no place for an answer. Use at least 1")
+        if model.device.type == "cpu":
+            keep_freed_memory()
         self.model, self.processor, self.slots = model, processor, slots
         self.kept_bytes = kept_bytes
         self.prompts = Prompts(model, processor, kept_bytes // 4)

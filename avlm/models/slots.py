@@ -13,8 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -57,15 +59,28 @@ class Step:
         """Tokens that a slot must have room for."""
         self.calls = 0
         """How often attention over the slots was asked for."""
-        slots, places = list(range(len(self.pasts))), list(self.pasts)
-        for run in runs:
-            slots += [run.slot] * run.count
-            places += range(run.past, run.past + run.count)
-        self.slots_T = torch.tensor(slots, device=device)
-        self.places_T = torch.tensor(places, device=device)
-        """Position of each token in its own answer."""
         self._where: dict[tuple[int, int], Tensor] = {}
         self._masks: dict[tuple[int, int | None, torch.dtype], Tensor | None] = {}
+
+    @cached_property
+    def slots_T(self) -> Tensor:  # noqa: N802
+        """The slot of each token."""
+        slots = list(range(len(self.pasts)))
+        for run in self.runs:
+            slots += [run.slot] * run.count
+        return torch.tensor(slots, device=self.device)
+
+    @cached_property
+    def places_T(self) -> Tensor:  # noqa: N802
+        """Position of each token in its own answer."""
+        places = list(self.pasts)
+        for run in self.runs:
+            places += range(run.past, run.past + run.count)
+        return torch.tensor(places, device=self.device)
+
+    def single(self) -> bool:
+        """Whether it is one token, of the answer in the first slot."""
+        return len(self.pasts) == 1 and not self.runs
 
     def where(self, heads: int, room: int) -> Tensor:
         """Index (T * K,) of where each token's keys go, in slots laid out as (S, K, C) and taken as one list."""
@@ -177,6 +192,7 @@ class SlotLayer(CacheLayerMixin):
         self.slots = slots
         self.written = 0
         """How often it was written to."""
+        self._seen: tuple[Tensor, np.ndarray, np.ndarray] | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
@@ -204,6 +220,13 @@ class SlotLayer(CacheLayerMixin):
         self.keys.view(-1, keys_TKD.shape[2]).index_copy_(0, where, keys_TKD.flatten(0, 1))
         self.values.view(-1, values_TKD.shape[2]).index_copy_(0, where, values_TKD.flatten(0, 1))
         return self.keys, self.values
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """Keys and values (K, C, D) of the first slot, as NumPy's arrays in the same memory, to be written to."""
+        assert self.keys is not None and self.values is not None
+        if self._seen is None or self._seen[0] is not self.keys:
+            self._seen = self.keys, self.keys[0].numpy(), self.values[0].numpy()
+        return self._seen[1:]
 
     def resize(self) -> None:
         """Take the size that the slots have now, with what is there."""

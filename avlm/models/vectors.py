@@ -31,6 +31,26 @@ def one_thread() -> bool:
     return told == "1"
 
 
+class Seen:
+    """A parameter as NumPy sees it, in the same memory, wherever that is at the moment.
+
+    Args:
+        parameter: On the processor.
+    """
+
+    def __init__(self, parameter: nn.Parameter) -> None:
+        self.parameter = parameter
+        self._array: np.ndarray | None = None
+        self._at = -1
+
+    def array(self) -> np.ndarray:
+        """What it is now; not to be written to."""
+        if self._array is None or self.parameter.data_ptr() != self._at:
+            # Not by `numpy()`, after which a tensor can never again give its memory back while it lives.
+            self._array, self._at = np.from_dlpack(self.parameter.detach()), self.parameter.data_ptr()
+        return self._array
+
+
 class Product:
     """What a linear layer does, with the parameters that it has at that moment.
 
@@ -41,22 +61,33 @@ class Product:
 
     def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None) -> None:
         self.weight, self.bias = weight, bias
-        self._by_numpy = one_thread() and weight.numel() >= LARGE and weight.is_contiguous()
-        self._seen: np.ndarray | None = None
-        self._at = -1
+        self._alone = one_thread()
+        self._large = weight.numel() >= LARGE and weight.is_contiguous()
+        self._weight, self._bias = Seen(weight), None if bias is None else Seen(bias)
 
     def __call__(self, x_TD: Tensor) -> Tensor:
         """The layer's output (T, N); nothing learns from it."""
-        if self._by_numpy and len(x_TD) <= FEW and x_TD.is_cpu and torch.get_num_threads() == 1:
+        if self._large and len(x_TD) <= FEW and x_TD.is_cpu and self._by_numpy():
             made = torch.from_numpy(self._times(x_TD.numpy()))
             return made if self.bias is None else made.add_(self.bias)
         return F.linear(x_TD, self.weight, self.bias)
 
+    def one(self, x_D: np.ndarray) -> np.ndarray:
+        """As a call, for one vector on the processor: (N,)."""
+        if self._by_numpy():
+            made_N = np.matmul(self._weight.array(), x_D)
+        else:
+            made_N = torch.mv(self.weight.detach(), torch.from_numpy(x_D)).numpy()
+        if self._bias is not None:
+            made_N += self._bias.array()
+        return made_N
+
+    def _by_numpy(self) -> bool:
+        return self._alone and torch.get_num_threads() == 1
+
     def _times(self, vectors_TD: np.ndarray) -> np.ndarray:
-        if self._seen is None or self.weight.data_ptr() != self._at:
-            # Not by `numpy()`, after which a tensor can never again give its memory back while it lives.
-            self._seen, self._at = np.from_dlpack(self.weight.detach()), self.weight.data_ptr()
-        made_TN = np.empty((len(vectors_TD), len(self._seen)), np.float32)
+        weight_ND = self._weight.array()
+        made_TN = np.empty((len(vectors_TD), len(weight_ND)), np.float32)
         for vector, own in zip(vectors_TD, made_TN, strict=True):
-            np.matmul(self._seen, vector, out=own)
+            np.matmul(weight_ND, vector, out=own)
         return made_TN

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from avlm.models.single import Single
 from avlm.models.slots import Run, SlotLayer, Slots, Step
 from avlm.models.softmax import How
 from avlm.models.vectors import Product
@@ -92,27 +93,32 @@ class Written:
 
     def __init__(self, language: PreTrainedModel, layers: Sequence[Layer]) -> None:
         decoder = language.get_decoder()
-        self.layers, self.last, self.rotary = layers, _norm(decoder.norm), decoder.rotary_emb
-        assert self.last is not None
+        last = _norm(decoder.norm)
+        assert last is not None
+        self.layers, self.last, self.rotary = layers, last, decoder.rotary_emb
+        self._single = Single(layers, last)
         self._table: tuple[Tensor, Tensor] | None = None
 
     def read(self, embeds_TD: Tensor, step: Step, slots: Slots) -> Tensor:
         """Hidden states (T, D) of a step, as the decoder's `last_hidden_state`."""
-        turns = self._turns(step, slots.room)
+        cos, sin = self._turns(step.device, slots.room)
+        if step.single() and all(t.is_cpu and t.dtype == torch.float32 for t in (embeds_TD, slots.own[0].keys)):
+            place = step.pasts[0]
+            turns = cos[place, 0].numpy(), sin[place, 0].numpy()
+            return self._single.read(embeds_TD[0], turns, place, slots)[None]
+        own_turns = cos.index_select(0, step.places_T), sin.index_select(0, step.places_T)
         for layer, own in zip(self.layers, slots.own, strict=True):
-            embeds_TD = layer.read(embeds_TD, turns, step, own)
-        assert self.last is not None
+            embeds_TD = layer.read(embeds_TD, own_turns, step, own)
         return _normed(embeds_TD, self.last)
 
-    def _turns(self, step: Step, room: int) -> tuple[Tensor, Tensor]:
-        """Cosine and signed sine (T, 1, W) of each token's position, from a table that the model's own module makes."""
-        if self._table is None or len(self._table[0]) < room or self._table[0].device != step.device:
-            at = torch.arange(room, device=step.device)[None]
-            cos, sin = self.rotary(torch.zeros(1, 1, device=step.device), at)
+    def _turns(self, device: torch.device, room: int) -> tuple[Tensor, Tensor]:
+        """Cosine and signed sine (P, 1, W) of all positions, from a table that the model's own module makes."""
+        if self._table is None or len(self._table[0]) < room or self._table[0].device != device:
+            at = torch.arange(room, device=device)[None]
+            cos, sin = self.rotary(torch.zeros(1, 1, device=device), at)
             first, second = sin[0].chunk(2, -1)
             self._table = cos[0][:, None], torch.cat((-first, second), -1)[:, None]
-        cos, sin = self._table
-        return cos.index_select(0, step.places_T), sin.index_select(0, step.places_T)
+        return self._table
 
 
 def written_out(language: PreTrainedModel, layers: Sequence[Layer]) -> Written | None:

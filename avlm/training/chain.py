@@ -45,6 +45,7 @@ from avlm.data.processor import AvlmProcessor
 from avlm.data.selection import left_out, own_kinds, stage_rows, untaken, video_senses
 from avlm.data.text.vocabulary import sample_texts
 from avlm.errors import ConfigError, DataError
+from avlm.models.memory import keep_freed_memory
 from avlm.models.modeling import AvlmForConditionalGeneration
 from avlm.models.precision import cast_weights
 from avlm.samples import MediaKind, Sample
@@ -57,7 +58,6 @@ from avlm.training.directory import STEPS, Difference, RunDirectory, note_steps,
 from avlm.training.features import drop_features
 from avlm.training.heldout import Examiner
 from avlm.training.mates import mates
-from avlm.training.memory import keep_freed_memory
 from avlm.training.observe import StepMetrics, read_lines
 from avlm.training.sharded import shards
 from avlm.training.sources import RunSources, uncounted

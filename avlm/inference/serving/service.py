@@ -17,11 +17,11 @@ from avlm.inference.engine import Engine
 from avlm.inference.prompts import Prompt
 from avlm.inference.serving.answering import Usage
 from avlm.inference.serving.counting import Counts
-from avlm.inference.serving.memory import give_memory_back
 from avlm.inference.serving.places import Places
 from avlm.inference.serving.reading import Body, Question, Readers, Reading
 from avlm.inference.serving.refusing import RefusedError
 from avlm.inference.serving.running import Running, Update, Updates
+from avlm.models.memory import give_memory_back
 
 ALIAS = "avlm"
 """A name that every model goes by."""
