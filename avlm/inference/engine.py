@@ -112,8 +112,6 @@ class Engine:
     ) -> None:
         if slots < 1:
             raise ConfigError(f"slots={slots} leaves no place for an answer. Use at least 1")
-        if model.device.type == "cpu":
-            keep_freed_memory()
         self.model, self.processor, self.slots = model, processor, slots
         self.kept_bytes = kept_bytes
         self.prompts = Prompts(model, processor, kept_bytes // 4)
@@ -123,6 +121,7 @@ class Engine:
         self._joined: deque[Request] = deque()
         self._running: list[Request] = []
         self._reader = self._made()
+        self._keeps_memory = model.device.type != "cpu"
 
     @property
     def busy(self) -> bool:
@@ -187,6 +186,9 @@ class Engine:
         Returns:
             The requests that got a piece, or ended.
         """
+        if not self._keeps_memory:  # not before: processes that were forked until now read files, and are to give it back
+            keep_freed_memory()
+            self._keeps_memory = True
         while self._joined and len(self._running) < self.slots:
             self._running.append(self._joined.popleft())
             self._reader.join(self._running[-1])

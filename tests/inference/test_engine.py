@@ -404,3 +404,15 @@ def test_any_coming_and_going_changes_no_answer(
         else:
             assert request.tokens == wanted[i]
     assert engine.free == engine.slots
+
+
+def test_freed_memory_is_kept_from_the_first_step_on(
+    make_model: Callable[..., Any], make_sample: Callable[..., Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Processes that are forked between the two, to read files, give theirs back."""
+    asked: list[int] = []
+    monkeypatch.setattr("avlm.inference.engine.keep_freed_memory", lambda: asked.append(1))
+    engine = Engine(*make_model())
+    assert not asked
+    run(engine, engine.join(make_sample(answer=None), SHORT))
+    assert asked == [1]
