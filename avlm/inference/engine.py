@@ -186,7 +186,9 @@ class Engine:
         Returns:
             The requests that got a piece, or ended.
         """
-        if not self._keeps_memory:  # not before: processes that were forked until now read files, and are to give it back
+        if (
+            not self._keeps_memory
+        ):  # not before: processes that were forked until now read files, and are to give it back
             keep_freed_memory()
             self._keeps_memory = True
         while self._joined and len(self._running) < self.slots:

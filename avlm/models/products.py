@@ -47,7 +47,7 @@ def fast_products(wanted: bool) -> Iterator[None]:
         wanted: Otherwise nothing changes; nor does it where the program has chosen a precision itself.
     """
     how = _settings()
-    wanted = wanted and how.fp32_precision == "none" and half_used(*_processor())
+    wanted = wanted and how.fp32_precision == "none" and half_used(*processor())
     if not (wanted and exact()):
         yield
         return
@@ -176,7 +176,7 @@ def _right(rows: int, inner: int, columns: int, draw: torch.Generator) -> bool:
 
 
 @lru_cache(maxsize=1)
-def _processor() -> tuple[str, str, str]:
+def processor() -> tuple[str, str, str]:
     """What `half_used` asks for, of this machine."""
     try:
         told = Path("/proc/cpuinfo").read_text()

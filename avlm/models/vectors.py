@@ -1,8 +1,9 @@
 """A matrix times a few vectors, which is what one token of an answer costs: as fast as memory hands the matrix over.
 
 torch leaves such products to MKL, which reads at half of that speed on processors that are not of its own maker.
-NumPy's library has kernels for all of them, and reads the very same memory, so no weight is there twice. It has threads
-of its own that torch's settings do not reach, so it is asked where both compute in one thread, and torch elsewhere.
+NumPy's library has kernels for all of them, and reads the very same memory, so no weight is there twice. For one vector
+it is as fast on MKL's own processors, too; for two and three MKL is the faster there. It has threads of its own that
+torch's settings do not reach, so it is asked where both compute in one thread, and torch elsewhere.
 
 Shapes in this file:
     T  tokens    D  width of what goes in    N  width of what comes out
@@ -17,8 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from avlm.models.products import half_used, processor
+
 FEW = 3
-"""Vectors up to which a product for each is faster than one for all of them."""
+"""Vectors up to which a product for each is faster than one for all of them, where MKL uses half of a processor."""
 LARGE = 2**17
 """Weights from which on reading them takes longer than asking for it."""
 ASKED = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
@@ -62,12 +65,13 @@ class Product:
     def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None) -> None:
         self.weight, self.bias = weight, bias
         self._alone = one_thread()
+        self._few = FEW if half_used(*processor()) else 1
         self._large = weight.numel() >= LARGE and weight.is_contiguous()
         self._weight, self._bias = Seen(weight), None if bias is None else Seen(bias)
 
     def __call__(self, x_TD: Tensor) -> Tensor:
         """The layer's output (T, N); nothing learns from it."""
-        if self._large and len(x_TD) <= FEW and x_TD.is_cpu and self._by_numpy():
+        if self._large and len(x_TD) <= self._few and x_TD.is_cpu and self._by_numpy():
             made = torch.from_numpy(self._times(x_TD.numpy()))
             return made if self.bias is None else made.add_(self.bias)
         return F.linear(x_TD, self.weight, self.bias)

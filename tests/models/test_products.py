@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from avlm.models import products
 from avlm.models.products import by_onednn, exact, fast_products, half_used, wide
 
-USED = pytest.mark.skipif(not half_used(*products._processor()), reason="MKL uses all of this processor")
+USED = pytest.mark.skipif(not half_used(*products.processor()), reason="MKL uses all of this processor")
 
 
 @pytest.fixture(autouse=True)

@@ -18,6 +18,7 @@ def by_numpy(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Ask NumPy also for small products; how many vectors it was given each time."""
     monkeypatch.setattr(vectors, "LARGE", 1)
     monkeypatch.setattr(vectors, "one_thread", lambda: True)
+    monkeypatch.setattr(vectors, "half_used", lambda *_: True)
     asked: list[int] = []
     times = Product._times
     monkeypatch.setattr(Product, "_times", lambda own, x: asked.append(len(x)) or times(own, x))
@@ -62,6 +63,17 @@ def test_it_is_torchs_where_torch_has_several_threads(by_numpy: list[int], monke
     with torch.inference_mode():
         assert Product(nn.Parameter(torch.ones(3, 4)), None)(torch.ones(1, 4)).tolist() == [[4.0] * 3]
     assert by_numpy == []
+
+
+def test_of_several_vectors_it_is_mkls_where_mkl_uses_all_of_the_processor(
+    by_numpy: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vectors, "half_used", lambda *_: False)
+    product = Product(nn.Parameter(torch.ones(3, 4)), None)
+    with torch.inference_mode():
+        for rows in (1, 2, FEW):
+            assert product(torch.ones(rows, 4)).tolist() == [[4.0] * 3] * rows
+    assert by_numpy == [1]
 
 
 @pytest.mark.parametrize(
