@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
-from train_material import CELLS, LONGEST, PICTURES, Talk, encoded, labels, operations, picture, talks
+from train_material import CELLS, LONGEST, MEDIAN, PICTURES, Talk, encoded, labels, operations, picture, talks
 
 LORA = {"rank": 16, "alpha": 32.0}
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -121,8 +121,8 @@ def of_avlm(spec: Spec, turns: Turns) -> None:
     from avlm.config.io import build
     from avlm.config.run import RunConfig
     from avlm.convert.weights import load_model
-    from avlm.models.precision import cast_weights
     from avlm.models.memory import keep_freed_memory
+    from avlm.models.precision import cast_weights
     from avlm.training.trainer import Trainer
 
     keep_freed_memory()
@@ -135,7 +135,7 @@ def of_avlm(spec: Spec, turns: Turns) -> None:
         "train": {"vision_connector": {"lr": LR}, **({} if spec.train == "connector" else {"language": language})},
         "steps": 10_000,
         "batch_samples": spec.samples,
-        "row_tokens": 1 + CELLS + LONGEST,  # what the longest sample there can be takes
+        "row_tokens": 1 + CELLS + (MEDIAN if spec.equal else LONGEST),  # what the longest sample there can be takes
         "schedule": {"kind": "constant", "warmup": 0.0},
         "optimizer": {"betas": [0.9, 0.98]},
         **(spec.stage or {}),
