@@ -20,7 +20,7 @@ from avlm.config.media import AudioSpec, MediaSpec, VisionSpec, Wrap
 from avlm.config.run import Augment
 from avlm.data.media.augment import augment_features, augment_image
 from avlm.data.media.features import levelled
-from avlm.data.media.pictures import PreparedImage, changed, in_patches, in_tiles, normalise, normalised
+from avlm.data.media.pictures import PreparedImage, changed, in_patches, in_tiles, normalise, normalise_into
 from avlm.data.media.reader import Prepared, PreparedVideo
 from avlm.data.text.pieces import Piece
 from avlm.data.text.templates import pieces, wrap_tokens
@@ -464,8 +464,7 @@ def _side_by_side(pictures: Sequence[Tensor], colours: Colours | None) -> Tensor
     if colours is not None:
         found = torch.empty(len(pictures), *pictures[0].shape)
         for picture, place in zip(pictures, found, strict=True):  # one by one, while it is in the processor's cache
-            place.copy_(picture.contiguous())
-            normalised(place, *colours)
+            normalise_into(place, picture, *colours)
         return found
     return pad_sequence(list(pictures), batch_first=True) if pictures[0].ndim == 2 else torch.stack(list(pictures))
 

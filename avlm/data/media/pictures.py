@@ -105,16 +105,16 @@ def _planes(pixels: Tensor) -> Tensor:
     """uint8 [3, h, w], a plane for each colour, of [3 or 4, h, w] that lies in any way.
 
     Four colours side by side are one number, out of which each is shifted: copying them byte by byte takes thrice as
-    long.
+    long. In NumPy, as `normalise_into`.
     """
     if pixels.shape[0] == 3:
         return pixels.contiguous()
-    together = pixels.permute(1, 2, 0).reshape(-1).view(torch.int32)
-    planes = torch.empty(3, *pixels.shape[1:], dtype=torch.uint8)
-    shifted = torch.empty_like(together)
-    for plane, bits in zip(planes.view(3, -1), SHIFTS, strict=True):
-        plane.copy_(torch.bitwise_right_shift(together, bits, out=shifted) if bits else together)
-    return planes
+    together = pixels.permute(1, 2, 0).numpy().reshape(-1).view(np.uint32)
+    planes = np.empty((3, *pixels.shape[1:]), np.uint8)
+    shifted = np.empty_like(together)
+    for plane, bits in zip(planes.reshape(3, -1), SHIFTS, strict=True):
+        np.copyto(plane, np.right_shift(together, bits, out=shifted) if bits else together, casting="unsafe")
+    return torch.from_numpy(planes)
 
 
 SHIFTS = (0, 8, 16) if sys.byteorder == "little" else (24, 16, 8)
@@ -158,14 +158,23 @@ WIDEST = 8192
 
 def normalise(pixels: Tensor, spec: VisionSpec) -> Tensor:
     """uint8 [..., 3, h, w] to float32, (x / 255 - mean) / std per channel; contiguous, however the pixels lie."""
-    planes = pixels.contiguous()  # while they are bytes: colours that lie side by side take several times as long
-    return normalised(planes.float(), spec.mean, spec.std)
+    found = torch.empty(pixels.shape)
+    normalise_into(found, pixels, spec.mean, spec.std)
+    return found
 
 
-def normalised(planes: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """(x / 255 - mean) / std per channel of float32 [..., 3, h, w], in its place."""
-    means, deviations = torch.tensor((mean, std))[:, :, None, None]
-    return planes.div_(255).sub_(means).div_(deviations)
+def normalise_into(found: Tensor, pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> None:
+    """As `normalise`, written to a tensor that is there already.
+
+    In NumPy, whose way from one call to the next is shorter: behind the decoding of a small picture, which leaves
+    nothing of torch in the processor's near memory, torch's calls take as long as what they compute.
+    """
+    planes = np.ascontiguousarray(pixels.numpy())  # while they are bytes: side by side they take several times as long
+    means, deviations = np.array((mean, std), np.float32)[:, :, None, None]
+    values = found.numpy()
+    np.divide(planes, np.float32(255), out=values)
+    values -= means
+    values /= deviations
 
 
 def _framed(pixels: Tensor, canvas: Size, spec: VisionSpec) -> Tensor:
