@@ -462,7 +462,7 @@ def _side_by_side(pictures: Sequence[Tensor], colours: Colours | None) -> Tensor
     if not pictures:
         return None
     if colours is not None:
-        found = torch.empty(len(pictures), *pictures[0].shape)
+        found = torch.empty(len(pictures), *pictures[0].shape, dtype=torch.float32)
         for picture, place in zip(pictures, found, strict=True):  # one by one, while it is in the processor's cache
             normalise_into(place, picture, *colours)
         return found

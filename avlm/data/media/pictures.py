@@ -158,7 +158,7 @@ WIDEST = 8192
 
 def normalise(pixels: Tensor, spec: VisionSpec) -> Tensor:
     """uint8 [..., 3, h, w] to float32, (x / 255 - mean) / std per channel; contiguous, however the pixels lie."""
-    found = torch.empty(pixels.shape)
+    found = torch.empty(pixels.shape, dtype=torch.float32)
     normalise_into(found, pixels, spec.mean, spec.std)
     return found
 
