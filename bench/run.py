@@ -20,7 +20,7 @@ from pathlib import Path
 from harness import MISSED, machine, read, summary, written
 
 HERE = Path(__file__).parent
-BENCHES = ("images", "sounds", "video", "loaders", "index", "plan", "features", "generate")
+BENCHES = ("images", "sounds", "video", "loaders", "index", "plan", "features", "watch", "generate")
 
 
 def one(name: str, folder: Path) -> None:

@@ -174,6 +174,19 @@ class StateHead(Settings):
     """Of a question, of noise, and of a class that no row has, in the cross-entropy; VITA-1.5's."""
 
 
+class First(Settings):
+    """What a stage reads before it reads everything.
+
+    What is hard to learn among much else may be learned soon by itself, and kept:
+    a curriculum (Bengio and others, ICML 2009).
+    """
+
+    of: tuple[str, ...] = Field(min_length=1)
+    """Tasks, or names of a `set`."""
+    samples: int = Field(ge=1)
+    """So many samples of their rows come first. They count towards the length of the stage."""
+
+
 Rows = Literal["text", "vision", "audio", "any"]
 
 
@@ -201,6 +214,9 @@ class Stage(Settings):
 
     take: dict[str, Annotated[float, Field(gt=0, le=1)]] = {}
     """Share of the rows of a task (or of a `set`) that the stage reads, the same ones in every epoch; of others all."""
+
+    first: First | None = None
+    """Rows that the stage begins with; where the data has none of them, it begins with all."""
 
     template: str | None = None
     """A chat template for this stage alone (LLaVA's first stage writes nothing but the picture and its caption)."""

@@ -23,6 +23,9 @@ class WatchConfig(Settings):
     spike: float | None = Field(10.0, gt=0)
     """A loss that is so many deviations above those before it is told of, with its samples; null: none is. A deviation
     is the median one from the median, times 1.4826: the standard deviation, where losses are normal."""
+    spike_rise: float = Field(0.1, ge=0)
+    """And that is at least so much above their median: where a loss is nearly zero, most samples that are not learned
+    yet stand many deviations out and cost nothing."""
     spike_window: int = Field(64, ge=8)
     """Steps that a loss is compared with. Nothing is told before there are half as many."""
     stall_s: float | None = Field(900.0, gt=0)

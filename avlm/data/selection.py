@@ -133,10 +133,20 @@ def stage_rows(facts: Iterable[RowFacts], stage: Stage, video: frozenset[MediaKi
     return found
 
 
-def untaken(facts: Iterable[RowFacts], stage: Stage) -> list[str]:
-    """Tasks and sets of which a stage takes a share and the data has no row."""
+def unknown(facts: Iterable[RowFacts], names: Iterable[str]) -> list[str]:
+    """Those of some tasks and sets of which the data has no row."""
     table = _table(facts)
-    return sorted(set(stage.take) - set(table.tasks) - set(table.sets))
+    return sorted(set(names) - set(table.tasks) - set(table.sets))
+
+
+def leading(facts: Iterable[RowFacts], rows: np.ndarray, stage: Stage) -> np.ndarray:
+    """Which of a stage's rows it begins with, by their numbers among them; none where it begins with all."""
+    if stage.first is None:
+        return np.empty(0, np.int64)
+    table, names = _table(facts), stage.first.of
+    of_task = np.isin(table.task, [i for i, name in enumerate(table.tasks) if name in names])
+    of_set = np.isin(table.set, [i for i, name in enumerate(table.sets) if name in names])
+    return np.flatnonzero((of_task | of_set)[rows])
 
 
 def _taken(table: RowTable, rows: list[int], stage: Stage) -> list[int]:

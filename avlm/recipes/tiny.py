@@ -8,6 +8,7 @@ from avlm.config.media import VideoSpec
 from avlm.config.model import AudioPart, LanguagePart, ModelConfig, Source, VisionPart
 from avlm.config.run import (
     Augment,
+    First,
     Optimizer,
     RunConfig,
     SampleConfig,
@@ -67,18 +68,27 @@ def tiny(pace: float = 1.0) -> RunConfig:
     Args:
         pace: Multiplies the steps of every stage.
     """
-    stages = (*_trades(), *_alignment(), _joint())
+    stages = tuple(_paced(stage, pace) for stage in (*_trades(), *_alignment(), _joint()))
     return RunConfig(
         recipe="tiny",
         out="runs/tiny",
         model=_model(),
         data=DataConfig(too_long="drop"),
-        stages=tuple(s.model_copy(update={"steps": max(1, round((s.steps or 1) * pace))}) for s in stages),
+        stages=stages,
         save=SaveConfig(every_s=30),
         samples=SampleConfig(prompts=2),
         side_by_side=3,
         threads=1,  # parts this small gain nothing from a second one
     )
+
+
+def _paced(stage: Stage, pace: float) -> Stage:
+    """A stage of so many times the steps, and of what it begins with."""
+    update: dict[str, object] = {"steps": max(1, round((stage.steps or 1) * pace))}
+    if stage.first is not None:
+        samples = max(1, round(stage.first.samples * pace))
+        update["first"] = stage.first.model_copy(update={"samples": samples})
+    return stage.model_copy(update=update)
 
 
 def _model() -> ModelConfig:
@@ -100,10 +110,11 @@ def _trades() -> tuple[Stage, ...]:
         Stage(
             name="language",
             builds="language",
-            train={"language": TrainPart(lr=2e-3)},
+            train={"language": TrainPart(lr=1e-3)},
             rows="text",
-            steps=1000,
-            batch_samples=48,
+            first=First(of=("telling-apart",), samples=17_600),
+            steps=3000,
+            batch_samples=16,
             optimizer=FRESH,
         ),
         Stage(

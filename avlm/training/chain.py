@@ -42,7 +42,7 @@ from avlm.data.loader import StepLoader
 from avlm.data.media.reader import MediaReader
 from avlm.data.planning.plan import Plan
 from avlm.data.processor import AvlmProcessor
-from avlm.data.selection import left_out, own_kinds, stage_rows, untaken, video_senses
+from avlm.data.selection import left_out, own_kinds, stage_rows, unknown, video_senses
 from avlm.data.text.vocabulary import sample_texts
 from avlm.errors import ConfigError, DataError
 from avlm.models.memory import keep_freed_memory
@@ -318,9 +318,7 @@ class Run:
             rank=world.rank, ranks=world.size,
         )  # fmt: skip
         stage = self._in_steps(stage, given, loader.plan)
-        if untaken(self.sources.of(stage).facts, stage):
-            names = ", ".join(untaken(self.sources.of(stage).facts, stage))
-            tell(self.console, f"{stage.name}: no row is of {names}, of which stages.{stage.name}.take takes a share")
+        self._tell_unknown(stage)
         trainer = Trainer(
             self.config, stage, model, processor, loader, self._prompts_for(stage, processor), self.out,
             self._steps_before(stage), self.console, self.on_step, stop, world,
@@ -337,6 +335,17 @@ class Run:
         checkpoints = self.out / "checkpoints"
         if checkpoints.is_dir():
             shutil.rmtree(checkpoints.replace(self.out / ".checkpoints.old"))
+
+    def _tell_unknown(self, stage: Stage) -> None:
+        """Tasks and sets that a stage names and its data does not."""
+        for setting, what, names in (
+            ("take", "takes a share", stage.take),
+            ("first.of", "is to come first", () if stage.first is None else stage.first.of),
+        ):
+            missing = unknown(self.sources.of(stage).facts, names)
+            if missing:
+                told = f"no row is of {', '.join(missing)}, of which stages.{stage.name}.{setting} {what}"
+                tell(self.console, f"{stage.name}: {told}")
 
     def _as_given(self, stage: Stage) -> Stage:
         """What the plan goes by: packed rows in epochs, if they were asked for so, and everything else in steps."""

@@ -156,6 +156,19 @@ def test_each_medium_of_training_says_what_it_shows_or_says_and_none_that_is_hel
     assert '"alt"' not in (world / "eval.jsonl").read_text()
 
 
+def test_what_asks_about_one_of_two_things_is_a_set_that_training_can_begin_with(world: Path) -> None:
+    found = {True: 0, False: 0}
+    for row in read_rows(world / "train.jsonl"):
+        shown = row["messages"][0]["content"][0]["alt"]
+        apart = row["task"] == "vqa" and (" left of " in shown or " above " in shown)
+        assert row.get("set") == ("telling-apart" if apart else None)
+        found[apart] += 1
+    assert min(found.values()) > 10
+    (first,) = [stage.first for stage in tiny().stages if stage.first is not None]
+    assert first.of == ("telling-apart",)
+    assert all("set" not in row for row in read_rows(world / "eval.jsonl"))
+
+
 def test_no_file_is_left_over(world: Path) -> None:
     named = media_of(read_rows(world / "train.jsonl") + read_rows(world / "eval.jsonl"))
     found = {path.relative_to(world).as_posix() for path in world.rglob("*") if path.is_file()}

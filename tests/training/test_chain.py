@@ -235,6 +235,11 @@ def test_avlm_train_is_the_run(small_run: Small, tmp_path: Path) -> None:
 # ---------------------------------------------------------------- max_steps
 
 
+def test_what_is_to_come_first_and_is_not_there_is_told(small_run: Small) -> None:
+    text = said(one_stage(small_run(), first={"of": ["counting"], "samples": 8}, steps=1))
+    assert "no row is of counting, of which stages.only.first.of is to come first" in text
+
+
 def test_max_steps_cuts_every_stage(small_run: Small, tmp_path: Path) -> None:
     train(small_run("run", ["max_steps=2"]))
     metrics = read_lines(tmp_path / "run" / "metrics.jsonl")

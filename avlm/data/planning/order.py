@@ -3,8 +3,9 @@
 Stream       the samples of all sources, shuffled or as they are, epoch after epoch, blended by weight
 ByLength     a stream with samples of like length next to each other
 Climbing     a stream from short samples to long ones
+After        some of the rows for a while, then one of the others
 
-All three are asked in the same way: ``read(first, last)``.
+All of them are asked in the same way: ``read(first, last)``.
 """
 
 from __future__ import annotations
@@ -217,6 +218,29 @@ class Climbing:
     def _places(self, lap: int, chunk: int) -> tuple[Ints, Ints]:
         begins = lap * self.span
         return self.stream.read(begins + chunk * WHOLE, begins + min((chunk + 1) * WHOLE, self.span))
+
+
+class After:
+    """Some rows alone at the first places, epoch after epoch; behind them another order from its beginning.
+
+    Args:
+        first: The order of these rows, numbered among themselves.
+        rows: Their numbers among all, int64.
+        span: Places that they have.
+        then: The order of all rows.
+    """
+
+    def __init__(self, first: Order, rows: Ints, span: int, then: Order) -> None:
+        self.first, self.rows, self.span, self.then = first, rows, span, then
+
+    def read(self, first: int, last: int) -> tuple[Ints, Ints]:
+        found = []
+        if first < self.span:
+            rows, epochs = self.first.read(first, min(last, self.span))
+            found.append((self.rows[rows], epochs))
+        if last > self.span:
+            found.append(self.then.read(max(first - self.span, 0), last - self.span))
+        return _joined(found)
 
 
 def _pieces(size: int, first: int, last: int) -> Iterator[tuple[int, int, int]]:

@@ -12,6 +12,7 @@ from avlm.data.planning.plan import Column, Measures, Plan
 from avlm.data.planning.shuffle import Ints
 from avlm.data.readers.joined import JoinedSource
 from avlm.data.rows import RowSource
+from avlm.data.selection import leading
 
 
 def plan_of(
@@ -44,7 +45,10 @@ def plan_of(
         sources = {**sources, f"the index of {source.name}": measures.known_by}
     mine = None if measures is None else _of_rows(measures, taken)
     span = None if mine is None or data.order != "curriculum" else _climb(stage, len(taken), mine)
-    return Plan(sizes, mine, seed=seed, stage=stage, order=data.order, weights=weights, span=span, sources=sources)
+    first = leading(source.facts, taken, stage)
+    return Plan(
+        sizes, mine, seed=seed, stage=stage, order=data.order, weights=weights, span=span, sources=sources, first=first
+    )
 
 
 class _Taken:

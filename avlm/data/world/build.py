@@ -44,12 +44,13 @@ from avlm.data.world.tasks import (
     follow_ups,
     in_words,
     plan,
+    tells_apart,
 )
 from avlm.data.world.video import NUM_FRAMES, write_clip
 from avlm.data.world.words import SPLITS, Split
 from avlm.errors import ConfigError
 
-VERSION = 4
+VERSION = 5
 """Raise this when the same settings come to mean another world."""
 
 MIN_TRAIN_SAMPLES = 200
@@ -65,6 +66,9 @@ TRAIN_SHARES: dict[Task, float] = {
     "video": 0.08,
 }
 """Captions, which need no groups, fill what remains: 10 % and the odd rows."""
+
+TELLING_APART = "telling-apart"
+"""The `set` of training rows that ask which of two things in a picture is where, or is what: the hardest to learn."""
 
 Progress = Callable[[str, int, int], None]
 Paths = dict[Split, dict[Media, str]]
@@ -335,7 +339,10 @@ def _rows(split: Split, drafts: list[Draft], paths: dict[Media, str], rng: Gener
         ]
         for question, answer in follow_ups(draft, rng) if split == "train" else []:
             messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-        rows.append({"id": f"{draft.task}-{split}-{numbers[draft.task]:06d}", "task": draft.task, "messages": messages})
+        row: dict[str, object] = {"id": f"{draft.task}-{split}-{numbers[draft.task]:06d}", "task": draft.task}
+        if split == "train" and tells_apart(draft):
+            row["set"] = TELLING_APART
+        rows.append({**row, "messages": messages})
         numbers[draft.task] += 1
     return rows
 

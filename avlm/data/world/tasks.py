@@ -480,6 +480,11 @@ def follow_ups(draft: Draft, rng: Generator) -> list[tuple[str, str]]:
     return [known[index] for index in order]
 
 
+def tells_apart(draft: Draft) -> bool:
+    """Whether the answer is about one of two things that a picture shows."""
+    return draft.task == "vqa" and all(isinstance(m, Picture) and isinstance(m.scene, Pair) for m in draft.media)
+
+
 def in_words(media: Media) -> str:
     """What a medium shows or says, as somebody who cannot see or hear it would be told."""
     if isinstance(media, Speech):

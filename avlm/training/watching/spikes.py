@@ -28,6 +28,7 @@ class Spikes:
     Args:
         limit: Deviations above the median at which a loss is a spike.
         window: How many it is compared with; before there are half as many nothing is one.
+        rise: What a spike is above the median at least, whatever the deviations are.
         before: Losses of steps that are done.
 
     Source:
@@ -35,9 +36,10 @@ class Spikes:
         Deviation, JASA 88 (1993), section 1.
     """
 
-    def __init__(self, limit: float, window: int, before: Iterable[float] = ()) -> None:
+    def __init__(self, limit: float, window: int, before: Iterable[float] = (), *, rise: float = 0.0) -> None:
         self.limit = limit
         self.window = window
+        self.rise = rise
         self.losses: deque[float] = deque((x for x in before if math.isfinite(x)), maxlen=window)
 
     def look(self, loss: float) -> Spike | None:
@@ -49,7 +51,7 @@ class Spikes:
             median = statistics.median(self.losses)
             deviation = NORMAL * statistics.median(abs(x - median) for x in self.losses)
             above = (loss - median) / max(deviation, LEAST * abs(median), 1e-12)
-            if above > self.limit:
+            if above > self.limit and loss - median >= self.rise:
                 spike = Spike(loss, median, above)
         self.losses.append(loss)
         return spike

@@ -86,7 +86,7 @@ class Watch:
             before = [
                 row["loss"] for row in lines if row.get("stage") == self.stage.name and row.get("loss") is not None
             ]
-            self._spikes = Spikes(self.config.spike, self.config.spike_window, before)
+            self._spikes = Spikes(self.config.spike, self.config.spike_window, before, rise=self.config.spike_rise)
         with nullcontext() if self._stall is None else self._stall.watching():
             yield
 

@@ -47,6 +47,15 @@ def test_a_loss_that_falls_and_wanders_never_spikes_and_a_jump_does() -> None:
     assert spikes.look(float("nan")) is None
 
 
+def test_a_jump_that_is_smaller_than_asked_for_is_none() -> None:
+    """A model that has learned nearly everything: most losses are nearly nothing, and one sample is not learned yet."""
+    small = [0.001, 0.0012, 0.0009, 0.0011, 0.001, 0.0013]
+    assert Spikes(10.0, 8, before=small).look(0.05) is not None
+    spikes = Spikes(10.0, 8, before=small, rise=0.1)
+    assert spikes.look(0.05) is None
+    assert spikes.look(0.2) is not None
+
+
 def test_one_jump_does_not_hide_the_next() -> None:
     spikes = Spikes(10.0, 8, before=[1.0, 1.1, 0.9, 1.05, 0.95, 1.0])
     assert all(spikes.look(3.0) for _ in range(3))
