@@ -273,6 +273,10 @@ class Stage(Settings):
     optimizer: Optimizer = Optimizer()
     augment: Augment = Augment()
 
+    def alone_until(self) -> int:
+        """Steps in which `first` alone is read; 0 too where steps are of rows, as how many samples they hold varies."""
+        return 0 if self.first is None or self.batch_rows is not None else self.first.samples // self.batch_samples
+
     @field_validator("data", mode="before")
     @classmethod
     def _is_blend(cls, given: Any) -> Any:

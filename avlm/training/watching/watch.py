@@ -83,8 +83,13 @@ class Watch:
         """
         if self.config.spike is not None:
             lines = read_lines(self.journal.metrics)[-self.config.spike_window :] if done else []
+            begun = self.stage.alone_until()
             before = [
-                row["loss"] for row in lines if row.get("stage") == self.stage.name and row.get("loss") is not None
+                row["loss"]
+                for row in lines
+                if row.get("stage") == self.stage.name
+                and row.get("loss") is not None
+                and (row["stage_step"] > begun or done < begun)
             ]
             self._spikes = Spikes(self.config.spike, self.config.spike_window, before, rise=self.config.spike_rise)
         with nullcontext() if self._stall is None else self._stall.watching():
@@ -129,6 +134,8 @@ class Watch:
             self._lost_numbers(data, losses, norm, repeat)
             return False
         self.skipped = 0
+        if self._spikes is not None and data.step == self.stage.alone_until():
+            self._spikes.losses.clear()  # other rows come now, and their losses are others
         spike = None if self._spikes is None else self._spikes.look(losses[0])
         if spike is not None:
             self._tell_spike(data, spike)

@@ -85,3 +85,20 @@ def test_a_run_names_the_samples_of_a_spike_worst_first(
     assert f'its worst samples are "{named["id"]}" ({named["where"]}' in said
     # Every sample has three target tokens or so; all together they cost what the step did, but for dropout.
     assert np.mean(worst) == pytest.approx(line["loss"], rel=0.3)
+
+
+@pytest.mark.parametrize("begins", [True, False], ids=["other-rows", "same-rows"])
+def test_the_losses_of_other_rows_are_not_compared(
+    begins: bool, small_run: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From step 6 on every loss is far above those before; it is no spike where `first` ends with step 5."""
+
+    def prepare(trainer: Trainer) -> None:
+        module = trainer.model.get_submodule("model.language_model.model.norm")
+        plant(module, lambda values: -30 * values, lambda: trainer.done >= 5)
+
+    first = {"of": ["nothing"], "samples": 5 * 4} if begins else None
+    config = one_stage(small_run(), "watch.spike_window=8", "watch.spike=20", steps=7, first=first)
+    train(monkeypatch, config, prepare)
+    spikes = [line["step"] for line in read_lines(tmp_path / "run" / "watch.jsonl")]
+    assert spikes == ([] if begins else [6, 7])
