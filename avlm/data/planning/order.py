@@ -223,6 +223,8 @@ class Climbing:
 class After:
     """Some rows alone at the first places, epoch after epoch; behind them another order from its beginning.
 
+    Its epochs are counted on, so that no row is ever read twice in one.
+
     Args:
         first: The order of these rows, numbered among themselves.
         rows: Their numbers among all, int64.
@@ -232,6 +234,7 @@ class After:
 
     def __init__(self, first: Order, rows: Ints, span: int, then: Order) -> None:
         self.first, self.rows, self.span, self.then = first, rows, span, then
+        self.epochs = -(-span // len(rows))
 
     def read(self, first: int, last: int) -> tuple[Ints, Ints]:
         found = []
@@ -239,7 +242,8 @@ class After:
             rows, epochs = self.first.read(first, min(last, self.span))
             found.append((self.rows[rows], epochs))
         if last > self.span:
-            found.append(self.then.read(max(first - self.span, 0), last - self.span))
+            rows, epochs = self.then.read(max(first - self.span, 0), last - self.span)
+            found.append((rows, epochs + self.epochs))
         return _joined(found)
 
 

@@ -68,7 +68,8 @@ TRAIN_SHARES: dict[Task, float] = {
 """Captions, which need no groups, fill what remains: 10 % and the odd rows."""
 
 TELLING_APART = "telling-apart"
-"""The `set` of training rows that ask which of two things in a picture is where, or is what: the hardest to learn."""
+"""The `set` of training rows that ask which of two things in a picture is where, or is what: the hardest to learn
+among others (`stages.language.first` of the recipe `tiny`)."""
 
 Progress = Callable[[str, int, int], None]
 Paths = dict[Split, dict[Media, str]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from collections import Counter
 from fractions import Fraction
@@ -219,7 +220,9 @@ def test_what_comes_first_is_followed_by_everything_from_its_beginning(
     alone, every = stream(count, seed=seed, stage="first"), stream(50, seed=seed)
     order = After(alone, some, span, every)
     read = [m for a in range(0, span + 120, piece) for m in members(order, a, min(a + piece, span + 120))]
-    assert read == [(int(some[row]), epoch) for row, epoch in members(alone, 0, span)] + members(every, 0, 120)
+    behind = [(row, epoch + math.ceil(span / count)) for row, epoch in members(every, 0, 120)]
+    assert read == [(int(some[row]), epoch) for row, epoch in members(alone, 0, span)] + behind
+    assert len(set(read)) == len(read)
 
 
 def test_an_order_can_be_sent_to_another_process() -> None:
