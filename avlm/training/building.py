@@ -29,6 +29,12 @@ from avlm.training.observe import Bar, Journal, StepMetrics, read_lines, steps_p
 from avlm.training.stopping import SIGNALS, Stopped, StopWish, stop_wishes
 
 LOOK_S = 0.2
+MEASURED_STEPS = 20
+"""After so many steps it is known how long a stage will take."""
+SOONER = 0.9
+"""What takes less than this share of the longest gives way to it."""
+GIVES_WAY = 5
+"""By so much more niceness: a third of the time that others get where they want the same core."""
 STOPPED = {*(128 + number for number in SIGNALS), *(-number for number in SIGNALS)}
 """Exit statuses of a process that was stopped and lost nothing: by its own choice, or before it could choose."""
 
@@ -57,9 +63,11 @@ def build_side_by_side(run: RunConfig, stages: Sequence[Stage], console: Console
             bar = Bar(stage.name, run.stage_steps(stage), 0, console, bars)
             workers.append(_Worker(run, stage, threads, bar))
             stack.callback(workers[-1].end)
+        settled = len(workers) * threads <= _cores()  # who goes first
         while sum(worker.goes_on() for worker in workers):
             if stop.number is not None or any(worker.failed() for worker in workers):
                 break
+            settled = settled or _longest_goes_first(workers)
             time.sleep(LOOK_S)
         for worker in workers:
             worker.end()
@@ -70,12 +78,38 @@ def build_side_by_side(run: RunConfig, stages: Sequence[Stage], console: Console
         worker.raise_failure()
 
 
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _longest_goes_first(workers: Sequence[_Worker]) -> bool:
+    """Where there are more processes than cores: let those that would be done sooner give way to the longest one.
+
+    With equal shares it would be at work alone in the end, and other cores idle. Once is enough.
+
+    Returns:
+        Whether that is done, or none of them is at work any more that it could be done for.
+    """
+    working = [worker for worker in workers if worker.process.poll() is None]
+    left = [worker.left_s() for worker in working]
+    known = [seconds for seconds in left if seconds is not None]
+    if len(known) < len(workers):
+        return len(working) < len(workers)
+    for worker, seconds in zip(working, known, strict=True):
+        if seconds < SOONER * max(known):
+            worker.give_way()
+    return True
+
+
 class _Worker:
     """The process that trains one stage, and its bar."""
 
     def __init__(self, run: RunConfig, stage: Stage, threads: int, bar: Bar) -> None:
         self.stage = stage
         self.bar = bar
+        self.steps = run.stage_steps(stage)
+        self.done, self.seconds = 0, 0.0
         self.folder = _folder(run, stage)
         self.inode = self.offset = 0
         self.part = b""
@@ -96,7 +130,21 @@ class _Worker:
         running = self.process.poll() is None
         for metrics in self._news():
             self.bar.step(metrics)
+            self.done += 1
+            self.seconds += metrics.seconds
         return running
+
+    def left_s(self) -> float | None:
+        """Seconds that the stage will take at the pace so far; None where that is not known yet."""
+        if self.done < MEASURED_STEPS:
+            return None
+        return self.seconds / self.done * (self.steps - self.done)
+
+    def give_way(self) -> None:
+        """Ask the system to let others go first, where it can be asked."""
+        if hasattr(os, "setpriority"):
+            with suppress(OSError):  # it has ended
+                os.setpriority(os.PRIO_PGRP, self.process.pid, os.getpriority(os.PRIO_PROCESS, 0) + GIVES_WAY)
 
     def _news(self) -> list[StepMetrics]:
         """Steps since the last look."""

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,70 @@ def spoil(data: Path, pictures: int = 1) -> None:
         messages = [{"role": "user", "content": content}, {"role": "assistant", "content": "no"}]
         lines.append(json.dumps({"id": f"b{i}", "messages": messages}))
     data.write_text(data.read_text() + "\n".join(lines) + "\n")
+
+
+@dataclass
+class Standing:
+    """Somebody who trains a stage, as far as it matters who goes first."""
+
+    left: float | None
+    ended: int | None = None
+    gave_way: bool = False
+
+    @property
+    def process(self) -> Standing:
+        return self
+
+    def poll(self) -> int | None:
+        return self.ended
+
+    def left_s(self) -> float | None:
+        return self.left
+
+    def give_way(self) -> None:
+        self.gave_way = True
+
+
+@pytest.mark.parametrize(
+    ("left", "settled", "giving"),
+    [
+        ((100.0, 80.0, 95.0), True, [False, True, False]),  # 95 of 100 is as long
+        ((10.0, 20.0, 90.0), True, [True, True, False]),
+        ((None, 20.0, 90.0), False, [False] * 3),  # not known yet
+    ],
+)
+def test_what_takes_longest_goes_first(left: tuple[float | None, ...], settled: bool, giving: list[bool]) -> None:
+    workers = [Standing(seconds) for seconds in left]
+    assert building._longest_goes_first(workers) is settled  # type: ignore[arg-type]
+    assert [worker.gave_way for worker in workers] == giving
+
+
+def test_nobody_gives_way_where_one_has_ended_already() -> None:
+    workers = [Standing(10.0), Standing(90.0), Standing(None, ended=0)]
+    assert building._longest_goes_first(workers)  # type: ignore[arg-type]
+    assert not any(worker.gave_way for worker in workers)
+
+
+def test_three_on_one_core_are_those_of_one_after_the_other(
+    apart: Apart, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever gives way, which each is asked to here, does it with all of its processes and makes the same."""
+    asked: list[int] = []
+
+    def ask(workers: Any) -> bool:
+        for worker in workers:
+            if worker.process.poll() is None:
+                worker.give_way()
+                asked.append(os.getpriority(os.PRIO_PGRP, worker.process.pid))
+        return bool(asked)
+
+    monkeypatch.setattr(building, "_cores", lambda: 1)
+    monkeypatch.setattr(building, "_longest_goes_first", ask)
+    one, three = apart("one"), apart("three", [THREE])
+    train(one)
+    train(three)
+    assert_equal(facts(tmp_path / "three"), facts(tmp_path / "one"))
+    assert asked and set(asked) == {os.getpriority(os.PRIO_PROCESS, 0) + 5}
 
 
 def test_parts_and_journals_are_those_of_one_after_the_other(apart: Apart, tmp_path: Path) -> None:
