@@ -141,10 +141,21 @@ class _Worker:
         return self.seconds / self.done * (self.steps - self.done)
 
     def give_way(self) -> None:
-        """Ask the system to let others go first, where it can be asked."""
-        if hasattr(os, "setpriority"):
-            with suppress(OSError):  # it has ended
-                os.setpriority(os.PRIO_PGRP, self.process.pid, os.getpriority(os.PRIO_PROCESS, 0) + GIVES_WAY)
+        """Ask the system to let others go first, where it can be asked.
+
+        Source:
+            sched(7): where Linux groups tasks by session, niceness counts within one, and each of these has its own.
+        """
+        pid = self.process.pid
+        with suppress(OSError, AttributeError):  # it has ended, or the system knows no such thing
+            os.setpriority(os.PRIO_PGRP, pid, os.getpriority(os.PRIO_PROCESS, 0) + GIVES_WAY)
+        with suppress(OSError):
+            for _ in range(3):
+                try:
+                    Path(f"/proc/{pid}/autogroup").write_text(str(GIVES_WAY))
+                    break
+                except BlockingIOError:  # it may be told once in a tenth of a second
+                    time.sleep(0.1)
 
     def _news(self) -> list[StepMetrics]:
         """Steps since the last look."""

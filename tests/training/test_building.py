@@ -98,12 +98,14 @@ def test_three_on_one_core_are_those_of_one_after_the_other(
 ) -> None:
     """Whoever gives way, which each is asked to here, does it with all of its processes and makes the same."""
     asked: list[int] = []
+    sessions: list[str] = []
 
     def ask(workers: Any) -> bool:
         for worker in workers:
-            with suppress(ProcessLookupError):  # it has no session yet, or has ended
+            with suppress(ProcessLookupError, FileNotFoundError):  # it has no session yet, or has ended
                 worker.give_way()
                 asked.append(os.getpriority(os.PRIO_PGRP, worker.process.pid))
+                sessions.append(Path(f"/proc/{worker.process.pid}/autogroup").read_text())
         return len(asked) >= 3
 
     monkeypatch.setattr(building, "_cores", lambda: 1)
@@ -113,6 +115,8 @@ def test_three_on_one_core_are_those_of_one_after_the_other(
     train(three)
     assert_equal(facts(tmp_path / "three"), facts(tmp_path / "one"))
     assert asked and set(asked) == {os.getpriority(os.PRIO_PROCESS, 0) + 5}
+    if os.access("/proc/self/autogroup", os.W_OK):
+        assert any(told.endswith("nice 5\n") for told in sessions)
 
 
 def test_parts_and_journals_are_those_of_one_after_the_other(apart: Apart, tmp_path: Path) -> None:
