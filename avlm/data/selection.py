@@ -139,16 +139,6 @@ def unknown(facts: Iterable[RowFacts], names: Iterable[str]) -> list[str]:
     return sorted(set(names) - set(table.tasks) - set(table.sets))
 
 
-def leading(facts: Iterable[RowFacts], rows: np.ndarray, stage: Stage) -> np.ndarray:
-    """Which of a stage's rows it begins with, by their numbers among them; none where it begins with all."""
-    if stage.first is None:
-        return np.empty(0, np.int64)
-    table, names = _table(facts), stage.first.of
-    of_task = np.isin(table.task, [i for i, name in enumerate(table.tasks) if name in names])
-    of_set = np.isin(table.set, [i for i, name in enumerate(table.sets) if name in names])
-    return np.flatnonzero((of_task | of_set)[rows])
-
-
 def _taken(table: RowTable, rows: list[int], stage: Stage) -> list[int]:
     """Those of some rows that are among the share of their task, or of their set, that the stage reads.
 

@@ -12,7 +12,6 @@ from avlm.data.planning.plan import Column, Measures, Plan
 from avlm.data.planning.shuffle import Ints
 from avlm.data.readers.joined import JoinedSource
 from avlm.data.rows import RowSource
-from avlm.data.selection import leading
 
 
 def plan_of(
@@ -45,10 +44,20 @@ def plan_of(
         sources = {**sources, f"the index of {source.name}": measures.known_by}
     mine = None if measures is None else _of_rows(measures, taken)
     span = None if mine is None or data.order != "curriculum" else _climb(stage, len(taken), mine)
-    first = leading(source.facts, taken, stage)
+    first = _leading(source, taken, stage)
     return Plan(
         sizes, mine, seed=seed, stage=stage, order=data.order, weights=weights, span=span, sources=sources, first=first
     )
+
+
+def _leading(source: RowSource, rows: Ints, stage: Stage) -> Ints:
+    """Which of a stage's rows it begins with, by their numbers among them; none where it begins with all."""
+    if stage.first is None:
+        return np.empty(0, np.int64)
+    table, names = source.facts, stage.first.of
+    of_task = np.isin(table.task, [i for i, name in enumerate(table.tasks) if name in names])
+    of_set = np.isin(table.set, [i for i, name in enumerate(table.sets) if name in names])
+    return np.flatnonzero((of_task | of_set)[rows])
 
 
 class _Taken:
