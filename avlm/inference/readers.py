@@ -162,7 +162,7 @@ class SlotReader:
             assert seat.rest is not None
             count = min(left, len(seat.rest))
             if count:
-                runs.append(Run(number, seat.past, count))
+                runs.append(Run(number, seat.past, count, ends=count == len(seat.rest)))
                 parts.append(seat.rest[:count])
                 left -= count
         singles = self.seats[: self.answering]
@@ -171,16 +171,9 @@ class SlotReader:
         if singles:
             last = torch.tensor([seat.request.tokens[-1] for seat in singles], device=self.device)
             parts.insert(0, self.table(last))
-        ends = list(range(len(singles)))
-        done = len(singles)
-        for run in runs:
-            done += run.count
-            rest = self.seats[run.slot].rest
-            if rest is not None and len(rest) == run.count:
-                ends.append(done - 1)
         with fast_products(self.wide and step.tokens > FEW):
-            logits = self._forward(parts[0] if len(parts) == 1 else torch.cat(parts), step, ends)
-        return self._behind(runs, len(ends)), logits
+            logits = self._forward(parts[0] if len(parts) == 1 else torch.cat(parts), step)
+        return self._behind(runs, len(step.ends)), logits
 
     def _behind(self, runs: Sequence[Run], ready: int) -> list[Any]:
         """Note what was read; those that can have a token now."""
@@ -242,18 +235,18 @@ class SlotReader:
         else:
             self.slots.copy(found, number, tokens)
 
-    def _forward(self, embeds_TD: Tensor, step: Step, ends: Sequence[int]) -> Tensor:
-        """Logits (B, V) behind some of a step's tokens.
+    def _forward(self, embeds_TD: Tensor, step: Step) -> Tensor:
+        """Logits (B, V) behind `step.ends`.
 
         Raises:
             UnfitError: Not every layer of the language model did as it should with the slots.
         """
         if self.written is not None or self.model.model.takes_slots:
-            return self._pass(embeds_TD, step, ends)
+            return self._pass(embeds_TD, step)
         for layer in self.slots.own:
             layer.written = 0
         try:
-            logits = self._pass(embeds_TD, step, ends)
+            logits = self._pass(embeds_TD, step)
         except (MemoryError, torch.OutOfMemoryError):
             raise
         except (AvlmError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -271,20 +264,19 @@ class SlotReader:
         )
         return UnfitError(why)
 
-    def _pass(self, embeds_TD: Tensor, step: Step, ends: Sequence[int]) -> Tensor:
+    def _pass(self, embeds_TD: Tensor, step: Step) -> Tensor:
         self.slots.step = step
-        whole = len(ends) == len(embeds_TD)
-        index = None if whole else torch.tensor(ends, dtype=torch.long, device=self.device)
+        if self.written is not None and self.to_logits is not None:
+            return self.to_logits(self.written.read(embeds_TD, step, self.slots)).float()
+        whole = len(step.ends) == step.tokens
+        index = None if whole else torch.tensor(step.ends, dtype=torch.long, device=self.device)
         if self.to_logits is None:
             kwargs = {**step.kwargs(embeds_TD, self.slots), "return_dict": True}
             kept: int | Tensor = 0 if index is None else index
             logits: Tensor = read_once(self.language, embeds_TD[None], kept, kwargs).logits[0]
             return logits.float()
-        if self.written is not None:
-            states = self.written.read(embeds_TD, step, self.slots)
-        else:
-            kwargs = step.kwargs(embeds_TD, self.slots)
-            states = self.decoder(inputs_embeds=embeds_TD[None], return_dict=True, **kwargs).last_hidden_state[0]
+        kwargs = step.kwargs(embeds_TD, self.slots)
+        states = self.decoder(inputs_embeds=embeds_TD[None], return_dict=True, **kwargs).last_hidden_state[0]
         logits = self.to_logits(states if index is None else states[index])
         return logits.float()
 

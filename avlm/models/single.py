@@ -65,21 +65,40 @@ class _Layer:
         self._key_norm = None if layer.key_norm is None else _Norm(layer.key_norm)
         self._scale = np.float32(layer.how.scale)
         self._silu = _is_silu(layer.act)
+        rows = np.cumsum([len(product.weight) for product in (layer.query, layer.key, layer.value)])
+        self._key_row, self._value_row, self._rows = (int(row) for row in rows)
+        self._heads, self._turned_heads = self._key_row // layer.width, self._value_row // layer.width
 
     def read(self, x_D: np.ndarray, turns: Turns, place: int, own: SlotLayer) -> np.ndarray:
-        of, h_D = self._of, self._first(x_D)
-        q_HW, k_KW, v_KW = (made.one(h_D).reshape(-1, of.width) for made in (of.query, of.key, of.value))
-        if self._query_norm is not None and self._key_norm is not None:
-            q_HW, k_KW = self._query_norm(q_HW), self._key_norm(k_KW)
+        of, heads = self._of, self._heads
+        q_and_k, v_KW = self._asked(self._first(x_D))
+        turned = _turned(q_and_k, turns)
         keys_KCW, values_KCW = own.arrays()
-        keys_KCW[:, place], values_KCW[:, place] = _turned(k_KW, turns), v_KW
-        seen = _attended(_turned(q_HW, turns) * self._scale, keys_KCW[:, : place + 1], values_KCW[:, : place + 1])
+        keys_KCW[:, place], values_KCW[:, place] = turned[heads:], v_KW
+        seen = _attended(turned[:heads] * self._scale, keys_KCW[:, : place + 1], values_KCW[:, : place + 1])
         x_D = x_D + of.out.one(seen)
         h_D = self._second(x_D)
-        made: np.ndarray = x_D + of.down.one(self._activated(of.gate.one(h_D)) * of.up.one(h_D))
+        inner = self._activated(of.gate.one(h_D))
+        inner *= of.up.one(h_D)
+        made = of.down.one(inner)
+        made += x_D
         return made
 
+    def _asked(self, h_D: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Queries and keys (H + K, W), which are turned together, and values (K, W)."""
+        of, made = self._of, np.empty(self._rows, np.float32)
+        of.query.one(h_D, made[: self._key_row])
+        of.key.one(h_D, made[self._key_row : self._value_row])
+        of.value.one(h_D, made[self._value_row :])
+        by_head = made.reshape(-1, of.width)
+        if self._query_norm is not None and self._key_norm is not None:
+            by_head[: self._heads] = self._query_norm(by_head[: self._heads])
+            keys = by_head[self._heads : self._turned_heads]
+            keys[:] = self._key_norm(keys)
+        return by_head[: self._turned_heads], by_head[self._turned_heads :]
+
     def _activated(self, x: np.ndarray) -> np.ndarray:
+        """What the activation makes of numbers, which may be written over."""
         if not self._silu:
             made: Tensor = self._of.act(torch.from_numpy(x))
             return made.numpy()

@@ -39,6 +39,8 @@ class Run:
     past: int
     """Tokens that it has read before."""
     count: int
+    ends: bool = True
+    """Whether it is known behind its last token what comes next, rather than in a later step."""
 
 
 class Step:
@@ -77,6 +79,22 @@ class Step:
         for run in self.runs:
             places += range(run.past, run.past + run.count)
         return torch.tensor(places, device=self.device)
+
+    @cached_property
+    def ends(self) -> list[int]:
+        """Which of the step's tokens have something behind them that is wanted now: those of the first slots, and the
+        last one of each run that ends."""
+        found, done = list(range(len(self.pasts))), len(self.pasts)
+        for run in self.runs:
+            done += run.count
+            if run.ends:
+                found.append(done - 1)
+        return found
+
+    def of_ends(self) -> Step:
+        """The same step as those tokens alone know it; what is before them has been written."""
+        last = [Run(run.slot, run.past + run.count - 1, 1) for run in self.runs if run.ends]
+        return Step(self.pasts, last, self.device)
 
     def single(self) -> bool:
         """Whether it is one token, of the answer in the first slot."""

@@ -76,12 +76,13 @@ class Product:
             return made if self.bias is None else made.add_(self.bias)
         return F.linear(x_TD, self.weight, self.bias)
 
-    def one(self, x_D: np.ndarray) -> np.ndarray:
-        """As a call, for one vector on the processor: (N,)."""
+    def one(self, x_D: np.ndarray, out_N: np.ndarray | None = None) -> np.ndarray:
+        """As a call, for one vector on the processor: (N,), which may be written to what is there already."""
         if self._by_numpy():
-            made_N = np.matmul(self._weight.array(), x_D)
+            made_N = np.matmul(self._weight.array(), x_D, out=out_N)
         else:
-            made_N = torch.mv(self.weight.detach(), torch.from_numpy(x_D)).numpy()
+            out = None if out_N is None else torch.from_numpy(out_N)
+            made_N = torch.mv(self.weight.detach(), torch.from_numpy(x_D), out=out).numpy()
         if self._bias is not None:
             made_N += self._bias.array()
         return made_N

@@ -33,6 +33,18 @@ CLOSE = 1e-4
 
 Norm = tuple[nn.Parameter, float]
 """Weight of a root-mean-square norm, and what is added below the root."""
+Turns = tuple[Tensor, Tensor]
+"""Cosine and signed sine (T, 1, W) of each token's position."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ends:
+    """The tokens of a step that have something behind them that is wanted now."""
+
+    index: Tensor
+    """int64; which of the step's they are."""
+    turns: Turns
+    step: Step
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,24 +67,30 @@ class Layer:
     width: int
     """Of a head."""
 
-    def read(self, x_TD: Tensor, turns: tuple[Tensor, Tensor], step: Step, slots: SlotLayer) -> Tensor:
-        """What the layer makes of a step's tokens; their keys and values are written."""
+    def read(self, x_TD: Tensor, turns: Turns, step: Step, slots: SlotLayer, ends: Ends | None = None) -> Tensor:
+        """What the layer makes of a step's tokens, or of its ends alone; the keys and values of all are written."""
         h = _normed(x_TD, self.first)
-        q, k, v = (made(h).view(len(h), -1, self.width) for made in (self.query, self.key, self.value))
-        if self.query_norm is not None and self.key_norm is not None:
-            q, k = _normed(q, self.query_norm), _normed(k, self.key_norm)
+        k, v = (made(h).view(len(h), -1, self.width) for made in (self.key, self.value))
+        k = k if self.key_norm is None else _normed(k, self.key_norm)
         keys, values = slots.write(_turned(k, turns), v)
+        if ends is not None:
+            if not ends.step.tokens:
+                return x_TD[:0]
+            x_TD, h, turns, step = x_TD[ends.index], h[ends.index], ends.turns, ends.step
+        q = self.query(h).view(len(h), -1, self.width)
+        q = q if self.query_norm is None else _normed(q, self.query_norm)
         seen = step.attend_tokens(_turned(q, turns), keys, values, self.how)
-        x_TD = x_TD + self.out(seen.flatten(1))
+        x_TD = self.out(seen.flatten(1)).add_(x_TD)
         h = _normed(x_TD, self.second)
-        return x_TD + self.down(self.act(self.gate(h)) * self.up(h))
+        inner = self.act(self.gate(h))
+        return self.down(inner.mul_(self.up(h))).add_(x_TD)
 
 
 def _normed(x: Tensor, norm: Norm) -> Tensor:
     return F.rms_norm(x, norm[0].shape, *norm)
 
 
-def _turned(x_THW: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
+def _turned(x_THW: Tensor, turns: Turns) -> Tensor:
     """Heads turned by position: x cos + (-second half, first half) sin, the sign being in the sine here.
 
     Source:
@@ -97,21 +115,29 @@ class Written:
         assert last is not None
         self.layers, self.last, self.rotary = layers, last, decoder.rotary_emb
         self._single = Single(layers, last)
-        self._table: tuple[Tensor, Tensor] | None = None
+        self._table: Turns | None = None
 
     def read(self, embeds_TD: Tensor, step: Step, slots: Slots) -> Tensor:
-        """Hidden states (T, D) of a step, as the decoder's `last_hidden_state`."""
+        """Hidden states of `step.ends` (their number, D), as in the decoder's `last_hidden_state`.
+
+        What the last layer makes of other tokens is asked for by nobody, so it makes nothing of them.
+        """
         cos, sin = self._turns(step.device, slots.room)
         if step.single() and all(t.is_cpu and t.dtype == torch.float32 for t in (embeds_TD, slots.own[0].keys)):
             place = step.pasts[0]
-            turns = cos[place, 0].numpy(), sin[place, 0].numpy()
-            return self._single.read(embeds_TD[0], turns, place, slots)[None]
-        own_turns = cos.index_select(0, step.places_T), sin.index_select(0, step.places_T)
-        for layer, own in zip(self.layers, slots.own, strict=True):
-            embeds_TD = layer.read(embeds_TD, own_turns, step, own)
-        return _normed(embeds_TD, self.last)
+            turned = cos[place, 0].numpy(), sin[place, 0].numpy()
+            return self._single.read(embeds_TD[0], turned, place, slots)[None]
+        turns = cos.index_select(0, step.places_T), sin.index_select(0, step.places_T)
+        *before, last = zip(self.layers, slots.own, strict=True)
+        for layer, own in before:
+            embeds_TD = layer.read(embeds_TD, turns, step, own)
+        ends = None
+        if len(step.ends) < step.tokens:
+            index = torch.tensor(step.ends, dtype=torch.long, device=step.device)
+            ends = Ends(index, (turns[0][index], turns[1][index]), step.of_ends())
+        return _normed(last[0].read(embeds_TD, turns, step, last[1], ends), self.last)
 
-    def _turns(self, device: torch.device, room: int) -> tuple[Tensor, Tensor]:
+    def _turns(self, device: torch.device, room: int) -> Turns:
         """Cosine and signed sine (P, 1, W) of all positions, from a table that the model's own module makes."""
         if self._table is None or len(self._table[0]) < room or self._table[0].device != device:
             at = torch.arange(room, device=device)[None]
@@ -218,7 +244,7 @@ def _same(language: PreTrainedModel, written: Written) -> bool:
     width = language.get_input_embeddings().weight.shape[1]
     generator = torch.Generator().manual_seed(0)
     sides = Slots(len(written.layers)), Slots(len(written.layers))
-    for pasts, runs in (([], [Run(0, 0, 3), Run(1, 0, 5)]), ([3, 5], [Run(2, 0, 2)]), ([4], [])):
+    for pasts, runs in (([], [Run(0, 0, 3), Run(1, 0, 5, ends=False)]), ([3], [Run(1, 5, 2), Run(2, 0, 2)]), ([4], [])):
         found = []
         embeds = torch.randn(len(pasts) + sum(run.count for run in runs), width, generator=generator).to(device)
         for slots, ours in zip(sides, (True, False), strict=True):
@@ -228,7 +254,7 @@ def _same(language: PreTrainedModel, written: Written) -> bool:
                 found.append(written.read(embeds, step, slots))
                 continue
             states = decoder(inputs_embeds=embeds[None], return_dict=True, **step.kwargs(embeds, slots))
-            found.append(states.last_hidden_state[0])
+            found.append(states.last_hidden_state[0][step.ends])
         largest = found[1].abs().max()
         if not bool(largest > 0) or not bool((found[0] - found[1]).abs().max() <= CLOSE * largest):
             return False

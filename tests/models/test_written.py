@@ -1,14 +1,20 @@
 """A decoder written out makes what the family's own code makes, or is not used."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from avlm.inference.generate import generate
 from avlm.inference.sampling import Sampling
-from avlm.models.written import layers_of
+from avlm.models import attention
+from avlm.models.slots import Run, Slots, Step
+from avlm.models.written import layers_of, written_out
 from avlm.samples import Sample
 
 SHAPED: dict[str, dict[str, Any]] = {
@@ -106,3 +112,41 @@ def test_adapters_and_other_precisions_are_left_to_the_family(make_model: Callab
     assert layers_of(model.language_model.to(torch.float32)) is not None
     inject_adapter_in_model(LoraConfig(r=2, target_modules=["q_proj"]), model.language_model)
     assert layers_of(model.language_model) is None
+
+
+PIECES = st.lists(st.tuples(st.integers(1, 4), st.booleans()), max_size=3)
+
+
+@settings(deadline=None, max_examples=25)
+@given(texts=st.lists(PIECES, min_size=1, max_size=3))
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_texts_read_in_pieces_are_known_where_a_piece_ends(family: str, texts: list[list[tuple[int, bool]]]) -> None:
+    """Several texts side by side, each in pieces of so many tokens, of which only some have their end asked for."""
+    language = languages(family)
+    written = written_out(language, layers_of(language) or [])
+    assert written is not None
+    embeds = [torch.randn(12, 32, generator=torch.Generator().manual_seed(i)) for i in range(len(texts))]
+    slots, pasts = Slots(len(written.layers)), [0] * len(texts)
+    for number in range(max(map(len, texts))):
+        own = [(i, *pieces[number]) for i, pieces in enumerate(texts) if number < len(pieces)]
+        runs = [Run(i, pasts[i], count, ends) for i, count, ends in own]
+        step = slots.step = Step([], runs, torch.device("cpu"))
+        slots.reserve(len(texts), step.needed)
+        pieces = [embeds[run.slot][run.past : run.past + run.count] for run in runs]
+        pasts = [pasts[i] + sum(run.count for run in runs if run.slot == i) for i in range(len(texts))]
+        with torch.inference_mode():
+            found = written.read(torch.cat(pieces), step, slots)
+            wholes = [embeds[run.slot][None, : pasts[run.slot]] for run in runs if run.ends]
+            wanted = [language.get_decoder()(inputs_embeds=whole).last_hidden_state[0, -1] for whole in wholes]
+        assert len(found) == len(wanted)
+        for state, known in zip(found, wanted, strict=True):
+            torch.testing.assert_close(state, known, rtol=1e-4, atol=1e-5)
+
+
+@cache
+def languages(family: str) -> Any:
+    """A small language model of a family, of width 32."""
+    small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
+    config = AutoConfig.for_model(family, **small, num_key_value_heads=2, head_dim=8, vocab_size=20)
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config, attn_implementation=attention.NAME).eval()
