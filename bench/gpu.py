@@ -52,7 +52,7 @@ def case(name: str, steps: int, folder: Path) -> dict[str, Any]:
     """Seconds a step, and what share of the peak they are, without the first two."""
     from train_material import MODELS, encoded, make_model, picture, talks
 
-    from avlm.config.run import Stage
+    from avlm.config.stage import Stage
     from avlm.data.encode import pack
     from avlm.data.planning.packing import pack_rows
     from avlm.models.precision import cast_weights

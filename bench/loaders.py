@@ -39,7 +39,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from avlm.config.data import DataConfig
 from avlm.config.media import AudioSpec, MediaSpec, Reduction, VisionSpec
-from avlm.config.run import Stage, TrainPart
+from avlm.config.stage import Stage, TrainPart
 from avlm.data.decoding.decode import decode_audio, decode_image
 from avlm.data.loader import StepLoader
 from avlm.data.media.features import sound_features

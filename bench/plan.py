@@ -20,7 +20,7 @@ import numpy as np
 from harness import Figures, judged
 from numpy.typing import NDArray
 
-from avlm.config.run import Stage
+from avlm.config.stage import Stage
 from avlm.data.planning.plan import Measures, Plan
 
 Ints = NDArray[np.int64]

@@ -182,7 +182,8 @@ def apart(small_run: Callable[..., Any], rows: Callable[..., Path], tmp_path: Pa
     ``apart("out", ["side_by_side=3"])``; its data say what each medium shows or says.
     """
     from avlm.config.io import override
-    from avlm.config.run import RunConfig, Stage
+    from avlm.config.run import RunConfig
+    from avlm.config.stage import Stage
 
     def make(name: str = "run", overrides: list[str] | None = None) -> RunConfig:
         if not (tmp_path / "rows.jsonl").exists():

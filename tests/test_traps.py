@@ -20,7 +20,7 @@ from avlm.config.connectors import LinearConnector
 from avlm.config.data import DataConfig
 from avlm.config.media import AudioSpec, MediaSpec, VideoSpec, VisionSpec
 from avlm.config.model import AudioPart, LanguagePart, ModelConfig, Source
-from avlm.config.run import Stage
+from avlm.config.stage import Stage
 from avlm.convert.compose import compose
 from avlm.data.encode import pack
 from avlm.data.loader import StepLoader

@@ -18,7 +18,8 @@ from avlm.errors import ConfigError
 
 if TYPE_CHECKING:
     from avlm.config.data import DataConfig
-    from avlm.config.run import RunConfig, Stage
+    from avlm.config.run import RunConfig
+    from avlm.config.stage import Stage
     from avlm.data.checking.check import CheckReport
     from avlm.data.processor import AvlmProcessor
     from avlm.data.rows import RowSource

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from avlm.cli.shared import Overrides, RecipeName, resolve
 
 if TYPE_CHECKING:
-    from avlm.config.run import RunConfig, Stage
+    from avlm.config.run import RunConfig
+    from avlm.config.stage import Stage
 
 
 def recipes() -> None:
@@ -31,7 +32,7 @@ def show(recipe: RecipeName, overrides: Overrides = None) -> None:
 
 def what_trains(config: RunConfig) -> str:
     """A table of parts by stages: the learning rate where a part is trained, a dash where it is frozen or absent."""
-    from avlm.config.run import PARTS, RARE
+    from avlm.config.stage import PARTS, RARE
 
     def cell(stage: Any, part: str) -> str:
         how = stage.train.get(part)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from avlm.config.media import AudioSpec, MediaSpec, VisionSpec, Wrap
-from avlm.config.run import Augment
+from avlm.config.stage import Augment
 from avlm.data.media.augment import augment_features, augment_image
 from avlm.data.media.features import levelled
 from avlm.data.media.pictures import PreparedImage, changed, in_patches, in_tiles, normalise, normalise_into

@@ -18,7 +18,7 @@ from itertools import accumulate, pairwise
 import numpy as np
 
 from avlm.config.data import DataConfig
-from avlm.config.run import Stage
+from avlm.config.stage import Stage
 from avlm.data.decoding.files import Limits
 from avlm.data.encode import cut, pack
 from avlm.data.planning.packing import pack_rows

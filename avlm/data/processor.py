@@ -18,7 +18,7 @@ from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from avlm.config.data import SystemPrompts
 from avlm.config.io import build
 from avlm.config.media import MediaSpec
-from avlm.config.run import Augment
+from avlm.config.stage import Augment
 from avlm.data.decoding.decode import to_picture
 from avlm.data.encode import Pixels, Supervise, add_tensors, counted, encode, lay_out, lay_out_pieces, pad
 from avlm.data.fetching.urls import is_data_url

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from avlm.config.media import VideoOrder
-from avlm.config.run import Rows, Stage
+from avlm.config.stage import Rows, Stage
 from avlm.data.planning.plan import key
 from avlm.data.rows import RowFacts, RowTable, bits
 from avlm.errors import ConfigError

@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from avlm.config.ctc import Ctc
-from avlm.config.run import Stage
+from avlm.config.stage import Stage
 from avlm.data.encode import counted, cut, only_last_answer, shown, with_media_of
 from avlm.data.planning.plan import key
 from avlm.data.processor import AvlmProcessor

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from avlm.config.media import VideoSpec
-from avlm.config.run import Stage
+from avlm.config.stage import Stage
 from avlm.convert.verifying import check_sums, suspects
 from avlm.convert.weights import load_model, save_model
 from avlm.data.encode import pack

@@ -15,7 +15,8 @@ from avlm.config.released import (
     WHISPER_V3,
     WHISPER_V3_TURBO,
 )
-from avlm.config.run import Lora, Optimizer, RunConfig, Schedule, Stage, TrainPart
+from avlm.config.run import RunConfig
+from avlm.config.stage import Lora, Optimizer, Schedule, Stage, TrainPart
 from avlm.recipes.templates import CHATML, VICUNA
 
 BEATS: dict[str, object] = {"model_type": "avlm_beats"}

@@ -9,7 +9,8 @@ from avlm.config.data import DataConfig
 from avlm.config.media import VideoSpec
 from avlm.config.model import AudioPart, LanguagePart, ModelConfig, Source, VisionPart
 from avlm.config.released import CLIP_L_336, LLAMA3_8B, WHISPER_V3
-from avlm.config.run import Lora, Optimizer, RunConfig, Schedule, Stage, TrainPart
+from avlm.config.run import RunConfig
+from avlm.config.stage import Lora, Optimizer, Schedule, Stage, TrainPart
 
 STEPS, WARMUP = 5190, 150
 MEGATRON = Optimizer(betas=(0.9, 0.95), eps=1e-5, weight_decay=0.1)

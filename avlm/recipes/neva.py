@@ -8,7 +8,8 @@ from avlm.config.connectors import LinearConnector, MlpConnector
 from avlm.config.data import DataConfig
 from avlm.config.model import LanguagePart, ModelConfig, Source, VisionPart
 from avlm.config.released import CLIP_L_336, LLAMA2_7B, VICUNA_7B, VICUNA_13B
-from avlm.config.run import Lora, Optimizer, RunConfig, Schedule, Stage, TrainPart
+from avlm.config.run import RunConfig
+from avlm.config.stage import Lora, Optimizer, Schedule, Stage, TrainPart
 from avlm.recipes.templates import LLAMA2, NVGPT, PLAIN, VICUNA
 
 ADAM = Optimizer(betas=(0.9, 0.999), weight_decay=0.0)

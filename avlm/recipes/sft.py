@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from avlm.config.run import Lora, Optimizer, RunConfig, SampleConfig, Schedule, Stage, TrainPart
+from avlm.config.run import RunConfig, SampleConfig
+from avlm.config.stage import Lora, Optimizer, Schedule, Stage, TrainPart
 
 
 def sft(model: str = "model", peft: Literal["none", "lora"] = "none") -> RunConfig:

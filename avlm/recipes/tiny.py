@@ -6,17 +6,9 @@ from avlm.config.connectors import MlpConnector, PrefixConnector
 from avlm.config.data import DataConfig
 from avlm.config.media import VideoSpec
 from avlm.config.model import AudioPart, LanguagePart, ModelConfig, Source, VisionPart
-from avlm.config.run import (
-    Augment,
-    First,
-    Optimizer,
-    RunConfig,
-    SampleConfig,
-    Schedule,
-    Stage,
-    TrainPart,
-)
+from avlm.config.run import RunConfig, SampleConfig
 from avlm.config.save import SaveConfig
+from avlm.config.stage import Augment, First, Optimizer, Schedule, Stage, TrainPart
 
 TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"

@@ -7,7 +7,8 @@ from avlm.config.data import DataConfig
 from avlm.config.media import InternvlTiling, VideoSpec
 from avlm.config.model import AudioPart, LanguagePart, ModelConfig, Source, VisionPart
 from avlm.config.released import INTERNVIT_300M, MIXTRAL_8X7B, QWEN25_7B
-from avlm.config.run import Optimizer, RunConfig, Schedule, Stage, TrainPart
+from avlm.config.run import RunConfig
+from avlm.config.stage import Optimizer, Schedule, Stage, TrainPart
 from avlm.recipes.templates import CHATML, VITA
 
 WHALE: dict[str, object] = {"model_type": "avlm_whale"}

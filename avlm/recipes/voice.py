@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from avlm.config.run import Augment, Optimizer, RunConfig, SampleConfig, Schedule, Stage, StateHead, TrainPart
+from avlm.config.run import RunConfig, SampleConfig
+from avlm.config.stage import Augment, Optimizer, Schedule, Stage, StateHead, TrainPart
 
 HEAR = Augment(pitch=0.1, tempo=0.15, squeeze=0.3, tilt=0.25, noise=0.5)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from avlm.config.run import REACHED, Stage
+from avlm.config.stage import REACHED, Stage
 from avlm.convert.weights import load_model, save_model
 from avlm.data.selection import SENSES, own_kinds
 from avlm.samples import MediaKind

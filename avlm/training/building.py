@@ -22,7 +22,8 @@ from transformers.utils import logging
 
 from avlm import errors
 from avlm.config.io import build, read_mapping, to_yaml
-from avlm.config.run import RunConfig, Stage
+from avlm.config.run import RunConfig
+from avlm.config.stage import Stage
 from avlm.training.apart import lay_together
 from avlm.training.nursery import start
 from avlm.training.observe import Bar, Journal, StepMetrics, read_lines, steps_progress

@@ -33,7 +33,8 @@ from safetensors import SafetensorError
 from avlm.config.io import build, read_mapping, to_yaml
 from avlm.config.media import VideoSpec
 from avlm.config.model import LanguagePart, ModelConfig, Source
-from avlm.config.run import RunConfig, Stage
+from avlm.config.run import RunConfig
+from avlm.config.stage import Stage
 from avlm.convert.compose import Composed, compose
 from avlm.convert.verifying import check_sums
 from avlm.convert.weights import load_model, publish_copy, save_model, save_part

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from rich.console import Console
 
 from avlm.config.evaluate import Evaluate
-from avlm.config.run import Stage
+from avlm.config.stage import Stage
 from avlm.errors import ConfigError
 from avlm.models.modeling import AvlmForConditionalGeneration
 from avlm.training.console import tell

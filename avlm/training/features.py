@@ -26,7 +26,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from avlm.config.features import FeatureCache
-from avlm.config.run import Stage
+from avlm.config.stage import Stage
 from avlm.data.loader import StepLoader
 from avlm.models.features import Encode, EncoderPart, Medium
 from avlm.models.modeling import AvlmForConditionalGeneration

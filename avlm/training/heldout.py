@@ -13,7 +13,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from avlm.config.run import Augment, RunConfig, Stage
+from avlm.config.run import RunConfig
+from avlm.config.stage import Augment, Stage
 from avlm.data.encode import pack
 from avlm.data.loader import SamplePreparer
 from avlm.data.planning.packing import pack_rows

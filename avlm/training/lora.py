@@ -22,7 +22,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from avlm.config.patterns import ALL_LINEAR, matches, nearest
-from avlm.config.run import Lora, Part, Stage
+from avlm.config.stage import Lora, Part, Stage
 from avlm.convert.weights import aside
 from avlm.errors import ConfigError
 from avlm.models.modeling import AvlmForConditionalGeneration

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from avlm.config.run import Stage
+from avlm.config.stage import Stage
 from avlm.errors import ConfigError
 from avlm.models.fusion import causal_targets
 from avlm.models.modeling import AvlmForConditionalGeneration, AvlmOutput

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from avlm.config.run import Optimizer, Stage
+from avlm.config.stage import Optimizer, Stage
 from avlm.errors import MissingExtraError
 
 

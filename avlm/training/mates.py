@@ -20,7 +20,8 @@ from torch.distributed.distributed_c10d import Store
 from transformers.utils import logging
 
 from avlm.config.io import build, to_yaml
-from avlm.config.run import RunConfig, Stage
+from avlm.config.run import RunConfig
+from avlm.config.stage import Stage
 from avlm.errors import AvlmError, WorldError
 from avlm.training.nursery import Child, start
 from avlm.training.stopping import Stopped, stop_wishes

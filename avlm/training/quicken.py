@@ -10,8 +10,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from avlm.config.run import Part
 from avlm.config.speed import Recompute, Speed
+from avlm.config.stage import Part
 from avlm.errors import ConfigError
 from avlm.models.modeling import AvlmForConditionalGeneration
 from avlm.training.stages import part_modules

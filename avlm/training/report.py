@@ -18,7 +18,7 @@ from types import NoneType
 from typing import Any
 
 from avlm.config.io import read_mapping
-from avlm.config.run import PARTS
+from avlm.config.stage import PARTS
 from avlm.data.showing.page import document, duration, esc, note, number, percent, table
 from avlm.errors import ConfigError
 from avlm.training.charts import STYLE, Band, Shelf, bar, line_chart

@@ -35,7 +35,8 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor
 
 from avlm.config.parallel import ParallelConfig
-from avlm.config.run import RunConfig, Stage
+from avlm.config.run import RunConfig
+from avlm.config.stage import Stage
 from avlm.errors import ConfigError
 from avlm.models.modeling import AvlmForConditionalGeneration
 from avlm.samples import IGNORE, Row

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from avlm.config.data import Weighted
-from avlm.config.run import RunConfig, Stage
+from avlm.config.run import RunConfig
+from avlm.config.stage import Stage
 from avlm.data.decoding.doors import Doors, doors_of
 from avlm.data.indexing.index import Index, Progress, build_index, standing_index
 from avlm.data.loader import Bad, stall_s

@@ -22,7 +22,8 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from avlm.config.run import RunConfig, Stage
+from avlm.config.run import RunConfig
+from avlm.config.stage import Stage
 from avlm.data.planning.ranks import share_out
 from avlm.models.features import Encode, EncoderPart, FeatureStore, Medium
 from avlm.models.media import ENCODERS, embeddings, learns, positions_of, row_media, work_by_place

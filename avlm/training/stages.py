@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from avlm.config.run import PARTS, Part, Schedule, Stage, stage_problem
+from avlm.config.stage import PARTS, Part, Schedule, Stage
+from avlm.config.stage_fits import stage_problem
 from avlm.errors import ConfigError
 from avlm.models.modeling import AvlmForConditionalGeneration
 from avlm.training.lora import add_adapters, find_layers, has_adapters

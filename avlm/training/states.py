@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from avlm.config.run import Stage, StateHead
+from avlm.config.stage import Stage, StateHead
 from avlm.models.modeling import AvlmForConditionalGeneration
 from avlm.samples import Row
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from itertools import accumulate
 from typing import Any
 
-from avlm.config.run import Stage
+from avlm.config.stage import Stage
 from avlm.data.loader import Bad, StepData
 from avlm.training.loss import num_units
 from avlm.training.states import state_weight

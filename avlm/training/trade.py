@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from avlm.config.ctc import Ctc
 from avlm.config.media import AudioSpec
-from avlm.config.run import Stage
+from avlm.config.stage import Stage
 from avlm.errors import ConfigError
 from avlm.layout import image_embedding_count
 from avlm.models.encoders import encoder_width

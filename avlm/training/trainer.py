@@ -13,7 +13,8 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from avlm.config.preference import Dpo
-from avlm.config.run import RunConfig, Stage
+from avlm.config.run import RunConfig
+from avlm.config.stage import Stage
 from avlm.data.loader import Bad, StepData, StepLoader
 from avlm.data.planning.plan import PlanState, key
 from avlm.data.processor import AvlmProcessor

@@ -16,7 +16,8 @@ from avlm.config.data import DataConfig
 from avlm.config.io import assemble, override, parse_value
 from avlm.config.media import VideoSpec
 from avlm.config.model import AudioPart, LanguagePart, ModelConfig, Source, VisionPart
-from avlm.config.run import Lora, RunConfig, Stage, TrainPart
+from avlm.config.run import RunConfig
+from avlm.config.stage import Lora, Stage, TrainPart
 from avlm.errors import ConfigError
 
 

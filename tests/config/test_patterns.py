@@ -6,7 +6,7 @@ import pytest
 
 from avlm.config.io import build
 from avlm.config.patterns import matches, nearest
-from avlm.config.run import Lora
+from avlm.config.stage import Lora
 from avlm.errors import ConfigError
 
 

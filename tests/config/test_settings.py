@@ -27,7 +27,8 @@ from avlm.config.connectors import (
 from avlm.config.io import build, override, parse_value, read_mapping, to_yaml
 from avlm.config.media import AudioSpec, Convolution, MediaSpec, VideoSpec, VisionSpec
 from avlm.config.model import AudioPart, LanguagePart, ModelConfig, Source, VisionPart
-from avlm.config.run import Lora, RunConfig, Stage, TrainPart
+from avlm.config.run import RunConfig
+from avlm.config.stage import Lora, Stage, TrainPart
 from avlm.errors import ConfigError
 from avlm.recipes import RECIPES, recipe
 

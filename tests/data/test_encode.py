@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avlm.config.media import MediaSpec, VideoSpec, VisionSpec
-from avlm.config.run import Augment
+from avlm.config.stage import Augment
 from avlm.data.encode import pack, pad, segment_ids
 from avlm.data.processor import AvlmProcessor
 from avlm.data.text.templates import described, without_media

@@ -19,7 +19,7 @@ from chat_families import CHATML, MEDIA, processor, tokenizer
 from processes import descendants, open_files
 
 from avlm.config.data import DataConfig
-from avlm.config.run import Augment, Stage, TrainPart
+from avlm.config.stage import Augment, Stage, TrainPart
 from avlm.data.loader import AHEAD, Bad, SamplePreparer, StepData, StepLoader, Wanted
 from avlm.data.media.reader import MediaReader
 from avlm.data.processor import AvlmProcessor

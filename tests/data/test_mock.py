@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from avlm.config.data import DataConfig
-from avlm.config.run import Rows, Stage
+from avlm.config.stage import Rows, Stage
 from avlm.convert.compose import Composed
 from avlm.data.loader import StepLoader
 from avlm.data.mock import ROWS, make_mock

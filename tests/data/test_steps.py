@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avlm.config.data import Order
-from avlm.config.run import RunConfig, Stage
+from avlm.config.run import RunConfig
+from avlm.config.stage import Stage
 from avlm.data.planning import plan as plan_module
 from avlm.data.planning.plan import Measures, Plan, pack_rows, positions
 from avlm.data.planning.state import PlanState

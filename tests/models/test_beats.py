@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
 from avlm.config.model import AudioPart, LanguagePart, MlpConnector, ModelConfig, Source
-from avlm.config.run import Stage
+from avlm.config.stage import Stage
 from avlm.convert.compose import Composed, compose
 from avlm.convert.weights import load_model, save_model
 from avlm.data.encode import pack

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from avlm.config.connectors import LinearConnector, MlpConnector, PoolConnector
 from avlm.config.media import MediaSpec
 from avlm.config.model import AudioPart, LanguagePart, ModelConfig, Source
-from avlm.config.run import Augment, Stage, TrainPart
+from avlm.config.stage import Augment, Stage, TrainPart
 from avlm.convert.compose import compose
 from avlm.convert.weights import load_model, save_model
 from avlm.data.encode import pack

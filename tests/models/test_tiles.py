@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration
 
 from avlm.config.media import MediaSpec, VisionSpec
-from avlm.config.run import Stage
+from avlm.config.stage import Stage
 from avlm.convert.weights import load_model, save_model
 from avlm.data.encode import pack
 from avlm.data.media.pictures import in_tiles, normalise, prepare_picture

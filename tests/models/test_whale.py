@@ -18,7 +18,8 @@ from transformers import AutoConfig, AutoModel
 
 from avlm.config.media import AudioSpec
 from avlm.config.model import AudioPart, LanguagePart, MlpConnector, ModelConfig, Source
-from avlm.config.run import RunConfig, Stage
+from avlm.config.run import RunConfig
+from avlm.config.stage import Stage
 from avlm.convert.compose import Composed, compose
 from avlm.convert.weights import load_model, save_model
 from avlm.data.encode import pack

@@ -15,7 +15,8 @@ from rich.console import Console
 from avlm.cli.settings import what_trains
 from avlm.config.io import build, override, to_yaml
 from avlm.config.model import ModelConfig
-from avlm.config.run import PARTS, RunConfig
+from avlm.config.run import RunConfig
+from avlm.config.stage import PARTS
 from avlm.convert.compose import Composed
 from avlm.convert.weights import save_model
 from avlm.errors import ConfigError

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from avlm.config.run import Part, Stage
+from avlm.config.stage import Part, Stage
 from avlm.samples import Row
 from avlm.training.loss import row_loss
 from avlm.training.stages import make_optimizer, set_modes

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from avlm.config.io import build
-from avlm.config.run import Optimizer, RunConfig
+from avlm.config.run import RunConfig
+from avlm.config.stage import Optimizer
 from avlm.errors import ConfigError, MissingExtraError
 from avlm.training import masters
 from avlm.training.chain import train

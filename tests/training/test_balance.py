@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from avlm.config.io import override
-from avlm.config.run import Stage
+from avlm.config.stage import Stage
 from avlm.convert.compose import Composed, compose
 from avlm.data.encode import pack
 from avlm.data.loader import StepLoader

@@ -15,7 +15,8 @@ from rich.console import Console
 
 import avlm
 from avlm.config.io import build, override, read_mapping
-from avlm.config.run import RunConfig, Stage
+from avlm.config.run import RunConfig
+from avlm.config.stage import Stage
 from avlm.convert.compose import compose
 from avlm.convert.weights import save_model
 from avlm.errors import ConfigError, DataError

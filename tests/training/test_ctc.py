@@ -14,7 +14,9 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from avlm.config.data import DataConfig
-from avlm.config.run import RunConfig, Stage, stage_problem
+from avlm.config.run import RunConfig
+from avlm.config.stage import Stage
+from avlm.config.stage_fits import stage_problem
 from avlm.convert.compose import Composed, compose
 from avlm.convert.weights import save_model
 from avlm.data.loader import Bad, StepLoader

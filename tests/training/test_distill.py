@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from avlm.config.data import DataConfig
-from avlm.config.run import RunConfig, Stage, StateTokens, stage_problem
+from avlm.config.run import RunConfig
+from avlm.config.stage import Stage, StateTokens
+from avlm.config.stage_fits import stage_problem
 from avlm.convert.compose import Composed
 from avlm.convert.weights import load_model
 from avlm.data.loader import StepLoader

@@ -18,7 +18,8 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from avlm.config.evaluate import Evaluate
-from avlm.config.run import RunConfig, Stage
+from avlm.config.run import RunConfig
+from avlm.config.stage import Stage
 from avlm.convert.weights import load_model
 from avlm.data.sources import JsonLines
 from avlm.errors import ConfigError

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from avlm.config.features import FeatureCache
 from avlm.config.io import build, override
-from avlm.config.run import RunConfig, SampleConfig, Stage
+from avlm.config.run import RunConfig, SampleConfig
+from avlm.config.stage import Stage
 from avlm.data.encode import pack
 from avlm.errors import ConfigError
 from avlm.models.features import Medium

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avlm.config.data import DataConfig
-from avlm.config.run import RunConfig, Stage
+from avlm.config.run import RunConfig
+from avlm.config.stage import Stage
 from avlm.convert.compose import Composed
 from avlm.data.encode import pack
 from avlm.data.loader import StepLoader

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from avlm.config.run import RunConfig, Stage
+from avlm.config.run import RunConfig
+from avlm.config.stage import Stage
 from avlm.errors import ConfigError, DataError
 from avlm.training.chain import Run
 from avlm.training.observe import MEASURED, read_lines

@@ -12,7 +12,8 @@ import avlm
 from avlm.config.ctc import Ctc
 from avlm.config.evaluate import LESS_IS_BETTER, MORE_IS_BETTER, Evaluate
 from avlm.config.preference import Dpo
-from avlm.config.run import Stage, stage_problem
+from avlm.config.stage import Stage
+from avlm.config.stage_fits import stage_problem
 
 DOCS = Path(avlm.__file__).parents[1] / "docs"
 

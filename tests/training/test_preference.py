@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from avlm.config.data import DataConfig
 from avlm.config.evaluate import Evaluate
 from avlm.config.preference import Dpo
-from avlm.config.run import RunConfig, Stage, stage_problem
+from avlm.config.run import RunConfig
+from avlm.config.stage import Stage
+from avlm.config.stage_fits import stage_problem
 from avlm.convert.compose import Composed
 from avlm.data.encode import cut
 from avlm.data.loader import StepLoader

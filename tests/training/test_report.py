@@ -14,7 +14,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from avlm.config.run import PARTS
+from avlm.config.stage import PARTS
 from avlm.data.showing.page import POLICY
 from avlm.errors import ConfigError
 from avlm.eval.metrics import normalise

@@ -14,7 +14,8 @@ import torch
 from steps import adapters, changed, snapshot, stage, train_step
 from torch import nn
 
-from avlm.config.run import PARTS, RARE, Optimizer, Part, RunConfig, Schedule, Stage, TrainPart
+from avlm.config.run import RunConfig
+from avlm.config.stage import PARTS, RARE, Optimizer, Part, Schedule, Stage, TrainPart
 from avlm.convert.compose import Composed
 from avlm.data.encode import pack
 from avlm.data.sources import JsonLines

@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from avlm.config.run import RunConfig, Stage, StateHead, stage_problem
+from avlm.config.run import RunConfig
+from avlm.config.stage import Stage, StateHead
+from avlm.config.stage_fits import stage_problem
 from avlm.convert.compose import Composed
 from avlm.convert.weights import load_model, save_model
 from avlm.data.encode import pack

@@ -17,7 +17,8 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
 
-from avlm.config.run import RunConfig, Stage
+from avlm.config.run import RunConfig
+from avlm.config.stage import Stage
 from avlm.convert.compose import Composed, compose
 from avlm.data.encode import pack
 from avlm.samples import MediaItem, Picture, Sample, Sound, Turn

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from avlm.config.data import DataConfig
-from avlm.config.run import Stage
+from avlm.config.stage import Stage
 from avlm.data.checking.check import StageFit
 from avlm.data.checking.histogram import histogram
 from avlm.data.checking.problems import Findings, Severity

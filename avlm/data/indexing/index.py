@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from avlm.config.run import Stage
+from avlm.config.stage import Stage
 from avlm.data.indexing.columns import alone, digest, new_columns, open_columns, publish, seal, sealed
 from avlm.data.indexing.counting import COLUMNS, KEYS, UNREAD, Batch, Hands, Job, Reason, Task, batches
 from avlm.data.indexing.known import KnownFacts

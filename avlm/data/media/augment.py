@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from avlm.config.media import Features
-from avlm.config.run import Augment
+from avlm.config.stage import Augment
 from avlm.errors import ConfigError
 
 

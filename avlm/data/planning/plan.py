@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avlm.config.data import Order as OrderName
-from avlm.config.run import Stage
+from avlm.config.stage import Stage
 from avlm.data.planning.order import After, ByLength, Climbing, Order, Recent, Stream
 from avlm.data.planning.packing import pack_few, pack_rows, pack_window, row_sums
 from avlm.data.planning.ranks import by_likeness, deal

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from avlm.config.data import DataConfig
-from avlm.config.run import Stage
+from avlm.config.stage import Stage
 from avlm.data.planning.plan import Column, Measures, Plan
 from avlm.data.planning.shuffle import Ints
 from avlm.data.readers.joined import JoinedSource

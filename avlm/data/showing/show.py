@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from avlm.config.data import DataConfig
-from avlm.config.run import Stage
+from avlm.config.stage import Stage
 from avlm.data.checking.look import ANYTHING, decoded_of
 from avlm.data.decoding.doors import doors_of
 from avlm.data.decoding.files import Limits, limits_of

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Literal
 
 from avlm.config.data import SystemPrompts
-from avlm.config.run import StateTokens
+from avlm.config.stage import StateTokens
 from avlm.samples import MediaKind, Sample, Text, Turn
 
 QUESTION, NOISE = 0, 1

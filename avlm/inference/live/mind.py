@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 
-from avlm.config.run import StateTokens
+from avlm.config.stage import StateTokens
 from avlm.data.processor import media_item
 from avlm.data.text.turns import KNOWN, NOISE, QUESTION
 from avlm.data.voice.gate import SAMPLE_RATE_HZ

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from avlm.config.run import Stage
+from avlm.config.stage import Stage
 from avlm.config.watch import WatchConfig
 from avlm.data.encode import pack
 from avlm.data.loader import Bad, StepData, StepLoader

@@ -16,7 +16,7 @@ from PIL import Image
 
 from avlm.config.data import SystemPrompts
 from avlm.config.media import AudioSpec, MediaSpec, Reduction, VideoSpec, VisionSpec
-from avlm.config.run import Stage, StateTokens
+from avlm.config.stage import Stage, StateTokens
 from avlm.data.encode import cut
 from avlm.data.processor import AvlmProcessor
 from avlm.data.staged import MOST_DRAWN, StageWriter

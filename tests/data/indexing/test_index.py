@@ -17,7 +17,7 @@ from chat_families import CHATML, LLAMA3, MEDIA, VICUNA, processor, tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avlm.config.run import Stage
+from avlm.config.stage import Stage
 from avlm.data.decoding import headers
 from avlm.data.indexing import index as index_file
 from avlm.data.indexing.counting import found_among

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avlm.config.run import Augment
+from avlm.config.stage import Augment
 from avlm.data.media.augment import augment_image, augment_mel
 
 SHARE = st.sampled_from([0.0, 0.05, 0.3, 0.5])

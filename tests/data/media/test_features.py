@@ -23,7 +23,7 @@ from transformers.audio_utils import mel_filter_bank, spectrogram, window_functi
 from transformers.models.gemma3n.feature_extraction_gemma3n import Gemma3nAudioFeatureExtractor
 
 from avlm.config.media import AudioSpec
-from avlm.config.run import Augment
+from avlm.config.stage import Augment
 from avlm.data.media.augment import augment_features, augment_mel
 from avlm.data.media.features import heard_chunks, sound_features
 from avlm.errors import ConfigError

@@ -19,7 +19,7 @@ from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2Imag
 
 from avlm.config.io import override
 from avlm.config.media import AnyresTiling, InternvlTiling, MediaSpec, VisionSpec
-from avlm.config.run import Augment
+from avlm.config.stage import Augment
 from avlm.data.encode import add_tensors
 from avlm.data.media.pictures import PreparedImage, in_patches, in_tiles, normalise, prepare_picture
 from avlm.data.media.reader import MediaReader

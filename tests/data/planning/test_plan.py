@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avlm.config.run import Stage, TrainPart
+from avlm.config.stage import Stage, TrainPart
 from avlm.data.planning.plan import key, pack_rows, positions
 from avlm.data.rows import RowFacts
 from avlm.data.selection import BOTH, left_out, stage_rows, usable, video_senses

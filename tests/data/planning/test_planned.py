@@ -12,7 +12,8 @@ import pytest
 
 from avlm.config.data import DataConfig, paths_of
 from avlm.config.io import override
-from avlm.config.run import First, RunConfig, Stage
+from avlm.config.run import RunConfig
+from avlm.config.stage import First, Stage
 from avlm.data.planning.plan import Measures
 from avlm.data.planning.planned import plan_of
 from avlm.data.readers.joined import blended

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from avlm.config.data import DataConfig
-from avlm.config.run import Stage
+from avlm.config.stage import Stage
 from avlm.convert.compose import Composed
 from avlm.data.showing.show import MOST, Wanted, numbers_of, write_page
 from avlm.data.showing.style import SCRIPT

@@ -10,7 +10,7 @@ import pytest
 from chat_families import CHATML, MEDIA, processor, tokenizer
 
 from avlm.config.data import SystemPrompts
-from avlm.config.run import StateTokens
+from avlm.config.stage import StateTokens
 from avlm.convert.compose import Composed
 from avlm.convert.weights import load_model, save_model
 from avlm.data.processor import AvlmProcessor

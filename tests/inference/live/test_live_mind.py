@@ -10,7 +10,7 @@ import pytest
 import torch
 from voices import noise, speech
 
-from avlm.config.run import StateTokens
+from avlm.config.stage import StateTokens
 from avlm.errors import ConfigError
 from avlm.inference.chat import Chat
 from avlm.inference.engine import Engine

@@ -13,7 +13,8 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from avlm.config.io import override
-from avlm.config.run import RunConfig, Stage
+from avlm.config.run import RunConfig
+from avlm.config.stage import Stage
 from avlm.training import chain
 from avlm.training.trainer import Trainer
 
