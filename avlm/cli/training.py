@@ -101,7 +101,7 @@ def _with_data(config: RunConfig, world: World) -> RunConfig:
     out = Path(config.out)
     check_place(out)
     parts = parts_of(Path(config.model)) if isinstance(config.model, str) else config.model.parts()
-    tasks = tuple(dict.fromkeys(task for stage in config.stages for task in (*stage.tasks, *stage.take)))
+    tasks = tuple(dict.fromkeys(task for stage in config.stages for task in stage.named()))
     with writing(out):
         rows = make_mock(out / MOCK, sees="vision" in parts, hears="audio" in parts, tasks=tasks, seed=config.seed)
     if world.first:

@@ -174,8 +174,8 @@ class First(Settings):
 
     of: tuple[str, ...] = Field(min_length=1)
     """Tasks, or names of a `set`."""
-    samples: int = Field(ge=1)
-    """So many samples of their rows come first. They count towards the length of the stage."""
+    steps: int = Field(ge=1)
+    """So many steps read their rows alone. They count towards the length of the stage."""
 
 
 Rows = Literal["text", "vision", "audio", "any"]
@@ -264,9 +264,9 @@ class Stage(Settings):
     optimizer: Optimizer = Optimizer()
     augment: Augment = Augment()
 
-    def alone_until(self) -> int:
-        """Steps in which `first` alone is read; 0 too where steps are of rows, as how many samples they hold varies."""
-        return 0 if self.first is None or self.batch_rows is not None else self.first.samples // self.batch_samples
+    def named(self) -> tuple[str, ...]:
+        """Every task that it names, or `set`."""
+        return (*self.tasks, *self.take, *(() if self.first is None else self.first.of))
 
     @field_validator("data", mode="before")
     @classmethod

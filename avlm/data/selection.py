@@ -133,10 +133,44 @@ def stage_rows(facts: Iterable[RowFacts], stage: Stage, video: frozenset[MediaKi
     return found
 
 
-def unknown(facts: Iterable[RowFacts], names: Iterable[str]) -> list[str]:
-    """Those of some tasks and sets of which the data has no row."""
+def unmet(
+    facts: Iterable[RowFacts], stage: Stage, video: frozenset[MediaKind] = BOTH, steps: int | None = None
+) -> list[str]:
+    """What is to be told of names that a stage has for rows, and that no row of its data answers to.
+
+    Args:
+        steps: Of the stage, where that is known: it may be over before it has read anything but what it begins with.
+
+    Raises:
+        ConfigError: The stage has no row.
+    """
     table = _table(facts)
-    return sorted(set(names) - set(table.tasks) - set(table.sets))
+    told = []
+    strangers = sorted(set(stage.take) - set(table.tasks) - set(table.sets))
+    if strangers:
+        told.append(
+            f"{stage.name}: no row has the task or set {', '.join(strangers)}, of which stages.{stage.name}.take names "
+            "a share. Correct the name, or leave it out"
+        )
+    if stage.first is None:
+        return told
+    rows = stage_rows(table, stage, video)
+    of_rows = [(table.tasks, table.task[rows]), (table.sets, table.set[rows])]
+    there = {names[number] for names, numbers in of_rows for number in np.unique(numbers).tolist() if number >= 0}
+    absent = sorted(set(stage.first.of) - there)
+    any_there = len(absent) < len(set(stage.first.of))
+    if absent:
+        instead = "the others" if any_there else "all rows"
+        told.append(
+            f"{stage.name}: no row that it reads has the task or set {', '.join(absent)}, which "
+            f"stages.{stage.name}.first.of names, so it begins with {instead}. Correct the name, or leave it out"
+        )
+    if any_there and steps is not None and steps <= stage.first.steps:
+        told.append(
+            f"{stage.name}: all its {steps:,} steps read the rows of stages.{stage.name}.first alone, which lasts "
+            f"{stage.first.steps:,}. Give the stage more steps, or what it begins with fewer"
+        )
+    return told
 
 
 def _taken(table: RowTable, rows: list[int], stage: Stage) -> list[int]:

@@ -74,7 +74,8 @@ class Pool:
         places = min(places, self.most(states))
         if not self._layers:
             self._layers = [(_places(keys, 0), _places(values, 0)) for keys, values in states]
-        self._layers = [(_longer(keys, places), _longer(values, places)) for keys, values in self._layers]
+        for number, (keys, values) in enumerate(self._layers):  # the old of one layer beside the new, never of all
+            self._layers[number] = _longer(keys, places), _longer(values, places)
         self._free += range(self._places, places)
         self._places = places
 

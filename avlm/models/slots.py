@@ -248,6 +248,7 @@ class SlotLayer(CacheLayerMixin):
 
     def resize(self) -> None:
         """Take the size that the slots have now, with what is there."""
+        self._seen = None
         if not self.is_initialized:
             return
         for name in ("keys", "values"):

@@ -78,8 +78,8 @@ def _paced(stage: Stage, pace: float) -> Stage:
     """A stage of so many times the steps, and of what it begins with."""
     update: dict[str, object] = {"steps": max(1, round((stage.steps or 1) * pace))}
     if stage.first is not None:
-        samples = max(1, round(stage.first.samples * pace))
-        update["first"] = stage.first.model_copy(update={"samples": samples})
+        steps = max(1, round(stage.first.steps * pace))
+        update["first"] = stage.first.model_copy(update={"steps": steps})
     return stage.model_copy(update=update)
 
 
@@ -104,7 +104,7 @@ def _trades() -> tuple[Stage, ...]:
             builds="language",
             train={"language": TrainPart(lr=1e-3)},
             rows="text",
-            first=First(of=("telling-apart",), samples=16_000),
+            first=First(of=("telling-apart",), steps=1000),
             steps=3600,
             batch_samples=16,
             optimizer=FRESH,

@@ -7,6 +7,7 @@ from typing import Any
 
 from avlm.config.model import AudioPart, LanguagePart, ModelConfig, Source, VisionPart
 from avlm.config.run import RunConfig
+from avlm.config.stage import Stage
 from avlm.errors import ConfigError
 from avlm.recipes.templates import LLAMA3
 
@@ -55,7 +56,15 @@ STEPS, BATCH = 4, 4
 def short(run: RunConfig) -> RunConfig:
     """A run with short stages of few samples."""
     update = {"steps": STEPS, "epochs": None, "batch_samples": BATCH}
-    return run.model_copy(update={"stages": tuple(stage.model_copy(update=update) for stage in run.stages)})
+    stages = [stage.model_copy(update=update) for stage in run.stages]
+    return run.model_copy(update={"stages": tuple(_begun(stage) for stage in stages)})
+
+
+def _begun(stage: Stage) -> Stage:
+    """A short stage that goes on behind what it begins with."""
+    if stage.first is None:
+        return stage
+    return stage.model_copy(update={"first": stage.first.model_copy(update={"steps": STEPS // 2})})
 
 
 def tiny_parts(run: RunConfig) -> RunConfig:

@@ -110,7 +110,9 @@ class _Worker:
         self.stage = stage
         self.bar = bar
         self.steps = run.stage_steps(stage)
-        self.done, self.seconds = 0, 0.0
+        self.done = 0
+        self.seen, self.seconds = 0, 0.0
+        """Steps whose lines were read, some of them twice where it went back to a checkpoint; and what they took."""
         self.folder = _folder(run, stage)
         self.inode = self.offset = 0
         self.part = b""
@@ -131,15 +133,16 @@ class _Worker:
         running = self.process.poll() is None
         for metrics in self._news():
             self.bar.step(metrics)
-            self.done += 1
+            self.seen += 1
             self.seconds += metrics.seconds
+            self.done = metrics.stage_step
         return running
 
     def left_s(self) -> float | None:
         """Seconds that the stage will take at the pace so far; None where that is not known yet."""
-        if self.done < MEASURED_STEPS:
+        if self.seen < MEASURED_STEPS:
             return None
-        return self.seconds / self.done * (self.steps - self.done)
+        return self.seconds / self.seen * (self.steps - self.done)
 
     def give_way(self) -> None:
         """Ask the system to let others go first, where it can be asked.

@@ -41,9 +41,9 @@ from avlm.convert.weights import load_model, publish_copy, save_model, save_part
 from avlm.data.decoding.files import limits_of
 from avlm.data.loader import StepLoader
 from avlm.data.media.reader import MediaReader
-from avlm.data.planning.plan import Plan
+from avlm.data.planning.led import StagePlan
 from avlm.data.processor import AvlmProcessor
-from avlm.data.selection import left_out, own_kinds, stage_rows, unknown, video_senses
+from avlm.data.selection import left_out, own_kinds, stage_rows, unmet, video_senses
 from avlm.data.text.vocabulary import sample_texts
 from avlm.errors import ConfigError, DataError
 from avlm.models.memory import keep_freed_memory
@@ -52,6 +52,7 @@ from avlm.models.precision import cast_weights
 from avlm.samples import MediaKind, Sample
 from avlm.training.apart import apart
 from avlm.training.building import build_side_by_side, by_itself, clear, collect, collect_models, under_way
+from avlm.training.checkpoint import remove_of
 from avlm.training.console import counted, make_console, tell
 from avlm.training.counting.trackers import Trackers, open_trackers
 from avlm.training.device import move_model
@@ -164,6 +165,8 @@ class Run:
             self._tell_rows(stages)
             if self.world.first:
                 clear(self.config)
+                remove_of(self.out / "checkpoints", {stage.name for stage in self.stages if self._done(stage)})
+            self.world.wait()
             self._build_side_by_side(stages, stop)
             self.world.agree("finished stages", [stage.name for stage in stages if self._done(stage)])
             for group in apart(self.stages, self.video):
@@ -187,11 +190,15 @@ class Run:
             yield
 
     def _tell_rows(self, stages: Sequence[Stage]) -> None:
-        """Which of the stages to come read a part of their rows only."""
+        """Which of the stages to come read a part of their rows only, and what they name that is in none."""
         for stage in stages:
-            told = None if self._done(stage) else left_out(self.sources.of(stage).facts, stage, self.video)
-            if told is not None:
-                tell(self.console, told)
+            if self._done(stage):
+                continue
+            facts = self.sources.of(stage).facts
+            told = left_out(facts, stage, self.video)
+            steps = None if stage.steps is None else self.config.stage_steps(stage)
+            for sentence in [*([] if told is None else [told]), *unmet(facts, stage, self.video, steps)]:
+                tell(self.console, sentence)
 
     # ------------------------------------------------------------ what is done
 
@@ -319,7 +326,6 @@ class Run:
             rank=world.rank, ranks=world.size,
         )  # fmt: skip
         stage = self._in_steps(stage, given, loader.plan)
-        self._tell_unknown(stage)
         trainer = Trainer(
             self.config, stage, model, processor, loader, self._prompts_for(stage, processor), self.out,
             self._steps_before(stage), self.console, self.on_step, stop, world,
@@ -337,23 +343,12 @@ class Run:
         if checkpoints.is_dir():
             shutil.rmtree(checkpoints.replace(self.out / ".checkpoints.old"))
 
-    def _tell_unknown(self, stage: Stage) -> None:
-        """Tasks and sets that a stage names and its data does not."""
-        for setting, what, names in (
-            ("take", "takes a share", stage.take),
-            ("first.of", "is to come first", () if stage.first is None else stage.first.of),
-        ):
-            missing = unknown(self.sources.of(stage).facts, names)
-            if missing:
-                told = f"no row is of {', '.join(missing)}, of which stages.{stage.name}.{setting} {what}"
-                tell(self.console, f"{stage.name}: {told}")
-
     def _as_given(self, stage: Stage) -> Stage:
         """What the plan goes by: packed rows in epochs, if they were asked for so, and everything else in steps."""
         given = next(one for one in self.given.stages if one.name == stage.name)
         return stage if given.batch_rows is None else given
 
-    def _in_steps(self, stage: Stage, given: Stage, plan: Plan) -> Stage:
+    def _in_steps(self, stage: Stage, given: Stage, plan: StagePlan) -> Stage:
         """The stage with its length in steps, counted now if its rows could not be packed before."""
         if stage.steps is not None:
             return stage

@@ -210,14 +210,31 @@ def _remove(path: Path) -> None:
     shutil.rmtree(gone, ignore_errors=True)
 
 
+def remove_of(folder: Path, stages: Collection[str]) -> None:
+    """Remove the checkpoints of some stages, and the folder if there are no others.
+
+    Those stages are done, and a run was killed before it could.
+    """
+    for path in _folders(folder):
+        if _told(path)[0] in stages:
+            _remove(path)
+    if not _folders(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def _score(path: Path, stage: str) -> float | None:
     """What a checkpoint of a stage was worth; None where that cannot be known."""
+    of, score = _told(path)
+    return float(score) if of == stage and isinstance(score, (int, float)) else None
+
+
+def _told(path: Path) -> tuple[object, object]:
+    """A checkpoint's stage, and what it was worth; None of what cannot be known."""
     try:
         state = json.loads((path / STATE).read_bytes())
-        of, score = state["position"]["stage"], state.get("score")
+        return state["position"]["stage"], state.get("score")
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-    return float(score) if of == stage and isinstance(score, (int, float)) else None
+        return None, None
 
 
 # ---------------------------------------------------------------- reading

@@ -70,11 +70,6 @@ def constant_parts(model: AvlmForConditionalGeneration, stage: Stage) -> list[En
     return found
 
 
-def reads_again(loader: StepLoader, steps: int) -> bool:
-    """Whether a stage of so many steps comes to a row that it has read before."""
-    return any(epoch > 0 for _, epoch in loader.plan.samples(steps - 1))
-
-
 def _encoder(model: AvlmForConditionalGeneration, part: EncoderPart) -> PreTrainedModel | None:
     encoder: PreTrainedModel | None = getattr(model.model, MODULES[part])
     return encoder
@@ -365,7 +360,7 @@ def kept_features(
         out: The run's directory.
     """
     parts = [] if settings.use == "off" else constant_parts(model, stage)
-    if settings.use == "auto" and parts and not reads_again(loader, steps):
+    if settings.use == "auto" and parts and not loader.plan.reads_again(steps):
         parts = []
     folder = cache_folder(settings, out)
     store = KeptFeatures(model, parts, settings, folder, lambda sentence: tell(console, f"{stage.name}: {sentence}"))

@@ -61,13 +61,11 @@ def test_tinys_pace_multiplies_steps_and_changes_nothing_else() -> None:
     half, whole = recipe("tiny", pace=0.5), recipe("tiny")
     assert [s.steps for s in half.stages] == [max(1, round(s.steps / 2)) for s in whole.stages]
     begins = [
-        (s.first.samples, t.first.samples)
-        for s, t in zip(half.stages, whole.stages, strict=True)
-        if s.first and t.first
+        (s.first.steps, t.first.steps) for s, t in zip(half.stages, whole.stages, strict=True) if s.first and t.first
     ]
     assert begins and all(2 * of_half == of_whole for of_half, of_whole in begins)
     one = {f"stages.{s.name}.steps=1" for s in whole.stages}
-    one |= {f"stages.{s.name}.first.samples=1" for s in whole.stages if s.first}
+    one |= {f"stages.{s.name}.first.steps=1" for s in whole.stages if s.first}
     assert override(half, sorted(one)) == override(whole, sorted(one))
 
 

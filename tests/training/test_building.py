@@ -114,7 +114,7 @@ def test_three_on_one_core_are_those_of_one_after_the_other(
     train(one)
     train(three)
     assert_equal(facts(tmp_path / "three"), facts(tmp_path / "one"))
-    assert asked and set(asked) == {os.getpriority(os.PRIO_PROCESS, 0) + 5}
+    assert asked and set(asked) == {min(19, os.getpriority(os.PRIO_PROCESS, 0) + 5)}
     if os.access("/proc/self/autogroup", os.W_OK):
         assert any(told.endswith("nice 5\n") for told in sessions)
 

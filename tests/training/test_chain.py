@@ -236,9 +236,17 @@ def test_avlm_train_is_the_run(small_run: Small, tmp_path: Path) -> None:
 # ---------------------------------------------------------------- max_steps
 
 
-def test_what_is_to_come_first_and_is_not_there_is_told(small_run: Small) -> None:
-    text = said(one_stage(small_run(), first={"of": ["counting"], "samples": 8}, steps=1))
-    assert "no row is of counting, of which stages.only.first.of is to come first" in text
+@pytest.mark.parametrize("beside", [False, True])
+def test_what_is_to_come_first_and_is_not_there_is_told(small_run: Small, beside: bool) -> None:
+    """Also of a stage that is built by a process of its own, which itself is quiet."""
+    first = {"of": ["counting"], "steps": 2}
+    if beside:
+        changes = ["side_by_side=2", "max_steps=1", f"stages.language.first={json.dumps(first)}"]
+        text, name = said(small_run("run", changes)), "language"
+    else:
+        text, name = said(one_stage(small_run(), first=first, steps=1)), "only"
+    assert f"{name}: no row that it reads has the task or set counting, which stages.{name}.first.of names" in text
+    assert "begins with all rows. Correct the name" in text and "steps read the rows of" not in text
 
 
 def test_max_steps_cuts_every_stage(small_run: Small, tmp_path: Path) -> None:

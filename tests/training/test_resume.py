@@ -202,6 +202,29 @@ def test_a_damaged_newest_checkpoint_costs_a_step_and_nothing_else(
     assert_equal(facts(tmp_path / "cut"), facts(tmp_path / "whole"))
 
 
+@pytest.mark.parametrize("whole", [True, False], ids=["all-stages", "one-of-them"])
+def test_checkpoints_of_a_stage_that_is_done_do_not_stay(
+    whole: bool, small_run: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed when what the stage made is there, and its checkpoints are not gone yet."""
+    checkpoints, replace = tmp_path / "run" / "checkpoints", Path.replace
+    last = "joint" if whole else "language"
+
+    def die(self: Path, target: Path) -> Path:
+        if self == checkpoints and (tmp_path / "run" / ("stages/joint" if whole else "parts/language")).is_dir():
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", die)
+        with pytest.raises(KeyboardInterrupt):
+            Run(small_run("run"), console=quiet()).train(last)
+    assert any(checkpoints.glob("step-*"))
+    (checkpoints / ".step-half").mkdir()
+    Run(small_run("run"), console=quiet()).train(last)
+    assert not checkpoints.exists()
+
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 

@@ -3,7 +3,6 @@
 Stream       the samples of all sources, shuffled or as they are, epoch after epoch, blended by weight
 ByLength     a stream with samples of like length next to each other
 Climbing     a stream from short samples to long ones
-After        some of the rows for a while, then one of the others
 
 All of them are asked in the same way: ``read(first, last)``.
 """
@@ -218,33 +217,6 @@ class Climbing:
     def _places(self, lap: int, chunk: int) -> tuple[Ints, Ints]:
         begins = lap * self.span
         return self.stream.read(begins + chunk * WHOLE, begins + min((chunk + 1) * WHOLE, self.span))
-
-
-class After:
-    """Some rows alone at the first places, epoch after epoch; behind them another order from its beginning.
-
-    Its epochs are counted on, so that no row is ever read twice in one.
-
-    Args:
-        first: The order of these rows, numbered among themselves.
-        rows: Their numbers among all, int64.
-        span: Places that they have.
-        then: The order of all rows.
-    """
-
-    def __init__(self, first: Order, rows: Ints, span: int, then: Order) -> None:
-        self.first, self.rows, self.span, self.then = first, rows, span, then
-        self.epochs = -(-span // len(rows))
-
-    def read(self, first: int, last: int) -> tuple[Ints, Ints]:
-        found = []
-        if first < self.span:
-            rows, epochs = self.first.read(first, min(last, self.span))
-            found.append((self.rows[rows], epochs))
-        if last > self.span:
-            rows, epochs = self.then.read(max(first - self.span, 0), last - self.span)
-            found.append((rows, epochs + self.epochs))
-        return _joined(found)
 
 
 def _pieces(size: int, first: int, last: int) -> Iterator[tuple[int, int, int]]:

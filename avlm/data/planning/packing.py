@@ -165,7 +165,7 @@ class _Window:
             return choice
         room = left[:, rows] if given_up is None else left[:, rows] + self.sizes[:, given_up]
         at = _choose(room[0], self.sizes[0, choice])
-        found = choice[at]
+        found = choice[np.maximum(at, 0)]  # of more rows than samples some are far below 0
         fits = (at >= 0) & (self.sizes[:, found] <= room).all(0)
         if given_up is not None:
             fits &= self.sizes[0, found] > self.sizes[0, given_up]

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from avlm.config.data import Order as OrderName
 from avlm.config.stage import Stage
-from avlm.data.planning.order import After, ByLength, Climbing, Order, Recent, Stream
+from avlm.data.planning.order import ByLength, Climbing, Order, Recent, Stream
 from avlm.data.planning.packing import pack_few, pack_rows, pack_window, row_sums
 from avlm.data.planning.ranks import by_likeness, deal
 from avlm.data.planning.shuffle import Ints, key
@@ -117,11 +117,14 @@ class Plan:
         weights: Of the sources; without, each epoch reads every row of every source once.
         span: Places over which a curriculum climbs; default: an epoch.
         sources: Fingerprint of each source, by name.
-        first: Numbers of the rows that the stage's `first` means; it begins with them if there are any.
+        draws: What is drawn follows from the stage's name and this.
 
     Raises:
         ConfigError: The order or the packs need measures, and there are none.
     """
+
+    opening_steps = 0
+    """Steps before all of the stage's rows are read; see `led.Led`."""
 
     def __init__(
         self,
@@ -134,17 +137,14 @@ class Plan:
         weights: Sequence[float] | None = None,
         span: int | None = None,
         sources: Mapping[str, str] | None = None,
-        first: Ints | None = None,
+        draws: str = "",
     ) -> None:
         self.stage, self.measures = stage, measures
         self.count = sum(sizes)
         _check_measures(measures, stage, order)
-        self.seeds = (seed, key(stage.name))
-        stream = Stream(sizes, weights, seed=seed, stage=stage.name, shuffle=order != "as_is")
+        self.seeds = (seed, key(stage.name + draws))
+        stream = Stream(sizes, weights, seed=seed, stage=stage.name + draws, shuffle=order != "as_is")
         self.order, self.lap = self._ordered(stream, order, span)
-        if stage.first is not None and first is not None and len(first):
-            alone = Stream([len(first)], None, seed=seed, stage=f"{stage.name} first", shuffle=order != "as_is")
-            self.order = After(alone, first, stage.first.samples, self.order)
         self.follows = order in ("as_is", "curriculum")
         """Whether rows stay in the order of their samples."""
         self.budgeted = _budgets(stage, measures)
@@ -165,7 +165,6 @@ class Plan:
             "rows": ", ".join(map(str, sizes)),
             "weights": "none" if weights is None else ", ".join(map(repr, weights)),
             **{f"stages.{stage.name}.{name}": str(getattr(stage, name)) for name in _SETTINGS},
-            **({} if stage.first is None else {f"stages.{stage.name}.first": str(stage.first)}),
             **{SOURCE + name: digest for name, digest in (sources or {}).items()},
         }
 
@@ -218,10 +217,18 @@ class Plan:
             ConfigError: The plan rests on other data or settings than the state did.
         """
         check(state, self.depends)
-        if len(state.packs) > len(self.packs):
-            self.packs = list(state.packs)
-            self._before = [0, *np.cumsum(self.packs).tolist()]
+        self.learn(state.packs)
         return state.step
+
+    def learn(self, packs: Sequence[int]) -> None:
+        """Know how many rows the first windows have, so that they need not be planned."""
+        if len(packs) > len(self.packs):
+            self.packs = list(packs)
+            self._before = [0, *np.cumsum(self.packs).tolist()]
+
+    def reads_again(self, steps: int) -> bool:
+        """Whether so many steps come to a row that one of them has read before."""
+        return steps > 0 and any(epoch > 0 for _, epoch in self.samples(steps - 1))
 
     # ------------------------------------------------------------ by samples
 

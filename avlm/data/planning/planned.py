@@ -8,6 +8,7 @@ import numpy as np
 
 from avlm.config.data import DataConfig
 from avlm.config.stage import Stage
+from avlm.data.planning.led import Led, StagePlan
 from avlm.data.planning.plan import Column, Measures, Plan
 from avlm.data.planning.shuffle import Ints
 from avlm.data.readers.joined import JoinedSource
@@ -21,7 +22,7 @@ def plan_of(
     data: DataConfig,
     seed: int,
     measures: Measures | None = None,
-) -> Plan:
+) -> StagePlan:
     """The plan of a stage.
 
     Args:
@@ -35,6 +36,34 @@ def plan_of(
         ConfigError: The order or the packs need measures, and there are none.
     """
     taken = np.asarray(rows, np.int64)
+    leading = _leading(source, taken, stage)
+    if stage.first is None or not len(leading):
+        return _plan(source, taken, stage, data, seed, measures)
+    ahead = stage.model_copy(update={"steps": stage.first.steps, "epochs": None})
+    opening = _plan(source, taken[leading], ahead, data, seed, measures, draws=" first")
+    then = _plan(source, taken, _behind(stage, stage.first.steps, len(taken)), data, seed, measures)
+    return Led(opening, leading, stage.first.steps, then, (f"stages.{stage.name}.first", str(stage.first)))
+
+
+def _behind(stage: Stage, steps: int, count: int) -> Stage:
+    """A stage without its first steps, as far as its length tells how many samples that leaves."""
+    if stage.steps is not None:
+        return stage.model_copy(update={"steps": max(1, stage.steps - steps)})
+    assert stage.epochs is not None
+    had = steps * stage.batch_samples if stage.batch_rows is None else 0
+    return stage.model_copy(update={"epochs": max(1, stage.epochs * count - had) / count})
+
+
+def _plan(
+    source: RowSource,
+    taken: Ints,
+    stage: Stage,
+    data: DataConfig,
+    seed: int,
+    measures: Measures | None,
+    draws: str = "",
+) -> Plan:
+    """The plan of some rows of a source."""
     sizes, weights = [len(taken)], None
     sources: Mapping[str, str] = {source.name: source.fingerprint()}
     if isinstance(source, JoinedSource):
@@ -44,9 +73,8 @@ def plan_of(
         sources = {**sources, f"the index of {source.name}": measures.known_by}
     mine = None if measures is None else _of_rows(measures, taken)
     span = None if mine is None or data.order != "curriculum" else _climb(stage, len(taken), mine)
-    first = _leading(source, taken, stage)
     return Plan(
-        sizes, mine, seed=seed, stage=stage, order=data.order, weights=weights, span=span, sources=sources, first=first
+        sizes, mine, seed=seed, stage=stage, order=data.order, weights=weights, span=span, sources=sources, draws=draws
     )
 
 

@@ -83,7 +83,7 @@ class Watch:
         """
         if self.config.spike is not None:
             lines = read_lines(self.journal.metrics)[-self.config.spike_window :] if done else []
-            begun = self.stage.alone_until()
+            begun = self.loader.plan.opening_steps
             before = [
                 row["loss"]
                 for row in lines
@@ -130,12 +130,12 @@ class Watch:
                 were left out.
             DataError: The same, and one sample is to blame.
         """
+        if self._spikes is not None and 0 < data.step == self.loader.plan.opening_steps:
+            self._spikes.losses.clear()  # other rows come now, and their losses are others
         if not all(map(math.isfinite, (*losses, norm))):
             self._lost_numbers(data, losses, norm, repeat)
             return False
         self.skipped = 0
-        if self._spikes is not None and data.step == self.stage.alone_until():
-            self._spikes.losses.clear()  # other rows come now, and their losses are others
         spike = None if self._spikes is None else self._spikes.look(losses[0])
         if spike is not None:
             self._tell_spike(data, spike)

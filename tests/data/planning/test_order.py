@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import pickle
 from collections import Counter
 from fractions import Fraction
@@ -14,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avlm.data.planning import order as order_module
-from avlm.data.planning.order import After, ByLength, Climbing, Order, Stream, turns
+from avlm.data.planning.order import ByLength, Climbing, Order, Stream, turns
 from avlm.data.planning.shuffle import WHOLE, shuffled
 
 
@@ -209,20 +208,6 @@ def test_a_curriculum_is_a_stable_sort_by_strata(count: int, span: int, piece: i
         edges = [some[i * len(some) // 64] for i in range(1, 64)]
         population.sort(key=lambda m: sum(edge <= lengths[m[0]] for edge in edges))
         assert read[lap * span : (lap + 1) * span] == population
-
-
-@given(st.integers(1, 40), st.integers(1, 90), st.integers(1, 20), st.integers(0, 9))
-def test_what_comes_first_is_followed_by_everything_from_its_beginning(
-    count: int, span: int, piece: int, seed: int
-) -> None:
-    """Against the two lists end to end, asked for in pieces of any size."""
-    some = np.sort(np.random.default_rng(seed).permutation(50)[:count])
-    alone, every = stream(count, seed=seed, stage="first"), stream(50, seed=seed)
-    order = After(alone, some, span, every)
-    read = [m for a in range(0, span + 120, piece) for m in members(order, a, min(a + piece, span + 120))]
-    behind = [(row, epoch + math.ceil(span / count)) for row, epoch in members(every, 0, 120)]
-    assert read == [(int(some[row]), epoch) for row, epoch in members(alone, 0, span)] + behind
-    assert len(set(read)) == len(read)
 
 
 def test_an_order_can_be_sent_to_another_process() -> None:

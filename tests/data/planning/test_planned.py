@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -77,28 +76,8 @@ def test_a_stage_reads_a_blend_by_its_weights(sources: list[RowSource]) -> None:
     assert sorted(row for k in range(5) for row, epoch in whole.samples(k) if epoch == 0) == list(range(35))
 
 
-def test_a_stage_begins_with_some_of_its_rows(sources: list[RowSource]) -> None:
-    """By samples and by packed rows, numbered among the rows that it reads; then it reads all of them."""
-    blend = blended(sources, [None, None])
-    first = First(of=("b", "no task"), samples=40)
-    stage = Stage(name="s", steps=10, batch_samples=8, first=first)
-    rows = np.arange(3, 35)  # two of a, thirty of b
-    plan = plan_of(blend, rows, stage, DataConfig(), 0)
-    read = [row for k in range(9) for row, _ in plan.samples(k)]
-    assert Counter(read[:40]) == {i: 1 + (i in read[30:40]) for i in range(2, 32)}
-    assert sorted(read[40:]) == list(range(32))
-    whole = plan_of(blend, rows, stage.model_copy(update={"first": None}), DataConfig(), 0)
-    assert read[40:] == [row for k in range(4) for row, _ in whole.samples(k)]
-    with pytest.raises(ConfigError, match=r"stages\.s\.first"):
-        whole.resume(plan.state(4))
-    packed = stage.model_copy(update={"batch_rows": 1, "row_tokens": 20})
-    plan = plan_of(blend, rows, packed, DataConfig(), 0, Measures(np.full(35, 10)))
-    two_each = [row for k in range(20) for row, _ in plan.samples(k)]
-    assert sorted(two_each[:32]) == sorted(read[:32])  # a window: as many places as there are rows
-
-
 def test_where_no_row_is_to_come_first_all_do(sources: list[RowSource]) -> None:
-    stage = Stage(name="s", steps=10, batch_samples=8, first=First(of=("no task",), samples=40))
+    stage = Stage(name="s", steps=10, batch_samples=8, first=First(of=("no task",), steps=5))
     plan = plan_of(sources[1], range(30), stage, DataConfig(), 0)
     whole = plan_of(sources[1], range(30), stage.model_copy(update={"first": None}), DataConfig(), 0)
     assert [plan.samples(k) for k in range(10)] == [whole.samples(k) for k in range(10)]

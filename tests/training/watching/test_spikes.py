@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 from planting import one_stage, plant, train
 
 from avlm.config.run import RunConfig
-from avlm.training.observe import read_lines
+from avlm.training.observe import StepMetrics, read_lines
+from avlm.training.stopping import Stopped
 from avlm.training.trainer import Trainer
 from avlm.training.watching.spikes import Spikes
 
@@ -87,9 +89,18 @@ def test_a_run_names_the_samples_of_a_spike_worst_first(
     assert np.mean(worst) == pytest.approx(line["loss"], rel=0.3)
 
 
-@pytest.mark.parametrize("begins", [True, False], ids=["other-rows", "same-rows"])
+@pytest.mark.parametrize(
+    ("task", "cut", "spikes"),
+    [("vqa", None, []), ("vqa", 6, []), ("vqa", 3, []), (None, None, [6, 7, 8]), ("no task", None, [6, 7, 8])],
+    ids=["other-rows", "resumed-behind-them", "resumed-among-them", "same-rows", "no-such-rows"],
+)
 def test_the_losses_of_other_rows_are_not_compared(
-    begins: bool, small_run: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    task: str | None,
+    cut: int | None,
+    spikes: list[int],
+    small_run: Small,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """From step 6 on every loss is far above those before; it is no spike where `first` ends with step 5."""
 
@@ -97,8 +108,18 @@ def test_the_losses_of_other_rows_are_not_compared(
         module = trainer.model.get_submodule("model.language_model.model.norm")
         plant(module, lambda values: -30 * values, lambda: trainer.done >= 5)
 
-    first = {"of": ["nothing"], "samples": 5 * 4} if begins else None
-    config = one_stage(small_run(), "watch.spike_window=8", "watch.spike=20", steps=7, first=first)
+        def ask(metrics: StepMetrics) -> None:
+            if cut is not None and metrics.step == cut - 1:  # it stops behind the next one
+                trainer.stop.number = int(signal.SIGTERM)
+
+        trainer.on_step = ask
+
+    first = None if task is None else {"of": [task], "steps": 5}
+    config = one_stage(small_run(), "watch.spike_window=8", "watch.spike=20", steps=8, first=first)
+    if cut is not None:
+        with pytest.raises(Stopped):
+            train(monkeypatch, config, prepare)
+        cut = None
     train(monkeypatch, config, prepare)
-    spikes = [line["step"] for line in read_lines(tmp_path / "run" / "watch.jsonl")]
-    assert spikes == ([] if begins else [6, 7])
+    lines = tmp_path / "run" / "watch.jsonl"
+    assert [line["step"] for line in (read_lines(lines) if lines.exists() else [])] == spikes
