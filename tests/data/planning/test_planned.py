@@ -17,7 +17,7 @@ from avlm.data.planning.plan import Measures
 from avlm.data.planning.planned import plan_of
 from avlm.data.readers.joined import blended
 from avlm.data.rows import RowSource
-from avlm.data.selection import stage_rows
+from avlm.data.selection import stage_rows, unmet
 from avlm.data.sources import open_source
 from avlm.errors import ConfigError
 
@@ -81,6 +81,21 @@ def test_where_no_row_is_to_come_first_all_do(sources: list[RowSource]) -> None:
     plan = plan_of(sources[1], range(30), stage, DataConfig(), 0)
     whole = plan_of(sources[1], range(30), stage.model_copy(update={"first": None}), DataConfig(), 0)
     assert [plan.samples(k) for k in range(10)] == [whole.samples(k) for k in range(10)]
+
+
+def test_names_that_no_row_answers_to_are_told(sources: list[RowSource]) -> None:
+    """Of what a stage begins with, its own rows count: others of that name do not help."""
+    facts = blended(sources, [None, None]).facts
+    stage = Stage(name="s", steps=10, batch_samples=8, take={"a": 0.5, "c": 0.5}, first=First(of=("a", "b"), steps=4))
+    taken, *rest = unmet(facts, stage)
+    assert "no row has the task or set c, of which stages.s.take names a share. Correct the name" in taken
+    assert not rest
+    (told,) = unmet(facts, stage.model_copy(update={"take": {}, "tasks": ("b",)}), steps=10)
+    assert "no row that it reads has the task or set a" in told and "it begins with the others. Correct" in told
+    (told,) = unmet(facts, stage.model_copy(update={"take": {}, "first": First(of=("c",), steps=40)}), steps=10)
+    assert "it begins with all rows. Correct the name, or leave it out" in told
+    (told,) = unmet(facts, stage.model_copy(update={"take": {}}), steps=4)
+    assert told.startswith("s: all its 4 steps read the rows of stages.s.first alone, which lasts 4. Give the stage")
 
 
 def test_the_state_names_the_member_that_changed(sources: list[RowSource], tmp_path: Path) -> None:
