@@ -40,11 +40,6 @@ class Speed(Settings):
     """The language model's layers through torch.compile in training: fewer passes over memory, most of all in bfloat16,
     after a minute in which code is made. Sums are rounded in another order then."""
 
-    ahead: Literal["auto", "on", "off"] = "auto"
-    """Media of the next step through frozen encoders while this one is computed, in a thread of its own: to the bit the
-    same, with one step's embeddings more in memory. `auto` does it on a processor, where the model computes in fewer
-    threads than there are cores. Not with several processes (`parallel.encoders`), nor where features are kept."""
-
     liger: Literal["auto", "on", "off"] = "auto"
     """Liger Kernel's fused norms, rotations and feed-forward layers for the language model: `auto` uses them on a GPU
     where they are installed and know the family. The loss is avlm's own in any case."""

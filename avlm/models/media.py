@@ -6,7 +6,7 @@ together here as `modeling` would do it, so neither has to know of the other.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -14,10 +14,8 @@ from transformers import PreTrainedModel
 from avlm.config.media import AudioSpec
 from avlm.layout import encoded_count, square_grid, work
 from avlm.models.features import EncoderPart, Medium, chunks, encode_chunks, encode_tiles, tiles
-from avlm.models.hearing import encode_sounds
 from avlm.models.modeling import AvlmModel
-from avlm.models.tiles import picture_batches, picture_grids, picture_sizes
-from avlm.models.vision_encoders import encode_images
+from avlm.models.tiles import picture_grids
 from avlm.samples import Row
 
 ENCODERS: tuple[EncoderPart, ...] = ("vision", "audio", "audio_beside")
@@ -43,7 +41,11 @@ def row_media(model: AvlmModel, row: Row) -> dict[EncoderPart, list[Medium]]:
                 known = None if sizes is None else [(int(height), int(width)) for height, width in sizes.tolist()]
                 grids = [grid for picture in picture_grids(spec.vision, len(pixels), known) for grid in picture]
                 found["vision"] += tiles(model.vision_tower, pixels.to(model.vision_tower.dtype), grids)
-    for part, features, mask in _heard(row):
+    heard: tuple[tuple[EncoderPart, Tensor | None, Tensor | None], ...] = (
+        ("audio", row.input_features, row.input_features_mask),
+        ("audio_beside", row.input_features_beside, row.input_features_beside_mask),
+    )
+    for part, features, mask in heard:
         if features is not None and mask is not None and len(features) and encoder_of(model, part) is not None:
             found[part] = chunks(features, mask, _audio_spec(model, part))
     return found
@@ -57,36 +59,6 @@ def embeddings(model: AvlmModel, part: EncoderPart, media: Sequence[Medium]) -> 
         return encode_tiles(model.features, encoder, media, model.config.vision_layer)
     layer = model.config.audio_layer if part == "audio" else None
     return encode_chunks(model.features, part, encoder, media, _audio_spec(model, part), layer)
-
-
-def made_of(model: AvlmModel, row: Row, parts: Collection[EncoderPart]) -> dict[EncoderPart, list[Tensor]]:
-    """What some encoders make of a row's media, in the order of `row_media`; nothing of those that it has no media for.
-
-    They go through the encoders in the batches in which the model itself asks for them, so not a bit is different.
-    """
-    found: dict[EncoderPart, list[Tensor]] = {}
-    spec = model.config.media_spec().vision
-    if "vision" in parts and model.vision_tower is not None and spec is not None:
-        given = row.pixel_values, row.image_sizes, row.pixel_values_videos
-        for kinds, pixels, image_sizes in picture_batches(spec, *given):
-            sizes = picture_sizes(spec, image_sizes, frames="video" in kinds)
-            grids = [grid for picture in picture_grids(spec, len(pixels), sizes) for grid in picture]
-            states = encode_images(model.vision_tower, pixels, model.config.vision_layer, grids)
-            found.setdefault("vision", []).extend(states)
-    for part, features, mask in _heard(row):
-        encoder = encoder_of(model, part)
-        if part in parts and encoder is not None and features is not None and mask is not None and len(features):
-            layer = model.config.audio_layer if part == "audio" else None
-            found[part] = encode_sounds(encoder, features, mask, _audio_spec(model, part), layer)
-    return found
-
-
-def _heard(row: Row) -> tuple[tuple[EncoderPart, Tensor | None, Tensor | None], ...]:
-    """What each audio encoder hears of a row, and where it ends."""
-    return (
-        ("audio", row.input_features, row.input_features_mask),
-        ("audio_beside", row.input_features_beside, row.input_features_beside_mask),
-    )
 
 
 def learns(model: AvlmModel, part: EncoderPart) -> bool:

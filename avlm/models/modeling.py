@@ -31,7 +31,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutpu
 from transformers.utils import logging
 
 from avlm.errors import ConfigError, LayoutError
-from avlm.layout import reduced_count
+from avlm.layout import Size, reduced_count
 from avlm.models import attention
 from avlm.models.beside import Joined
 from avlm.models.configuration import AvlmConfig
@@ -43,7 +43,7 @@ from avlm.models.fusion import check_counts, place_embeddings
 from avlm.models.heads import plain_head
 from avlm.models.products import keep_few_programs
 from avlm.models.reading import borders, checked_lengths, read_once, read_padded, refuse_mask
-from avlm.models.tiles import check_grids, join_tiles, picture_batches, picture_grids, picture_sizes
+from avlm.models.tiles import check_grids, join_tiles, picture_grids
 from avlm.models.written import Layer, Written, layers_of, same_weights, written_out
 from avlm.samples import IGNORE, Place
 
@@ -191,7 +191,14 @@ class AvlmModel(AvlmPreTrainedModel):
             raise LayoutError(
                 "pixels were given to a model without a vision part. Leave them out, or use a model that sees"
             )
-        sizes = picture_sizes(spec, image_sizes, frames=frames)
+        sizes: list[Size] | None = None
+        if spec.sized and not frames:
+            if image_sizes is None:
+                raise LayoutError(
+                    "pixel_values were given without image_sizes, and this model's layout depends on the height and "
+                    "width of each picture. Prepare the data with the model's own processor"
+                )
+            sizes = [(int(height), int(width)) for height, width in image_sizes.tolist()]
         pictures = picture_grids(spec, len(pixel_values), sizes)
         grids = [grid for tiles in pictures for grid in tiles]
         states = look(self.features, self.vision_tower, pixel_values, self.config.vision_layer, grids)
@@ -202,16 +209,19 @@ class AvlmModel(AvlmPreTrainedModel):
     def _look(
         self, pictures: Tensor | None, image_sizes: Tensor | None, frames: Tensor | None
     ) -> Iterator[tuple[str, Tensor, list[int]]]:
-        """Tokens of all pictures and of all frames, and how many each has."""
+        """Tokens of all pictures and of all frames, and how many each has; in one call where they are of one shape."""
+        given = {"image": pictures, "video": frames}
+        there = {kind: pixels for kind, pixels in given.items() if pixels is not None and len(pixels)}
         spec = self.config.media_spec().vision
-        for kinds, pixels, sizes in picture_batches(spec, pictures, image_sizes, frames):
-            _, tokens, counts = self._see(pixels, sizes, frames="video" in kinds)
-            if len(kinds) == 1:
-                yield from ((kind, tokens, counts) for kind in kinds)
-                continue
-            number = kinds["image"]
+        if len(there) == 2 and spec is not None and not spec.sized:
+            _, tokens, counts = self._see(torch.cat(list(there.values())), frames=True)
+            number = len(there["image"])
             parts = counts[:number], counts[number:]
-            yield from zip(kinds, tokens.split([sum(part) for part in parts]), parts, strict=True)
+            yield from zip(there, tokens.split([sum(part) for part in parts]), parts, strict=True)
+            return
+        for kind, pixels in there.items():
+            _, tokens, counts = self._see(pixels, image_sizes if kind == "image" else None, frames=kind == "video")
+            yield kind, tokens, counts
 
     def get_video_features(self, pixel_values_videos: Tensor) -> BaseModelOutputWithPooling:
         """Look at frames (F, 3, height, width), or their patches; as `get_image_features`, for each frame."""

@@ -11,7 +11,7 @@ Shapes in this file:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -19,46 +19,6 @@ from torch import Tensor
 from avlm.config.media import VisionSpec
 from avlm.errors import LayoutError
 from avlm.layout import Size, image_grids, reduced_count, reduced_grid, square_grid, tile_grid, token_grid, unpadded
-
-
-def picture_batches(
-    spec: VisionSpec | None, pictures: Tensor | None, image_sizes: Tensor | None, frames: Tensor | None
-) -> Iterator[tuple[dict[str, int], Tensor, Tensor | None]]:
-    """What goes through a vision encoder together: all pictures and all frames, where they are of one shape.
-
-    Args:
-        pictures, image_sizes, frames: Of a batch, as the model's ``pixel_values``, ``image_sizes`` and
-            ``pixel_values_videos``.
-
-    Yields:
-        How many there are of each kind, one kind behind the other; their pixels; and the pictures' sizes.
-    """
-    given = {"image": pictures, "video": frames}
-    there = {kind: pixels for kind, pixels in given.items() if pixels is not None and len(pixels)}
-    if len(there) == 2 and spec is not None and not spec.sized:
-        yield {kind: len(pixels) for kind, pixels in there.items()}, torch.cat(list(there.values())), None
-        return
-    for kind, pixels in there.items():
-        yield {kind: len(pixels)}, pixels, image_sizes if kind == "image" else None
-
-
-def picture_sizes(spec: VisionSpec, image_sizes: Tensor | None, *, frames: bool) -> list[Size] | None:
-    """Height and width of each picture, where the layout depends on them.
-
-    Args:
-        frames: Of videos, each of which is one square.
-
-    Raises:
-        LayoutError: They are needed and were not given.
-    """
-    if not spec.sized or frames:
-        return None
-    if image_sizes is None:
-        raise LayoutError(
-            "pixel_values were given without image_sizes, and this model's layout depends on the height and "
-            "width of each picture. Prepare the data with the model's own processor"
-        )
-    return [(int(height), int(width)) for height, width in image_sizes.tolist()]
 
 
 def picture_grids(spec: VisionSpec, tiles: int, sizes: Sequence[Size] | None) -> list[list[Size]]:

@@ -17,7 +17,7 @@ from avlm.models.modeling import AvlmForConditionalGeneration
 from avlm.samples import Row
 from avlm.training.device import move_row
 from avlm.training.loss import RowLosses
-from avlm.training.spreading import Encodes, reading
+from avlm.training.spreading import Spread, reading
 from avlm.training.world import World
 
 PIECE = 2**26
@@ -30,7 +30,7 @@ class DataParallel:
     Args:
         losses: What a stage makes of a row.
         parameters: What the optimizer holds.
-        spread: Who encodes what, and when, unless every process encodes what it reads with the row.
+        spread: Who encodes what, unless every process encodes what it reads.
     """
 
     collective = False
@@ -41,7 +41,7 @@ class DataParallel:
         world: World,
         losses: Callable[[Row], RowLosses],
         parameters: Callable[[], Sequence[nn.Parameter]],
-        spread: Encodes | None = None,
+        spread: Spread | None = None,
     ) -> None:
         self.world, self.losses, self.parameters, self.spread = world, losses, parameters, spread
 

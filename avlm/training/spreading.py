@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from rich.console import Console
@@ -28,7 +27,7 @@ from avlm.config.stage import Stage
 from avlm.data.planning.ranks import share_out
 from avlm.models.features import Encode, EncoderPart, FeatureStore, Medium
 from avlm.models.media import ENCODERS, embeddings, learns, positions_of, row_media, work_by_place
-from avlm.models.modeling import AvlmForConditionalGeneration, AvlmModel
+from avlm.models.modeling import AvlmForConditionalGeneration
 from avlm.samples import Row
 from avlm.training.console import tell
 from avlm.training.swapping import swap
@@ -57,7 +56,7 @@ class Prepared:
         self.made = made
 
     def keeps(self, part: EncoderPart) -> bool:
-        return part in self.made
+        return True
 
     def recall(self, part: EncoderPart, media: Sequence[Medium], encode: Encode) -> list[Tensor]:
         """The next so many; the model asks for a row's media in the order of `models.media.row_media`."""
@@ -110,7 +109,7 @@ class Spread:
             tensor.requires_grad_(part in self.learned)
         waiting = iter(ready)
         by_row_ready = [{part: [next(waiting) for _ in found[part]] for part in ENCODERS} for found in by_row]
-        yield lambda number: prepared(self.model, by_row_ready[number])
+        yield lambda number: self._prepared(by_row_ready[number])
         self._learn(made, mine, ready, pieces)
 
     def _share(self, own: Sequence[tuple[EncoderPart, Medium]]) -> list[Piece]:
@@ -174,16 +173,14 @@ class Spread:
         if outputs:
             torch.autograd.backward(outputs, coming)
 
-
-@contextmanager
-def prepared(model: AvlmModel, made: dict[EncoderPart, list[Tensor]]) -> Iterator[None]:
-    """While the block runs, a model finds the embeddings of a row, of those encoders that they were made by."""
-    before: FeatureStore | None = model.features
-    model.features = Prepared(made)
-    try:
-        yield
-    finally:
-        model.features = before
+    @contextmanager
+    def _prepared(self, made: dict[EncoderPart, list[Tensor]]) -> Iterator[None]:
+        before: FeatureStore | None = self.model.features
+        self.model.features = Prepared(made)
+        try:
+            yield
+        finally:
+            self.model.features = before
 
 
 def spread_of(
@@ -207,15 +204,8 @@ def spread_of(
     return Spread(world, model, counted)
 
 
-class Encodes(Protocol):
-    """Encodes the media of a step elsewhere than with their rows."""
-
-    def step(self, rows: Sequence[Row]) -> AbstractContextManager[Callable[[int], AbstractContextManager[None]]]:
-        """See `Spread.step`."""
-
-
 def reading(
-    spread: Encodes | None, rows: Sequence[Row] | None
+    spread: Spread | None, rows: Sequence[Row] | None
 ) -> AbstractContextManager[Callable[[int], AbstractContextManager[None]]]:
     """What the rows of a step are read in, by number, where their media may be encoded elsewhere."""
     return nullcontext(lambda number: nullcontext()) if spread is None or rows is None else spread.step(rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -22,7 +21,6 @@ from avlm.data.processor import AvlmProcessor
 from avlm.models.modeling import AvlmForConditionalGeneration
 from avlm.models.products import fast_products, wide
 from avlm.samples import Row, Sample
-from avlm.training.ahead import ahead_of
 from avlm.training.budget import BadBudget
 from avlm.training.checkpoint import NOBODY, Owner, Position, load
 from avlm.training.compiled import CompiledLayers
@@ -123,14 +121,13 @@ class Trainer:
         self.preference = Preference(model, stage.dpo or Dpo()) if stage.loss == "dpo" else None
         self.fresh_head = stage.state_head is not None and model.state_head is None
         more = [] if stage.state_head is None else train_state_head(model, stage, fresh)
-        self.ahead = ahead_of(run, stage, self.world, model, lambda: self.gauges)
         spread = spread_of(run, stage, self.world, model, console, lambda: self.gauges.encoding())
         self.parallel: DataParallel | Sharded
         if shards(run, stage, self.world):
             self.parallel = Sharded(self.world, model, stage, self._losses, self._learning, run.parallel, spread)
             more = [] if stage.state_head is None else train_state_head(model, stage, fresh)
         else:
-            self.parallel = DataParallel(self.world, self._losses, self._learning, spread or self.ahead)
+            self.parallel = DataParallel(self.world, self._losses, self._learning, spread)
         self.optimizer = make_optimizer(self.trained, stage, more)
         self.learner: nn.Module = model
         """Everything that is trained, for checkpoints."""
@@ -149,7 +146,7 @@ class Trainer:
             self.evaluation = Evaluation(stage, held_out, self.journal, first_step, self.steps, console)
         roots: dict[str, nn.Module] = {"": model} if self.head is None else {"": model, "head": self.head}
         self.watch = Watch(
-            run.watch, stage, roots, self.optimizer, loader, self._loss_alone,
+            run.watch, stage, roots, self.optimizer, loader, lambda row: self._losses(row).tokens,
             self.journal, console, out, first_step,
         )  # fmt: skip
         self.gauges = Gauges(run, model, self.head, self.optimizer, out, trackers)
@@ -185,10 +182,9 @@ class Trainer:
             closing(self.loader.steps(self.done, self._last())) as prepared,  # its workers end however this does
             self.watch.running(self.done),
             self.gauges.running(self.first_step + self.done + 1),
-            self.ahead.running(),
         ):
             waited = time.perf_counter()
-            for data in self.watch.steps(self.ahead.steps(prepared, self.watch.waits), self.done):
+            for data in self.watch.steps(prepared, self.done):
                 metrics = self._step(data, waited)
                 self.journal.step(metrics)
                 shown.step(metrics)
@@ -223,8 +219,6 @@ class Trainer:
             sums = StepSums(*self.parallel.finish(list(self._gradients(data, whole, data.rows))))
         norm = self.parallel.clip(self.stage.optimizer.clip)
         loss = sums.tokens / max(1, whole.units)
-        if not all(map(math.isfinite, (loss, sums.states, norm))):
-            self.ahead.settle()
         sound = self.watch.sound(data, (loss, sums.states), norm, lambda: self._gradients(data, whole))
         if sound:
             with self.gauges.update(data.step, norm):
@@ -279,7 +273,6 @@ class Trainer:
             if costs.margins is not None:
                 margins.append(costs.margins)
             if objective.requires_grad:  # text alone reaches no connector, say
-                self.ahead.begin()
                 torch.autograd.backward(objective)
             loss += float(costs.tokens.detach())
         return StepSums(loss, balance, states, *tally(margins))
@@ -290,11 +283,6 @@ class Trainer:
         if self.head is None:
             return stage_losses(self.model, row, self.stage)
         return RowLosses(words_loss(self.model, self.head, row, self.stage.label_smoothing))
-
-    def _loss_alone(self, row: Row) -> Tensor:
-        """What a row of any step costs, between two steps."""
-        self.ahead.settle()
-        return self._losses(row).tokens
 
     def _learning(self) -> list[nn.Parameter]:
         """What the optimizer holds."""
@@ -396,7 +384,6 @@ class Trainer:
         """Measure the stage, in the first process, and agree whether it ends."""
         if self.evaluation is None:
             return
-        self.ahead.settle()
         model = self.model if when == "after" else self.parallel.whole(self.model)
         if self.world.first:
             self.evaluation.measure(when, self.done, model, lambda row: self._held_out_losses(model, row))
@@ -444,7 +431,6 @@ class Trainer:
     def _answer(self, when: str) -> None:
         if not self.prompts:
             return
-        self.ahead.settle()
         model = self.model if when == "after" else self.parallel.whole(self.model)
         if self.world.first:
             answers = answer_prompts(model, self.processor, self.prompts, self.run.samples.max_tokens)

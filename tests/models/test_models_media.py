@@ -12,7 +12,7 @@ from torch import Tensor
 from avlm.data.encode import pack
 from avlm.layout import work
 from avlm.models.features import Encode, EncoderPart, Medium
-from avlm.models.media import ENCODERS, embeddings, encoder_of, made_of, positions_of, row_media, work_by_place
+from avlm.models.media import embeddings, positions_of, row_media, work_by_place
 from avlm.samples import Row, Sample
 from tests.families import AUDIO, VISION
 from tests.models.test_one_by_one import TILINGS, heard, seen
@@ -84,48 +84,6 @@ def test_sounds(name: str, make_sample: Callable[..., Sample]) -> None:
 def test_two_encoders_of_one_sound(make_sample: Callable[..., Sample]) -> None:
     made = heard("Whisper", beside={"random": AUDIO["BEATs"]})
     same_apart(made, [row_of(made, make_sample("audio", seed=i, seconds=0.4 + 0.2 * i)) for i in range(2)])
-
-
-def bits_ahead(made: Any, rows: list[Row]) -> None:
-    """Each row's media by themselves, as a thread encodes them ahead: to the bit what the model makes with the row."""
-    model = made.model.eval().requires_grad_(False)
-    parts = [part for part in ENCODERS if encoder_of(model.model, part) is not None]
-    expected = [embedded(model, row) for row in rows]
-    for row, theirs in zip(rows, expected, strict=True):
-        found = made_of(model.model, row, parts)
-        assert {part: len(states) for part, states in found.items()} == {
-            part: len(media) for part, media in row_media(model.model, row).items() if media
-        }
-        model.model.features = Given(found)
-        ours = embedded(model, row)
-        model.model.features = None
-        assert not any(found.values()) and ours.keys() == theirs.keys()
-        assert all(torch.equal(ours[kind], tokens) for kind, tokens in theirs.items())
-
-
-@pytest.mark.parametrize("name", VISION)
-def test_pictures_ahead(name: str, make_sample: Callable[..., Sample]) -> None:
-    made = seen(name)
-    both = row_of(made, make_sample("image", seed=0), make_sample("video", seed=5), make_sample("image", seed=1))
-    bits_ahead(made, [both, row_of(made, make_sample()), row_of(made, make_sample("video", seed=2))])
-
-
-@pytest.mark.parametrize("tiling", TILINGS, ids=["anyres", "internvl"])
-def test_tiles_ahead(tiling: dict[str, Any], make_sample: Callable[..., Sample]) -> None:
-    made = seen("CLIP", tiling=tiling)
-    bits_ahead(made, [row_of(made, make_sample("image", "image", seed=i), make_sample("video")) for i in range(2)])
-
-
-@pytest.mark.parametrize("name", AUDIO)
-def test_sounds_ahead(name: str, make_sample: Callable[..., Sample]) -> None:
-    made = heard(name)
-    samples = [make_sample("audio", seed=i, seconds=0.4 + 0.07 * i) for i in range(4)]
-    bits_ahead(made, [row_of(made, *samples[:3]), row_of(made, samples[3])])
-
-
-def test_two_encoders_of_one_sound_ahead(make_sample: Callable[..., Sample]) -> None:
-    made = heard("Whisper", beside={"random": AUDIO["BEATs"]})
-    bits_ahead(made, [row_of(made, make_sample("audio", seed=i, seconds=0.4 + 0.2 * i)) for i in range(2)])
 
 
 def test_work_is_that_of_all_weights_at_all_places_and_thrice_where_they_learn(

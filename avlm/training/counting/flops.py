@@ -12,10 +12,8 @@ Source:
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,20 +30,6 @@ FUSED = frozenset({"qkv", "qkv_proj", "query_key_value", "Wqkv"})
 ATTENTIVE = frozenset({"full_attention", "sliding_attention", "chunked_attention", "attention"})
 
 
-@dataclass(slots=True)
-class Tally:
-    """What was counted apart."""
-
-    total: int = 0
-
-
-class _Here(threading.local):
-    """What is different in each thread: whether it counts, and where to."""
-
-    counts = False
-    tally: Tally | None = None
-
-
 class StepFlops:
     """Counts what goes through a model while a row is computed.
 
@@ -59,7 +43,7 @@ class StepFlops:
         """Operations since the last `take`."""
         self.model = model
         self._row: Row | None = None
-        self._here = _Here()
+        self._counts = False
         self._hooks: list[RemovableHandle] = []
         self._output = model.get_output_embeddings()
         self._answers = head is None
@@ -82,27 +66,11 @@ class StepFlops:
     @contextmanager
     def encoding(self) -> Iterator[None]:
         """Count while the block encodes media of any rows."""
-        self._here.counts = True
+        self._counts = True
         try:
             yield
         finally:
-            self._here.counts = False
-
-    @contextmanager
-    def apart(self) -> Iterator[Tally]:
-        """Count what the block computes, in any thread, by itself; `total` may be added to later."""
-        tally = self._here.tally = Tally()
-        try:
-            with self.encoding():
-                yield tally
-        finally:
-            self._here.tally = None
-
-    def _count(self, operations: int) -> None:
-        if self._here.tally is None:
-            self.total += operations
-        else:
-            self._here.tally.total += operations
+            self._counts = False
 
     @contextmanager
     def row(self, row: Row) -> Iterator[None]:
@@ -142,21 +110,21 @@ class StepFlops:
         return self._queries if last in QUERIES else self._fused if last in FUSED else None
 
     def _product(self, module: Any, args: tuple[Any, ...], output: Tensor) -> None:
-        if torch.compiler.is_compiling() or not self._here.counts:
+        if not self._counts or torch.compiler.is_compiling():
             return
         weight = module.weight
         positions = output.numel() // (output.shape[1] if weight.ndim > 2 else output.shape[-1])
-        self._count(2 * weight.numel() * positions * _passes(args[0], weight))
+        self.total += 2 * weight.numel() * positions * _passes(args[0], weight)
 
     def _experts(self, module: Any, args: tuple[Any, ...], output: Any) -> None:
         """Each token goes to some of the experts, whose weights lie in one tensor."""
-        if torch.compiler.is_compiling() or not self._here.counts:
+        if not self._counts or torch.compiler.is_compiling():
             return
         weights = [p for p in module.parameters(recurse=False) if p.ndim == 3]
         routed = len(args) > 1 and isinstance(args[1], Tensor) and not args[1].is_floating_point()
         positions = args[1].numel() if routed else args[0].numel() // args[0].shape[-1]
         each = sum(p.numel() * _passes(args[0], p) for p in weights)
-        self._count(2 * each // module.num_experts * positions)
+        self.total += 2 * each // module.num_experts * positions
 
     def _queries(self, module: Any, args: Any, output: Tensor) -> None:
         self._encoder_attention(output, output.shape[-1])
@@ -166,10 +134,10 @@ class StepFlops:
 
     def _encoder_attention(self, output: Tensor, width: int) -> None:
         """Every place of an item attends to every other, padding included: that is computed too."""
-        if torch.compiler.is_compiling() or not self._here.counts or output.ndim != 3:
+        if not self._counts or output.ndim != 3 or torch.compiler.is_compiling():
             return
         items, places = output.shape[:2]
-        self._count(4 * items * places**2 * width * (1 + 2 * output.requires_grad))
+        self.total += 4 * items * places**2 * width * (1 + 2 * output.requires_grad)
 
     def _attend(self, module: Any, args: Any, output: Any) -> None:
         """The language model's attention, within each sample."""

@@ -15,7 +15,7 @@ from avlm.config.run import RunConfig
 from avlm.data.loader import StepData
 from avlm.models.modeling import AvlmForConditionalGeneration
 from avlm.samples import Row
-from avlm.training.counting.flops import StepFlops, Tally
+from avlm.training.counting.flops import StepFlops
 from avlm.training.counting.parts import PartFacts, measured_update
 from avlm.training.counting.peak import matrix_peak
 from avlm.training.counting.profiling import StepProfile
@@ -74,15 +74,6 @@ class Gauges:
     def encoding(self) -> AbstractContextManager[None]:
         """Count the operations of encoding media apart from their rows, while the block does that."""
         return nullcontext() if self.flops is None else self.flops.encoding()
-
-    def apart(self) -> AbstractContextManager[Tally]:
-        """Count operations by themselves while the block runs, in any thread; `add` takes them at their step."""
-        return nullcontext(Tally()) if self.flops is None else self.flops.apart()
-
-    def add(self, operations: int) -> None:
-        """Operations of this step that were counted apart."""
-        if self.flops is not None:
-            self.flops.total += operations
 
     @contextmanager
     def update(self, stage_step: int, norm: float) -> Iterator[None]:

@@ -109,10 +109,6 @@ class Watch:
             yield data
             number = data.step + 1
 
-    def waits(self, step: int) -> None:
-        """The data of a step are waited for, which need not be the next one."""
-        self._now("data", step)
-
     def rows(self, data: StepData) -> Iterator[Row]:
         """Hand the rows of a step on, and know which one is under way."""
         for number, row in enumerate(data.rows):

@@ -60,11 +60,9 @@ def test_a_stall_may_end_the_process(tmp_path: Path) -> None:
     assert "the process ends here, and the same command goes on from its last checkpoint" in said[0]
 
 
-@pytest.mark.parametrize("ahead", ["on", "off"])
 def test_a_run_says_which_step_rank_and_rows_it_waits_for(
-    ahead: str, small_run: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_run: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where the step's data are asked for while the one before it is still to be computed."""
     steps = StepLoader.steps
 
     def slow(loader: StepLoader, first: int, last: int) -> Iterator[StepData]:
@@ -74,14 +72,7 @@ def test_a_run_says_which_step_rank_and_rows_it_waits_for(
             yield data
 
     monkeypatch.setattr(StepLoader, "steps", slow)
-    config = one_stage(
-        small_run(),
-        "watch.stall_s=0.7",
-        "data.workers=0",
-        "data.order=as_is",
-        "features.use=off",
-        f"speed.ahead={ahead}",
-    )
+    config = one_stage(small_run(), "watch.stall_s=0.7", "data.workers=0", "data.order=as_is")
     said = train(monkeypatch, config)
     waiting = "stage only, step 2, rank 0 of 1 waits for its data, rows.jsonl line 5, rows.jsonl line 6, "
     assert f"(watch.stall_s=0.7): {waiting}rows.jsonl line 7, rows.jsonl line 8; it goes on waiting" in said
