@@ -175,6 +175,7 @@ class InMemory:
         self.row_tokens, self.turns = row_tokens, turns
         self.source = SimpleNamespace(errors=[], name="samples in memory")
         self.rows, self.left_out = range(len(given)), []
+        self.plan = SimpleNamespace(opening_steps=0)
 
     def steps(self, first: int, last: int) -> Iterator[Any]:
         from avlm.data.encode import pack

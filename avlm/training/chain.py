@@ -52,7 +52,7 @@ from avlm.models.precision import cast_weights
 from avlm.samples import MediaKind, Sample
 from avlm.training.apart import apart
 from avlm.training.building import build_side_by_side, by_itself, clear, collect, collect_models, under_way
-from avlm.training.checkpoint import remove_of
+from avlm.training.checkpoint import remove_of, stages_of
 from avlm.training.console import counted, make_console, tell
 from avlm.training.counting.trackers import Trackers, open_trackers
 from avlm.training.device import move_model
@@ -225,9 +225,10 @@ class Run:
         return os.path.isdir(self._result(stage))  # False, too, of what can be no path
 
     def _under_way(self) -> bool:
-        """Whether the first stage that is not done has a checkpoint."""
+        """Whether the first stage that is not done has a checkpoint. One that is done may have left some, killed."""
         folder = self.out / "checkpoints"
-        return os.path.isdir(folder) and any(folder.glob("step-*"))
+        done = {stage.name for stage in self.stages if self._done(stage)}
+        return os.path.isdir(folder) and not stages_of(folder) <= done
 
     def _known_steps(self) -> dict[str, int]:
         """What is noted of stages that are done, or that have come so far that they go on."""

@@ -218,8 +218,13 @@ def remove_of(folder: Path, stages: Collection[str]) -> None:
     for path in _folders(folder):
         if _told(path)[0] in stages:
             _remove(path)
-    if not _folders(folder):
+    if stages and not _folders(folder):
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def stages_of(folder: Path) -> set[object]:
+    """Stages that checkpoints are of; None among them where one does not say."""
+    return {_told(path)[0] for path in _folders(folder)}
 
 
 def _score(path: Path, stage: str) -> float | None:

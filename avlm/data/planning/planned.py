@@ -41,16 +41,23 @@ def plan_of(
         return _plan(source, taken, stage, data, seed, measures)
     ahead = stage.model_copy(update={"steps": stage.first.steps, "epochs": None})
     opening = _plan(source, taken[leading], ahead, data, seed, measures, draws=" first")
-    then = _plan(source, taken, _behind(stage, stage.first.steps, len(taken)), data, seed, measures)
+    few = None if measures is None else _of_rows(measures, taken[leading])
+    had = stage.first.steps * _in_a_step(stage, len(leading), few)
+    then = _plan(source, taken, _behind(stage, had, len(taken)), data, seed, measures)
     return Led(opening, leading, stage.first.steps, then, (f"stages.{stage.name}.first", str(stage.first)))
 
 
-def _behind(stage: Stage, steps: int, count: int) -> Stage:
-    """A stage without its first steps, as far as its length tells how many samples that leaves."""
+def _behind(stage: Stage, had: int, count: int) -> Stage:
+    """What is left of a stage behind what it begins with.
+
+    Args:
+        had: Samples that it begins with, nearly.
+        count: All of its rows.
+    """
+    assert stage.first is not None
     if stage.steps is not None:
-        return stage.model_copy(update={"steps": max(1, stage.steps - steps)})
+        return stage.model_copy(update={"steps": max(1, stage.steps - stage.first.steps)})
     assert stage.epochs is not None
-    had = steps * stage.batch_samples if stage.batch_rows is None else 0
     return stage.model_copy(update={"epochs": max(1, stage.epochs * count - had) / count})
 
 
@@ -110,10 +117,16 @@ def _climb(stage: Stage, count: int, measures: Measures) -> int:
     if stage.epochs is not None:
         return max(1, round(stage.epochs * count))
     assert stage.steps is not None
-    batch, slack = stage.batch_samples, stage.batch_samples - 1
-    if stage.batch_rows is not None:
-        some = np.asarray(measures.tokens[np.linspace(0, count - 1, min(count, 65_536)).astype(np.int64)])
-        batch = max(1, stage.batch_rows * stage.row_tokens * len(some) // max(1, int(some.sum())))
-        slack = max(batch, count // 32)  # rows are not quite full, and those looked at are some only
+    batch = _in_a_step(stage, count, measures)
+    # Rows are not quite full, and those looked at are some only.
+    slack = batch - 1 if stage.batch_rows is None else max(batch, count // 32)
     epochs = max(1, round(stage.steps * batch / count))
     return epochs * count if abs(stage.steps * batch - epochs * count) <= slack else stage.steps * batch
+
+
+def _in_a_step(stage: Stage, count: int, measures: Measures | None) -> int:
+    """Samples of a step; of packed rows as many as full ones would hold."""
+    if stage.batch_rows is None or measures is None:
+        return stage.batch_samples
+    some = np.asarray(measures.tokens[np.linspace(0, count - 1, min(count, 65_536)).astype(np.int64)])
+    return max(1, stage.batch_rows * stage.row_tokens * len(some) // max(1, int(some.sum())))

@@ -123,6 +123,13 @@ def test_a_curriculum_climbs_twice_each_time_to_the_longest() -> None:
         assert np.corrcoef(means, np.arange(len(means)))[0, 1] > 0.98
 
 
+def test_packed_rows_climb_to_the_longest_by_the_end_of_their_epochs() -> None:
+    stage = begun(30, batch_rows=1, row_tokens=4000, epochs=1)
+    led = plan(stage, "curriculum")
+    means = [np.mean([LENGTHS[row] for row, _ in led.samples(k)]) for k in range(led.steps(1))]
+    assert len(means) > 100 and means[30] < 100 and max(means[-5:]) > 950  # it may be a row or two longer than reckoned
+
+
 def test_steps_of_like_length_stay_so() -> None:
     led = plan(begun(7, batch_samples=10), "by_length")
     for k in range(60):
