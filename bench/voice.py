@@ -68,6 +68,9 @@ def main() -> None:
     parser.add_argument("--threshold", type=float, default=0.5)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
+    for folder in given.timelines:
+        if not any(folder.glob("*.jsonl")):
+            parser.error(f"{folder} is no folder of timelines, and of none nothing is told. Give `avlm data voice`'s")
     table = Figures("voice", "Who was meant: a model that listens all the time, on held-out timelines",
                     ["what", "how many", "of", "figure", "bar"])  # fmt: skip
     engine = Engine(*load_model(given.model), slots=1)

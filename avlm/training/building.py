@@ -24,6 +24,7 @@ from avlm import errors
 from avlm.config.io import build, read_mapping, to_yaml
 from avlm.config.run import RunConfig
 from avlm.config.stage import Stage
+from avlm.data.workers.spread import num_cores
 from avlm.training.apart import lay_together
 from avlm.training.nursery import start
 from avlm.training.observe import Bar, Journal, StepMetrics, read_lines, steps_progress
@@ -64,7 +65,7 @@ def build_side_by_side(run: RunConfig, stages: Sequence[Stage], console: Console
             bar = Bar(stage.name, run.stage_steps(stage), 0, console, bars)
             workers.append(_Worker(run, stage, threads, bar))
             stack.callback(workers[-1].end)
-        settled = len(workers) * threads <= _cores()  # who goes first
+        settled = len(workers) * threads <= num_cores()  # who goes first
         while sum(worker.goes_on() for worker in workers):
             if stop.number is not None or any(worker.failed() for worker in workers):
                 break
@@ -77,11 +78,6 @@ def build_side_by_side(run: RunConfig, stages: Sequence[Stage], console: Console
         workers, key=lambda worker: not worker.error.is_file()
     ):  # one that failed before those stopped
         worker.raise_failure()
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _longest_goes_first(workers: Sequence[_Worker]) -> bool:

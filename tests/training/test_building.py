@@ -108,7 +108,7 @@ def test_three_on_one_core_are_those_of_one_after_the_other(
                 sessions.append(Path(f"/proc/{worker.process.pid}/autogroup").read_text())
         return len(asked) >= 3
 
-    monkeypatch.setattr(building, "_cores", lambda: 1)
+    monkeypatch.setattr(building, "num_cores", lambda: 1)
     monkeypatch.setattr(building, "_longest_goes_first", ask)
     one, three = apart("one"), apart("three", [THREE])
     train(one)
