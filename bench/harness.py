@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 VERSIONS = (
-    "torch", "transformers", "numpy", "pillow", "av", "soundfile", "soxr", "megatron-energon", "webdataset", "datasets"
+    "torch", "transformers", "numpy", "pillow", "simplejpeg", "av", "soundfile", "soxr", "megatron-energon",
+    "webdataset", "datasets",
 )  # fmt: skip
 WARM_UP = 2
 """Rounds before the first that counts."""

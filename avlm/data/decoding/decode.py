@@ -22,11 +22,13 @@ from avlm.config.media import MediaSpec
 from avlm.data.decoding.containers import Seen, sound_of, watched
 from avlm.data.decoding.doors import article
 from avlm.data.decoding.files import LIMITS, Limits, about, at_most, check_samples, check_time, cut, held, read
+from avlm.data.decoding.jpeg import check_jpeg, jpeg_pixels
 from avlm.data.decoding.pixels import pixels_of
+from avlm.data.decoding.plain import plain_jpeg_size
 from avlm.data.decoding.recordings import recording_of
 from avlm.data.decoding.truncated import check_whole
 from avlm.errors import MediaError
-from avlm.layout import resampled_count, timed_count
+from avlm.layout import Size, resampled_count, timed_count
 from avlm.samples import Clip, MediaItem, Picture, Sound
 
 PICTURES = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -36,8 +38,8 @@ BLOCK = 2**20
 """Samples of a recording, over all its channels, that are decoded at once."""
 LEAD = 2**16
 """Most samples that are decoded before the place that is wanted."""
-MOST_SCANS = 200
-"""Scans of a JPEG; progressive ones have about ten. Each goes over all pixels, so thousands take minutes."""
+UPRIGHT = 1
+"""Of EXIF's orientations, the one in which pixels lie as they are seen."""
 LOUDEST = 1e6
 """A recording whose loudest sample is above this is none: full scale is 1, or 32768 where a program forgot to scale."""
 QUIETEST = 1e-4
@@ -70,14 +72,25 @@ def decode_image(item: MediaItem, limits: Limits = LIMITS) -> Picture:
         return item.decoded
     with about(item):
         data = read(item, limits)
+        size = plain_jpeg_size(io.BytesIO(data))
+        if size is not None and (picture := _whole_jpeg(item, data, size, limits)) is not None:
+            return picture
         with opened_image(item, io.BytesIO(data), limits) as image:
             if image.format in ("JPEG", "MPO"):
-                _check_jpeg(item, data)
+                upright = size is None and _orientation(image) == UPRIGHT
+                if upright and (picture := _whole_jpeg(item, data, (image.height, image.width), limits)) is not None:
+                    return picture
+                check_jpeg(item, data)
                 image.decodermaxblock = len(data)  # in one piece: handed over in several, they are joined again
             elif image.format == "PNG":
                 _check_png(item, data)
             return to_picture(image, owned=True)
     raise AssertionError
+
+
+def most_pixels(limits: Limits) -> int:
+    """Up to how many pixels neither the limits nor Pillow's own have anything against a picture."""
+    return min(limits.max_pixels, PILImage.MAX_IMAGE_PIXELS or 0)
 
 
 @contextmanager
@@ -101,29 +114,17 @@ def opened_image(item: MediaItem, file: BinaryIO, limits: Limits) -> Iterator[Im
             ) from None
 
 
-def _check_jpeg(item: MediaItem, data: bytes) -> None:
-    """Refuse a JPEG without an end marker behind the beginning of its scan (a thumbnail in its header has its own), and
-    one of endless scans.
+def _whole_jpeg(item: MediaItem, data: bytes, size: Size, limits: Limits) -> Picture | None:
+    """A JPEG whose pixels lie as they are seen; None where Pillow is to decode it, or to refuse it.
 
-    Where a download broke off and the rest is zeros, the missing end is the only sign: zeros are decoded to grey.
+    Raises:
+        MediaError: Its end is missing, or its scans have none.
     """
-    at = 2
-    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != b"\xda":
-        at += 1 if data[at + 1 : at + 2] == b"\xff" else 2 + int.from_bytes(data[at + 2 : at + 4])
-    if data.rfind(b"\xff\xd9", at) < 0:
-        raise MediaError(f"{item.name()}: is truncated: its end marker is missing. Copy the picture again")
-    if _scans(data, at) <= MOST_SCANS:
-        return
-    scans = data.count(b"\xff\xda", at, data.find(b"\xff\xd9", at))  # of the first picture
-    if scans > MOST_SCANS:
-        raise MediaError(f"{item.name()}: has {scans} scans, and at most {MOST_SCANS} are decoded. Encode it again")
-
-
-def _scans(data: bytes, at: int) -> int:
-    """Beginnings of scans in all that follows, of further pictures too: counting them up to the first end takes several
-    times as long."""
-    codes = np.frombuffer(data, np.uint8)[at:]
-    return int(np.count_nonzero((codes[:-1] == 0xFF) & (codes[1:] == 0xDA)))
+    if size[0] * size[1] > most_pixels(limits):
+        return None
+    check_jpeg(item, data)
+    pixels = jpeg_pixels(data, size)
+    return None if pixels is None else Picture(pixels)
 
 
 def _check_png(item: MediaItem, data: bytes) -> None:
@@ -161,10 +162,19 @@ def to_picture(image: PILImage.Image, *, owned: bool = False) -> Picture:
         owned: Nobody will change the image any more, so that its memory may be used where it lies.
     """
     image.load()
-    with suppress(Exception):  # EXIF that cannot be parsed says nothing about the picture; viewers show it as it lies
-        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # the transposition copies in any case
+    if _orientation(image) != UPRIGHT:  # the transposition copies in any case
+        with suppress(Exception):
             image = ImageOps.exif_transpose(image)
     return Picture(pixels_of(_to_rgb(image), owned=owned))
+
+
+def _orientation(image: PILImage.Image) -> int:
+    """Which side of a picture is up, as EXIF tells it. EXIF that cannot be parsed says nothing about it; viewers then
+    show the picture as it lies."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, UPRIGHT))
+    except Exception:
+        return UPRIGHT
 
 
 def _to_rgb(image: PILImage.Image) -> PILImage.Image:

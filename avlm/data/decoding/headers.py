@@ -21,7 +21,7 @@ from PIL.ExifTags import Base
 
 from avlm.config.media import MediaSpec
 from avlm.data.decoding.containers import clip_length, sound_length_s
-from avlm.data.decoding.decode import check_senses, cut_samples, opened_image
+from avlm.data.decoding.decode import check_senses, cut_samples, most_pixels, opened_image
 from avlm.data.decoding.files import LIMITS, Limits, about, check_samples, opened
 from avlm.data.decoding.plain import plain_jpeg_size, plain_wav_length
 from avlm.data.decoding.recordings import recording_of
@@ -60,7 +60,7 @@ def _image(item: MediaItem, limits: Limits) -> ImageFacts | None:
         return ImageFacts((int(item.decoded.pixels.shape[0]), int(item.decoded.pixels.shape[1])))
     with opened(item, limits) as file:
         plain = plain_jpeg_size(file)
-        if plain is not None and plain[0] * plain[1] <= min(limits.max_pixels, PILImage.MAX_IMAGE_PIXELS or 0):
+        if plain is not None and plain[0] * plain[1] <= most_pixels(limits):
             return ImageFacts(plain)
         file.seek(0)
         with opened_image(item, file, limits) as image:
