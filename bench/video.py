@@ -43,14 +43,14 @@ class Film:
     size: tuple[int, int] = (640, 360)
     b_frames: int = 3
     every: int = 250
-    rounds: int = 7
+    rounds: int = 20
 
 
 FILMS = (
     Film("10 s, key frame every 10 s", 10),
-    Film("60 s, key frame every 10 s", 60, rounds=3),
+    Film("60 s, key frame every 10 s", 60, rounds=10),
     Film("10 s, key frame every second, no B-frames (a telephone's)", 10, b_frames=0, every=25),
-    Film("300 s of 320 x 180, key frame every 10 s, 16 frames of it", 300, max_frames=16, size=(320, 180), rounds=3),
+    Film("300 s of 320 x 180, key frame every 10 s, 16 frames of it", 300, max_frames=16, size=(320, 180), rounds=5),
 )
 
 Decoded = tuple[list[np.ndarray], np.ndarray | None]

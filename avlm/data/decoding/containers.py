@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -333,9 +333,17 @@ class _Eyes(Generic[Seen]):
 
     def _keep(self) -> None:
         check_frame(self.last.width, self.last.height, self.way.limits, self.way.item)
-        pixels = self.coloured.reformat(self.last, format="rgb24").to_ndarray()
+        pixels = _pixels(self.coloured.reformat(self.last, format="rgb24"))
         turns = round(self.last.rotation / 90) % 4  # telephones film lying down and say how to turn it
         self.frames.append(self.see(Picture(np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels)))
+
+
+def _pixels(frame: Any) -> np.ndarray:
+    """uint8 [height, width, 3] of an RGB frame, in its own memory, which lives as long: to copy it takes longer than to
+    make it."""
+    (plane,) = frame.planes
+    rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
+    return np.lib.stride_tricks.as_strided(rows, (frame.height, frame.width, 3), (plane.line_size, 3, 1))
 
 
 class _Ears:
@@ -356,8 +364,9 @@ class _Ears:
         self.kept = 0
         self.packets = 0
 
-    def decoded(self, packet: Any) -> Iterator[Any]:
-        yield from packet.decode()
+    def decoded(self, packet: Any) -> Iterable[Any]:
+        found: list[Any] = packet.decode()
+        return found
 
     def take(self, frame: Any) -> None:
         """The next stretch; what is not in the cut is dropped."""

@@ -73,14 +73,14 @@ def decode_image(item: MediaItem, limits: Limits = LIMITS) -> Picture:
     with about(item):
         data = read(item, limits)
         size = plain_jpeg_size(io.BytesIO(data))
-        if size is not None and (picture := _whole_jpeg(item, data, size, limits)) is not None:
+        plain = size is not None and size[0] * size[1] <= most_pixels(limits)
+        if plain and (picture := _jpeg(item, data, size)) is not None:
             return picture
         with opened_image(item, io.BytesIO(data), limits) as image:
             if image.format in ("JPEG", "MPO"):
-                upright = size is None and _orientation(image) == UPRIGHT
-                if upright and (picture := _whole_jpeg(item, data, (image.height, image.width), limits)) is not None:
+                size = (image.height, image.width) if _orientation(image) == UPRIGHT else None
+                if not plain and (picture := _jpeg(item, data, size)) is not None:
                     return picture
-                check_jpeg(item, data)
                 image.decodermaxblock = len(data)  # in one piece: handed over in several, they are joined again
             elif image.format == "PNG":
                 _check_png(item, data)
@@ -114,16 +114,17 @@ def opened_image(item: MediaItem, file: BinaryIO, limits: Limits) -> Iterator[Im
             ) from None
 
 
-def _whole_jpeg(item: MediaItem, data: bytes, size: Size, limits: Limits) -> Picture | None:
-    """A JPEG whose pixels lie as they are seen; None where Pillow is to decode it, or to refuse it.
+def _jpeg(item: MediaItem, data: bytes, size: Size | None) -> Picture | None:
+    """A JPEG without Pillow; None where it is to decode it.
+
+    Args:
+        size: Height and width, where its pixels lie as they are seen.
 
     Raises:
         MediaError: Its end is missing, or its scans have none.
     """
-    if size[0] * size[1] > most_pixels(limits):
-        return None
     check_jpeg(item, data)
-    pixels = jpeg_pixels(data, size)
+    pixels = None if size is None else jpeg_pixels(data, size)
     return None if pixels is None else Picture(pixels)
 
 

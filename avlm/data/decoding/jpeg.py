@@ -1,12 +1,15 @@
 """JPEG files: what is refused undecoded, and pixels straight from libjpeg-turbo where nothing is in doubt.
 
-Pillow decodes with the same library and gives the same pixels; it takes a tenth longer for small pictures, and half as
+Pillow decodes with that library too and gives the same pixels; it takes a tenth longer for small pictures, and half as
 long again for large ones, which it hands over in a second copy. Whatever is in doubt is left to it: four colours, a
 size that is not what the header told, and every file about which libjpeg has as much as a warning, so that damaged
-files have one reader and one message.
+files have one reader and one message. They are decoded twice for that.
 """
 
 from __future__ import annotations
+
+import re
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -16,15 +19,20 @@ from avlm.samples import MediaItem
 
 try:
     import simplejpeg
-except ImportError:  # there is no wheel for this system, whose Pillow decodes them as well
+except ImportError:  # a system that it was not built for, whose Pillow decodes as well
     simplejpeg = None
 
 COLOURS = ("YCbCr", "RGB", "Gray")
 """Which red, green and blue are made of in one way only."""
-SEQUENTIAL = (b"\xc0", b"\xc1")
+SEQUENTIAL = (0xC0, 0xC1)
 """Segments that begin a picture of which every colour is stored once; a progressive one is stored by and by."""
+SCAN, END = 0xDA, 0xD9
 MOST_SCANS = 200
 """Scans of a JPEG; progressive ones have about ten. Each goes over all pixels, so thousands take minutes."""
+MOST_SEGMENTS = 20_000
+"""Each of them takes a microsecond; the longest colour profile has 255."""
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
+"""What begins a segment. Fill bytes, restarts and another beginning are gone over, and so is what is no marker."""
 
 
 def jpeg_pixels(data: bytes, size: Size) -> np.ndarray | None:
@@ -41,7 +49,9 @@ def jpeg_pixels(data: bytes, size: Size) -> np.ndarray | None:
             return None
         pixels = np.empty((height, width, 4), np.uint8)
         simplejpeg.decode_jpeg(data, colorspace="RGBA", buffer=pixels)
-    except ValueError:  # also of what can be read with a warning
+    except MemoryError:
+        raise
+    except Exception:  # what can be read with a warning, and what the library has no name for, such as 4:4:1
         return None
     return pixels[:, :, :3]
 
@@ -55,22 +65,40 @@ def check_jpeg(item: MediaItem, data: bytes) -> None:
     Raises:
         MediaError: It is one of these.
     """
-    at, colours = 2, None
-    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != b"\xda":
-        if data[at + 1 : at + 2] in SEQUENTIAL:
+    colours, scans, begin = None, 0, 2
+    for number, (kind, at) in enumerate(_segments(data)):
+        if number == MOST_SEGMENTS:
+            raise MediaError(
+                f"{item.name()}: has more than {MOST_SEGMENTS} segments, and no more are read. Encode it again"
+            )
+        if kind in SEQUENTIAL and colours is None:
             colours = data[at + 9 : at + 10]
-        at += 1 if data[at + 1 : at + 2] == b"\xff" else 2 + int.from_bytes(data[at + 2 : at + 4])
-    if data.rfind(b"\xff\xd9", at) < 0:
+        if kind == END and scans:  # what follows is another picture
+            break
+        if kind != SCAN:
+            continue
+        scans += 1
+        if scans == 1:
+            begin = at
+            if data[at + 4 : at + 5] == colours:  # all in one scan, behind which libjpeg reads no other
+                break
+        if scans > MOST_SCANS:
+            raise MediaError(
+                f"{item.name()}: has more than {MOST_SCANS} scans, and no more are decoded. Encode it again"
+            )
+    if data.rfind(b"\xff\xd9", begin) < 0:
         raise MediaError(f"{item.name()}: is truncated: its end marker is missing. Copy the picture again")
-    if data[at + 4 : at + 5] == colours or _scans(data, at) <= MOST_SCANS:  # all in one scan, behind which none is read
-        return
-    scans = data.count(b"\xff\xda", at, data.find(b"\xff\xd9", at))  # of the first picture
-    if scans > MOST_SCANS:
-        raise MediaError(f"{item.name()}: has {scans} scans, and at most {MOST_SCANS} are decoded. Encode it again")
 
 
-def _scans(data: bytes, at: int) -> int:
-    """Beginnings of scans in all that follows, of further pictures too: counting them up to the first end takes several
-    times as long."""
-    codes = np.frombuffer(data, np.uint8)[at:]
-    return int(np.count_nonzero((codes[:-1] == 0xFF) & (codes[1:] == 0xDA)))
+def _segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """Kinds of a JPEG's segments and where they begin, as libjpeg comes upon them.
+
+    Source:
+        ITU-T T.81, B.1.1; a length below two is taken for two, as libjpeg does.
+    """
+    at = 2
+    while (found := _MARKER.search(data, at)) is not None:
+        at = found.start()
+        kind = data[at + 1]
+        yield kind, at
+        at += 2 if kind == END else 2 + max(2, int.from_bytes(data[at + 2 : at + 4]))

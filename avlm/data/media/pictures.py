@@ -157,8 +157,8 @@ WIDEST = 8192
 
 
 def normalise(pixels: Tensor, spec: VisionSpec) -> Tensor:
-    """uint8 [..., 3, h, w] to float32, (x / 255 - mean) / std for each colour, within 1e-6; contiguous, however the
-    pixels lie."""
+    """uint8 [..., 3, h, w] to float32, (x / 255 - mean) / std for each colour, within 1e-6 where std is at least 0.1;
+    contiguous, however the pixels lie."""
     found = torch.empty(pixels.shape, dtype=torch.float32)
     normalise_into(found, pixels, spec.mean, spec.std)
     return found

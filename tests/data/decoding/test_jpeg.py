@@ -7,17 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import simplejpeg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
 from avlm.data.decoding import jpeg
 from avlm.data.decoding.decode import Limits, decode_image
-from avlm.data.decoding.jpeg import jpeg_pixels
+from avlm.data.decoding.jpeg import check_jpeg, jpeg_pixels
 from avlm.errors import MediaError
 from avlm.samples import MediaItem
-
-pytestmark = pytest.mark.skipif(jpeg.simplejpeg is None, reason="simplejpeg has no wheel for this system")
 
 WAYS: dict[str, dict[str, Any]] = {
     "4:4:4": {"subsampling": "4:4:4"},
@@ -70,10 +69,46 @@ def test_pictures_are_upright_whoever_decodes_them(turned: int, monkeypatch: pyt
     assert found.shape == ((60, 40, 3) if turned > 4 else (40, 60, 3))
 
 
+@pytest.mark.parametrize("turned", [None, 1])
+def test_libjpeg_is_asked_where_nothing_is_in_doubt(turned: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_pillow(image: object, owned: bool) -> None:
+        raise AssertionError("Pillow decoded")
+
+    monkeypatch.setattr("avlm.data.decoding.decode.to_picture", no_pillow)
+    exif = Image.Exif()
+    if turned is not None:
+        exif[ExifTags.Base.Orientation] = turned
+    data = stored(smooth(40, 60), exif=exif)
+    np.testing.assert_array_equal(decode_image(MediaItem("image", data=data)).pixels, by_pillow(data))
+
+
 def test_four_colours_are_left_to_pillow() -> None:
     data = stored(smooth(9, 7).convert("CMYK"))
     assert jpeg_pixels(data, (9, 7)) is None
     np.testing.assert_array_equal(decode_image(MediaItem("image", data=data)).pixels, by_pillow(data))
+
+
+def test_what_the_library_has_no_name_for_is_left_to_pillow() -> None:
+    """4:4:1, which is a 4:1:1 turned without loss: of one unit, so that only its header is another."""
+    flat = simplejpeg.encode_jpeg(np.asarray(smooth(8, 32)), colorspace="RGB", colorsubsampling="411")
+    frame = b"\x08\x00\x08\x00\x20\x03\x01\x41"
+    assert frame in flat
+    data = flat.replace(frame, b"\x08\x00\x20\x00\x08\x03\x01\x14")
+    assert jpeg_pixels(data, (32, 8)) is None
+    np.testing.assert_array_equal(decode_image(MediaItem("image", data=data)).pixels, by_pillow(data))
+
+
+@pytest.mark.parametrize("sampling", ["440", "411"])
+def test_pixels_are_pillows_of_samplings_that_it_does_not_write(sampling: str) -> None:
+    data = simplejpeg.encode_jpeg(np.asarray(smooth(45, 70)), colorspace="RGB", colorsubsampling=sampling)
+    found = jpeg_pixels(data, (45, 70))
+    assert found is not None
+    np.testing.assert_array_equal(found, by_pillow(data))
+
+
+def test_what_has_a_warning_is_left_to_pillow() -> None:
+    data = stored(smooth(40, 60))
+    assert jpeg_pixels(data[: len(data) * 2 // 3] + END, (40, 60)) is None
 
 
 @pytest.mark.parametrize("size", [(8, 7), (10, 7), (9, 6), (9, 8), (1, 1), (7, 9)])
@@ -86,6 +121,72 @@ def test_a_picture_with_too_many_pixels_is_not_decoded(monkeypatch: pytest.Monke
     monkeypatch.setattr("avlm.data.decoding.decode.jpeg_pixels", None)
     with pytest.raises(MediaError, match="is 20 x 30 pixels, and at most 599 pixels are decoded"):
         decode_image(item, Limits(max_pixels=599))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 299)  # twice as many are a bomb to Pillow
+    with pytest.raises(MediaError, match="are decoded, and it has more"):
+        decode_image(item)
+
+
+END = b"\xff\xd9"
+
+
+def segment(kind: int, body: bytes) -> bytes:
+    return bytes([0xFF, kind]) + (2 + len(body)).to_bytes(2) + body
+
+
+def frame(kind: int, colours: int) -> bytes:
+    return segment(kind, b"\x08\0\x08\0\x08" + bytes([colours]) + b"\x01\x11\0" * colours)
+
+
+def scan(colours: int) -> bytes:
+    return segment(0xDA, bytes([colours]) + b"\x01\0" * colours + b"\0\x3f\0") + b"\x12\xff\0\x34\xff\xd0"
+
+
+@pytest.mark.parametrize("hidden", ["nothing", "by a restart", "behind tables", "behind an end in a comment"])
+def test_endless_scans_are_refused_however_they_are_hidden(hidden: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a comment the beginning of a sequential picture, or the end of one; restarts and ends have no length."""
+    data = stored(Image.new("L", (8, 8), 9), progressive=True)
+    last = data.rindex(b"\xff\xda")
+    again, tables = data[last:-2] * 250, data[data.index(b"\xff\xdb") :][:69]
+    comment = bytes(0xFFFF - 2 - len(tables) - 4) + frame(0xC0, 1)
+    if hidden == "by a restart":
+        data = data[:2] + b"\xff\xd0" + tables + segment(0xFE, comment[2:]) + data[2:]
+    elif hidden == "behind tables":
+        data = b"\xff\xd8\xff\xd9\xff\xd8" + tables + segment(0xFE, comment[3:]) + data[2:]
+    elif hidden == "behind an end in a comment":
+        again = segment(0xFE, END) + again
+    item = MediaItem("image", data=data[:-2] + again + END)
+    with pytest.raises(MediaError, match=r"has more than 200 scans, and no more are decoded\. Encode it again"):
+        decode_image(item)
+    monkeypatch.setattr(jpeg, "MOST_SCANS", 1000)
+    assert decode_image(item).pixels.shape == (8, 8, 3)  # so nothing else is wrong with it
+
+
+@pytest.mark.parametrize(
+    ("head", "scans", "refused"),
+    [
+        (frame(0xC0, 3), scan(3) * 250, False),  # libjpeg reads the first
+        (frame(0xC1, 1), scan(1) * 250, False),
+        (frame(0xC0, 3), scan(1) * 201, True),  # a colour in each
+        (frame(0xC0, 3), scan(1) * 200, False),
+        (frame(0xC2, 3), scan(3) * 201, True),
+        (frame(0xC2, 3), scan(3) * 9 + END + scan(3) * 250, False),  # another picture's
+        (END + frame(0xC2, 3), scan(3) * 201, True),  # tables alone end as pictures do
+    ],
+)
+def test_scans_are_counted_that_go_over_the_picture(head: bytes, scans: bytes, refused: bool) -> None:
+    item = MediaItem("image", data=b"")
+    told = ""
+    try:
+        check_jpeg(item, b"\xff\xd8" + head + scans + END)
+    except MediaError as error:
+        told = str(error)
+    assert ("has more than 200 scans" in told) == refused
+    assert bool(told) == refused
+
+
+def test_endless_segments_are_refused() -> None:
+    with pytest.raises(MediaError, match=r"has more than 20000 segments, and no more are read\. Encode it again"):
+        check_jpeg(MediaItem("image", data=b""), b"\xff\xd8" + segment(0xE5, b"") * 20_001 + END)
 
 
 def outcome(data: bytes) -> tuple[str, Any]:

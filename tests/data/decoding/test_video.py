@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import struct
 from fractions import Fraction
@@ -119,6 +120,27 @@ def test_the_sound_lies_on_the_videos_own_time(name: str, how: dict[str, Any], t
     assert clip.sound is not None
     assert len(clip.sound.waveform) == round(clip.duration_s * clip.sound.sample_rate_hz)
     assert beep_s(clip) == pytest.approx(1.0, abs=0.08)
+
+
+@pytest.mark.parametrize("width", [16, 34, 62, 130])
+def test_frames_of_any_width_are_pyavs_and_outlive_their_video(width: int, tmp_path: Path) -> None:
+    """FFmpeg leaves room behind each line of most of them."""
+    rng, path = np.random.default_rng(width), tmp_path / "a.mkv"
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("ffv1", rate=FPS)
+        stream.width, stream.height, stream.pix_fmt = width, 20, "bgr0"
+        for i in range(20):
+            frame = av.VideoFrame.from_ndarray(rng.integers(0, 256, (20, width, 3), dtype=np.uint8), format="rgb24")
+            frame.pts, frame.time_base = i, Fraction(1, FPS)
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+    with av.open(str(path)) as file:
+        expected = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
+    clip, other = decode(path, media(fps=FPS)), decode(path, media(fps=1))
+    gc.collect()
+    np.testing.assert_array_equal([frame.pixels for frame in clip.frames], expected)
+    np.testing.assert_array_equal([frame.pixels for frame in other.frames], [expected[5], expected[15]])
+    assert all(frame.pixels.flags.writeable for frame in clip.frames)  # which torch asks for
 
 
 def test_frames_are_chosen_by_time_and_not_by_number(tmp_path: Path) -> None:

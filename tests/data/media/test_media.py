@@ -163,18 +163,18 @@ def test_a_picture_with_more_pixels_than_allowed_is_refused_unread(tmp_path: Pat
     assert refusal(path, "image") == f"{path}: at most 100000000 pixels are decoded, and it has more. Make it smaller"
 
 
-@pytest.mark.parametrize("scans", [200, 201])
-def test_scans_behind_the_end_of_a_picture_are_not_its_own(scans: int) -> None:
+def test_scans_behind_the_end_of_a_picture_are_not_its_own() -> None:
     """A camera's file holds further pictures behind the first; what would be too many scans is so before its end."""
     file = io.BytesIO()
     Image.new("RGB", (8, 8), (200, 0, 0)).save(file, "JPEG", progressive=True)
     data = file.getvalue()
-    behind = decode_image(MediaItem("image", data=data + b"\xff\xda" * 1000 + data))
+    last, count = data[data.rindex(b"\xff\xda") : -2], data.count(b"\xff\xda")
+    behind = decode_image(MediaItem("image", data=data + last * 1000 + data))
     assert np.array_equal(behind.pixels, decode_image(MediaItem("image", data=data)).pixels)
-    within = data[:-2] + b"\xff\xda" * (scans - data.count(b"\xff\xda")) + data[-2:]
-    with pytest.raises(MediaError) as error:  # they hold nothing, which is found out when they are decoded
-        decode_image(MediaItem("image", data=within))
-    assert ("has 201 scans, and at most 200 are decoded" in str(error.value)) == (scans == 201)
+    within = data[:-2] + last * (200 - count)
+    assert decode_image(MediaItem("image", data=within + data[-2:])).pixels.shape == (8, 8, 3)
+    with pytest.raises(MediaError, match="has more than 200 scans, and no more are decoded"):
+        decode_image(MediaItem("image", data=within + last + data[-2:]))
 
 
 def test_only_pictures_are_opened_as_pictures(tmp_path: Path) -> None:
