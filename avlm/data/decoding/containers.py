@@ -339,11 +339,11 @@ class _Eyes(Generic[Seen]):
 
 
 def _pixels(frame: Any) -> np.ndarray:
-    """uint8 [height, width, 3] of an RGB frame, in its own memory, which lives as long: to copy it takes longer than to
-    make it."""
+    """uint8 [height, width, 3] of an RGB frame, in its own memory, which lives as long, where its lines have no room
+    behind them: to copy it takes longer than to make it."""
     (plane,) = frame.planes
     rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
-    return np.lib.stride_tricks.as_strided(rows, (frame.height, frame.width, 3), (plane.line_size, 3, 1))
+    return rows[: frame.height, : 3 * frame.width].reshape(frame.height, frame.width, 3)
 
 
 class _Ears:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -49,11 +48,15 @@ class Stretches:
         """Average the channels ourselves: libswresample's downmix is louder by the square root of two."""
         if not self._waiting:
             return
-        channels = [
-            np.concatenate([np.frombuffer(planes[i], np.float32, samples) for planes, samples in self._waiting])
-            for i in range(len(self._waiting[0][0]))
-        ]
-        self._sound.append(np.asarray(reduce(np.add, channels) / np.float32(len(channels))))
+        count, channels = sum(samples for _, samples in self._waiting), len(self._waiting[0][0])
+        wave, other = np.empty(count, np.float32), np.empty(count if channels > 1 else 0, np.float32)
+        for i in range(channels):
+            parts = [np.frombuffer(planes[i], np.float32, samples) for planes, samples in self._waiting]
+            np.concatenate(parts, out=other if i else wave)
+            if i:
+                wave += other
+        wave /= np.float32(channels)
+        self._sound.append(wave)
         self._waiting = []
 
     def laid(self, rate_hz: int, count: int, start_s: float = 0.0) -> np.ndarray:

@@ -71,13 +71,13 @@ def _feistel(places: Ints, count: int, seeds: tuple[int, ...]) -> Ints:
 
 
 @lru_cache(maxsize=16)
-def _network(count: int, seeds: tuple[int, ...]) -> tuple[int, int, list[tuple[Ints, Ints]]]:
+def _network(count: int, seeds: tuple[int, ...]) -> tuple[int, int, list[tuple[NDArray[np.int32], NDArray[np.int32]]]]:
     """The two sizes of the digits, and the random function of each round as a table."""
     a = math.isqrt(count)
     b = -(-count // a)
     bits = np.random.PCG64(np.random.SeedSequence(seeds))
 
-    def drawn(below: int, size: int) -> Ints:
-        return ((bits.random_raw(size) >> np.uint64(32)) * np.uint64(below) >> np.uint64(32)).astype(np.int64)
+    def drawn(below: int, size: int) -> NDArray[np.int32]:
+        return ((bits.random_raw(size) >> np.uint64(32)) * np.uint64(below) >> np.uint64(32)).astype(np.int32)
 
     return a, b, [(drawn(a, b), drawn(b, a)) for _ in range(ROUNDS // 2)]
