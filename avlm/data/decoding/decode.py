@@ -22,7 +22,7 @@ from avlm.config.media import MediaSpec
 from avlm.data.decoding.containers import Seen, sound_of, watched
 from avlm.data.decoding.doors import article
 from avlm.data.decoding.files import LIMITS, Limits, about, at_most, check_samples, check_time, cut, held, read
-from avlm.data.decoding.jpeg import check_jpeg, jpeg_pixels
+from avlm.data.decoding.jpeg import UPRIGHT, check_jpeg, jpeg_pixels
 from avlm.data.decoding.pixels import pixels_of
 from avlm.data.decoding.plain import plain_jpeg_size
 from avlm.data.decoding.recordings import recording_of
@@ -38,8 +38,6 @@ BLOCK = 2**20
 """Samples of a recording, over all its channels, that are decoded at once."""
 LEAD = 2**16
 """Most samples that are decoded before the place that is wanted."""
-UPRIGHT = 1
-"""Of EXIF's orientations, the one in which pixels lie as they are seen."""
 LOUDEST = 1e6
 """A recording whose loudest sample is above this is none: full scale is 1, or 32768 where a program forgot to scale."""
 QUIETEST = 1e-4
@@ -74,12 +72,12 @@ def decode_image(item: MediaItem, limits: Limits = LIMITS) -> Picture:
         data = read(item, limits)
         size = plain_jpeg_size(io.BytesIO(data))
         plain = size is not None and size[0] * size[1] <= most_pixels(limits)
-        if plain and (picture := _jpeg(item, data, size)) is not None:
+        if size is not None and plain and (picture := _jpeg(item, data, size, UPRIGHT)) is not None:
             return picture
         with opened_image(item, io.BytesIO(data), limits) as image:
             if image.format in ("JPEG", "MPO"):
-                size = (image.height, image.width) if _orientation(image) == UPRIGHT else None
-                if not plain and (picture := _jpeg(item, data, size)) is not None:
+                size = image.height, image.width
+                if not plain and (picture := _jpeg(item, data, size, _orientation(image))) is not None:
                     return picture
                 image.decodermaxblock = len(data)  # in one piece: handed over in several, they are joined again
             elif image.format == "PNG":
@@ -114,17 +112,14 @@ def opened_image(item: MediaItem, file: BinaryIO, limits: Limits) -> Iterator[Im
             ) from None
 
 
-def _jpeg(item: MediaItem, data: bytes, size: Size | None) -> Picture | None:
+def _jpeg(item: MediaItem, data: bytes, size: Size, orientation: int) -> Picture | None:
     """A JPEG without Pillow; None where it is to decode it.
-
-    Args:
-        size: Height and width, where its pixels lie as they are seen.
 
     Raises:
         MediaError: Its end is missing, or its scans have none.
     """
     check_jpeg(item, data)
-    pixels = None if size is None else jpeg_pixels(data, size)
+    pixels = jpeg_pixels(data, size, orientation)
     return None if pixels is None else Picture(pixels)
 
 

@@ -22,6 +22,21 @@ try:
 except ImportError:  # a system that it was not built for, whose Pillow decodes as well
     simplejpeg = None
 
+UPRIGHT = 1
+"""Of EXIF's orientations, the one in which pixels lie as they are seen."""
+TURNS = {
+    UPRIGHT: (1, 1, False),
+    2: (1, -1, False),
+    3: (-1, -1, False),
+    4: (-1, 1, False),
+    5: (1, 1, True),
+    6: (-1, 1, True),
+    7: (-1, -1, True),
+    8: (1, -1, True),
+}
+"""By EXIF's orientation: which way rows and columns are read, and whether they then change places (Exif 3.0, 4.6.5)."""
+STRIP = 64
+"""Rows that become columns at once: so few that they stay in the processor's near memory."""
 COLOURS = ("YCbCr", "RGB", "Gray")
 """Which red, green and blue are made of in one way only."""
 SEQUENTIAL = (0xC0, 0xC1)
@@ -35,11 +50,12 @@ _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
 """What begins a segment. Fill bytes, restarts and another beginning are gone over, and so is what is no marker."""
 
 
-def jpeg_pixels(data: bytes, size: Size) -> np.ndarray | None:
-    """uint8 [height, width, 3], colours four bytes apart, as they lie in the file; None where Pillow is to decode it.
+def jpeg_pixels(data: bytes, size: Size, orientation: int = UPRIGHT) -> np.ndarray | None:
+    """uint8 [height, width, 3], upright, colours four bytes apart; None where Pillow is to decode it.
 
     Args:
         size: Height and width that the header tells, within what may be decoded.
+        orientation: EXIF's number; what is none of the eight says nothing.
     """
     if simplejpeg is None:
         return None
@@ -53,7 +69,20 @@ def jpeg_pixels(data: bytes, size: Size) -> np.ndarray | None:
         raise
     except Exception:  # what can be read with a warning, and what the library has no name for, such as 4:4:1
         return None
-    return pixels[:, :, :3]
+    return _turned(pixels, orientation)[:, :, :3]
+
+
+def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """uint8 [height, width, 4], upright."""
+    down, right, swapped = TURNS.get(orientation, TURNS[UPRIGHT])
+    lying = pixels.view(np.uint32)[::down, ::right, 0]
+    if not swapped:
+        standing = np.ascontiguousarray(lying)
+    else:
+        standing = np.empty(lying.shape[::-1], np.uint32)
+        for top in range(0, len(lying), STRIP):
+            standing[:, top : top + STRIP] = lying[top : top + STRIP].T
+    return standing.view(np.uint8).reshape(*standing.shape, 4)
 
 
 def check_jpeg(item: MediaItem, data: bytes) -> None:
