@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Literal
 
 from PIL import Image
@@ -220,15 +221,10 @@ def _thin(points: Sequence[Point]) -> list[Point]:
 def _smooth(points: Sequence[Point]) -> list[Point]:
     """The mean over each point's neighbourhood, 5 % of the stage wide, narrower at the ends."""
     reach = max(2, len(points) // 40) if len(points) >= 8 else 0
-    sums = [0.0]
-    for _, value in points:
-        sums.append(sums[-1] + value)
-    found = []
-    for i, (step, _) in enumerate(points):
-        near = min(reach, i, len(points) - 1 - i)
-        found.append((step, (sums[i + near + 1] - sums[i - near]) / (2 * near + 1)))
-    every = math.ceil(len(found) / SMOOTH_POINTS)
-    return found[::every] + ([found[-1]] if (len(found) - 1) % every else [])
+    values, last = [value for _, value in points], len(points) - 1
+    shown = [*range(0, last, math.ceil(len(points) / SMOOTH_POINTS)), last]
+    near = [min(reach, i, last - i) for i in shown]
+    return [(points[i][0], fmean(values[i - n : i + n + 1])) for i, n in zip(shown, near, strict=True)]
 
 
 def _path(points: Sequence[Point]) -> str:

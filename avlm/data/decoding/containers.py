@@ -50,6 +50,8 @@ EXACT = ("matroska", "mov", "avi")
 """Containers that know their length."""
 GUESSED = ("mp3", "aac", "ac3", "eac3", "h264", "hevc", "mpegvideo", "m4v", "loas", "dts", "amr", "gif")
 """Containers whose length is guessed from the bit rate, or said by nobody: all their packets are counted instead."""
+LATE_S = 0.1
+"""A Matroska file whose clock begins later says when it ends, and not how long it is, where FFmpeg wrote it."""
 OPENED = (
     "mov", "matroska", "avi", "mpegts", "mpeg", "flv", "asf", "ogg", "wav", "flac", "mp3", "aac", "ac3", "eac3",
     "aiff", "au", "caf", "w64", "amr", "loas", "tta", "wv", "ape", "mxf", "h264", "hevc", "mpegvideo", "m4v", "ivf",
@@ -222,7 +224,8 @@ def _tries(item: MediaItem) -> tuple[float | None, ...]:
 def _way(
     item: MediaItem, limits: Limits, container: Any, main: Any, origin_s: float, back_s: float | None, deadline: float
 ) -> _Way:
-    guessed = container.format.name.split(",")[0] in GUESSED
+    name = container.format.name.split(",")[0]
+    guessed = name in GUESSED or (name == "matroska" and origin_s > LATE_S)
     duration = 0.0 if guessed else _duration_s(container, main)
     duration = duration or _measured_duration_s(item, main.index, limits, deadline)
     begin, length = cut(item, duration)

@@ -116,10 +116,10 @@ def _jpeg(item: MediaItem, data: bytes, size: Size, orientation: int) -> Picture
     """A JPEG without Pillow; None where it is to decode it.
 
     Raises:
-        MediaError: Its end is missing, or its scans have none.
+        MediaError: Its end or some of its pixels are missing, or its scans have no end.
     """
     check_jpeg(item, data)
-    pixels = jpeg_pixels(data, size, orientation)
+    pixels = jpeg_pixels(item, data, size, orientation)
     return None if pixels is None else Picture(pixels)
 
 

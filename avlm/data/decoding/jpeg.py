@@ -2,8 +2,8 @@
 
 Pillow decodes with that library too and gives the same pixels; it takes a tenth longer for small pictures, and half as
 long again for large ones, which it hands over in a second copy. Whatever is in doubt is left to it: four colours, a
-size that is not what the header told, and every file about which libjpeg has as much as a warning, so that damaged
-files have one reader and one message. They are decoded twice for that.
+size that is not what the header told, and every file about which libjpeg has as much as a warning, unless it is that
+pixels are lost: those are refused, which Pillow does not do.
 """
 
 from __future__ import annotations
@@ -39,6 +39,13 @@ STRIP = 64
 """Rows that become columns at once: so few that they stay in the processor's near memory."""
 COLOURS = ("YCbCr", "RGB", "Gray")
 """Which red, green and blue are made of in one way only."""
+LOSSES = {
+    "bad Huffman code": "a bad Huffman code",
+    "bad arithmetic code": "a bad arithmetic code",
+    "premature end of data": "too little data",
+    "instead of RST": "another marker than the next restart's",
+}
+"""What libjpeg warns of when pixels are lost, and how that is told. Other warnings are of what some programs write."""
 SEQUENTIAL = (0xC0, 0xC1)
 """Segments that begin a picture of which every colour is stored once; a progressive one is stored by and by."""
 SCAN, END = 0xDA, 0xD9
@@ -50,12 +57,15 @@ _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
 """What begins a segment. Fill bytes, restarts and another beginning are gone over, and so is what is no marker."""
 
 
-def jpeg_pixels(data: bytes, size: Size, orientation: int = UPRIGHT) -> np.ndarray | None:
+def jpeg_pixels(item: MediaItem, data: bytes, size: Size, orientation: int = UPRIGHT) -> np.ndarray | None:
     """uint8 [height, width, 3], upright, colours four bytes apart; None where Pillow is to decode it.
 
     Args:
         size: Height and width that the header tells, within what may be decoded.
         orientation: EXIF's number; what is none of the eight says nothing.
+
+    Raises:
+        MediaError: Some of its pixels are lost. libjpeg makes grey or noise of them, and Pillow does not say so.
     """
     if simplejpeg is None:
         return None
@@ -67,8 +77,11 @@ def jpeg_pixels(data: bytes, size: Size, orientation: int = UPRIGHT) -> np.ndarr
         simplejpeg.decode_jpeg(data, colorspace="RGBA", buffer=pixels)
     except MemoryError:
         raise
-    except Exception:  # what can be read with a warning, and what the library has no name for, such as 4:4:1
-        return None
+    except Exception as error:  # what can be read with a warning, and what the library has no name for, such as 4:4:1
+        found = next((loss for loss in LOSSES if loss in str(error)), None)
+        if found is None:
+            return None
+        raise MediaError(f"{item.name()}: is damaged: there is {LOSSES[found]} in it. Copy the picture again") from None
     return _turned(pixels, orientation)[:, :, :3]
 
 

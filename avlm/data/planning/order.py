@@ -135,29 +135,46 @@ def turns(first: int, last: int, weights: Sequence[float], there: Sequence[bool]
 class ByLength:
     """A stream with samples of like length next to each other: sorted in windows, cut into runs, the runs shuffled.
 
+    Runs begin at multiples of their length. What of a lap lies before the first of them and behind the last is a
+    shorter run, so that each lap has its own samples and no other's.
+
     Args:
         stream: What is sorted.
         lengths: Of its rows.
         run: Samples in a run.
         seeds: What the order of the runs follows from.
+        span: Places of a lap, over whose end no window reaches.
     """
 
-    def __init__(self, stream: Order, lengths: Lengths, run: int, seeds: tuple[int, ...]) -> None:
-        self.stream, self.lengths, self.run, self.seeds = stream, lengths, run, seeds
+    def __init__(self, stream: Order, lengths: Lengths, run: int, seeds: tuple[int, ...], span: int) -> None:
+        self.stream, self.lengths, self.run, self.seeds, self.span = stream, lengths, run, seeds, span
         self.window = run * max(1, WHOLE // run)
         self._sorted = Recent(self._sort, 2)
 
     def read(self, first: int, last: int) -> tuple[Ints, Ints]:
         found = []
-        for number, a, b in _pieces(self.window, first, last):
-            rows, epochs = self._sorted(number)
-            found.append((rows[a:b], epochs[a:b]))
+        while first < last:
+            lap, place = divmod(first, self.span)
+            number, at = divmod(place, self.window)
+            rows, epochs = self._sorted(lap, number)
+            count = min(len(rows) - at, last - first)
+            found.append((rows[at : at + count], epochs[at : at + count]))
+            first += count
         return _joined(found)
 
-    def _sort(self, number: int) -> tuple[Ints, Ints]:
-        rows, epochs = self.stream.read(number * self.window, (number + 1) * self.window)
-        runs = np.argsort(self.lengths(rows), kind="stable").reshape(-1, self.run)
-        order = runs[np.random.default_rng([*self.seeds, number]).permutation(len(runs))].ravel()
+    def _sort(self, lap: int, number: int) -> tuple[Ints, Ints]:
+        begin = lap * self.span + number * self.window
+        rows, epochs = self.stream.read(begin, min(begin + self.window, (lap + 1) * self.span))
+        head = min(-begin % self.run, len(rows))
+        whole, tail = divmod(len(rows) - head, self.run)
+        sizes = np.array([head, *[self.run] * whole, tail])
+        along = np.random.default_rng([*self.seeds, lap, number]).permutation(
+            len(sizes)
+        )  # the runs, from short to long
+        begins = np.empty_like(sizes)
+        begins[along] = np.cumsum(sizes[along]) - sizes[along]
+        sorted_ = np.argsort(self.lengths(rows), kind="stable")
+        order = np.concatenate([sorted_[at : at + size] for at, size in zip(begins.tolist(), sizes.tolist())])
         return rows[order], epochs[order]
 
 

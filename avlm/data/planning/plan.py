@@ -307,7 +307,7 @@ class Plan:
         """The stream in its order, and after how many places that begins again."""
         if order == "by_length":
             run = NEAR if self.stage.batch_rows is not None else self.stage.batch_samples
-            return ByLength(stream, self._lengths, run, (*self.seeds, 2)), self.count
+            return ByLength(stream, self._lengths, run, (*self.seeds, 2), self.count), self.count
         if order == "curriculum":
             return Climbing(stream, self._lengths, span or self.count), span or self.count
         return stream, self.count
