@@ -159,7 +159,7 @@ class _Opening:
         return tables.Tables(files, self.data, name=name, columns=self.columns, reshape=reshape, progress=self.progress)
 
     def _listed(self, wanted: Listed) -> RowSource:
-        folder = self.data.folder or str(wanted.path if wanted.path.is_dir() else wanted.path.parent)
+        folder = self.data.folder or str(wanted.folder)
         inner = _Opening(self.data.model_copy(update={"folder": folder}), {}, SPLITS["train"], None, self.progress)
         if not wanted.path.exists():
             raise ConfigError(

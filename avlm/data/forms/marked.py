@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from avlm.data.forms.folders import KINDS, Whereabouts, unbroken
-from avlm.data.forms.parts import kind_of, medium_of, role_of
+from avlm.data.forms.parts import check_learned, kind_of, medium_of, role_of
 from avlm.errors import DataError
 from avlm.samples import MediaItem, MediaKind, Role, Text, Turn
 
@@ -171,6 +171,8 @@ def _said(turn: Any) -> list[Said]:
     if role is None:
         given = json.dumps(speaker, default=repr)
         raise DataError(f"a turn is from {given}, and turns are from {', '.join(SPEAKERS)}. Correct it")
+    if role == "assistant":
+        check_learned(turn)
     return [(role, _value(next((turn[key] for key in ("value", "content", "text") if key in turn), None)))]
 
 

@@ -3,6 +3,7 @@
 chosen, rejected     beside `messages` or `conversations`, which end with the question; beside `query`, `instruction` or
                      `prompt`; or each a whole conversation. An answer is a text, a message, or a list of messages
 rejected_response    ms-swift's: the worse answer as a text, where the row itself ends with the better one
+rejected_messages    ms-swift's: the whole conversation with the worse answer
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from avlm.data.forms.parts import kind_of
 from avlm.errors import DataError
 from avlm.samples import Turn
 
-WORSE = ("rejected", "rejected_response")
+WORSE = ("rejected", "rejected_response", "rejected_messages")
 _WORSE = frozenset(WORSE)
 _PAIR = ("chosen", *WORSE)
 

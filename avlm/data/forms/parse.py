@@ -84,6 +84,11 @@ def parse_row(row: Any, media: Whereabouts, where: str = "", form: Form | None =
                 "Give rows of each form a file of their own; data.train takes several"
             )
         rejected = None
+        if row.get("label") is False and form == "messages":
+            raise DataError(
+                'has "label": false, by which ms-swift marks an answer as a bad one, and answers are learned. '
+                "Leave such rows out, or call the column otherwise"
+            )
         if is_pair(row):
             better, worse = both(row, form, _said(row, form))
             turns = _with_system(row, _turns(better, form, media))

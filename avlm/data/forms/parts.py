@@ -59,13 +59,23 @@ def role_of(message: dict[str, Any]) -> Role:
     role = ROLES[ROLES.index(given)]
     if message.get("tool_calls"):
         raise DataError('an answer calls tools ("tool_calls"), and models here answer in words. Leave such rows out')
+    if role == "assistant":
+        check_learned(message)
+    return role
+
+
+def check_learned(answer: dict[str, Any]) -> None:
+    """Refuse an answer that is not to be learned: ms-swift's `loss`, OpenAI's `weight`.
+
+    Raises:
+        DataError: It is one.
+    """
     for key in ("loss", "weight"):
-        if role == "assistant" and key in message and message[key] in (False, 0):
+        if key in answer and answer[key] in (False, 0):
             raise DataError(
-                f"an answer has {key}={json.dumps(message[key])}, and every answer of a row is learned. "
+                f"an answer has {key}={json.dumps(answer[key])}, and every answer of a row is learned. "
                 "Give it as words of the user, or leave the row out"
             )
-    return role
 
 
 def _truth(message: dict[str, Any], key: str, default: bool) -> bool:

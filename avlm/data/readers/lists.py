@@ -40,6 +40,8 @@ class Listed:
     columns: Mapping[str, str] = field(default_factory=dict)
     """Their word for something, and the column that it is in."""
     tags: Mapping[str, str] = field(default_factory=dict)
+    folder: Path = Path()
+    """What paths of media are relative to: where the list lies, which their `media_dir` is if it is not given."""
 
     def __call__(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
         """A row in a form of ours.
@@ -121,7 +123,7 @@ def listed(path: Path, name: str | None) -> Listed:
     defaults = _ALPACA if formatting == "alpaca" else _SHAREGPT
     openai = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
     tags = _TAGS | (openai if formatting == "openai" else {}) | _strings(described, "tags", path, name)
-    return Listed(path.parent / file, str(formatting), {**defaults, **columns}, tags)
+    return Listed(path.parent / file, str(formatting), {**defaults, **columns}, tags, path.parent)
 
 
 def _strings(described: Mapping[str, Any], key: str, path: Path, name: str) -> dict[str, str]:

@@ -290,7 +290,7 @@ def _holds_bytes(kind: Any) -> bool:
 def _is_bytes(kind: Any) -> bool:
     import pyarrow as pa
 
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
 
 
 # ---------------------------------------------------------------- looking through without media
@@ -372,8 +372,8 @@ def _media(value: Any, kind: MediaKind) -> Any:
     """A column's medium or media; those whose bytes were not read stand for themselves, empty."""
     if isinstance(value, list):
         return [_media(one, kind) for one in value]
-    if value is True:
-        return MediaItem(kind, data=b"")
+    if isinstance(value, bool):
+        return MediaItem(kind, data=b"") if value else None
     if isinstance(value, dict):
         held = value.get("bytes")
         if held is True or ("bytes" not in value and not isinstance(value.get("path"), str)):

@@ -223,7 +223,7 @@ def _alternatives(inside: str, pattern: str) -> list[str]:
     first, dots, last = inside.partition("..")
     if not dots:
         return inside.split(",")
-    if not (first.isdecimal() and last.isdecimal()) or int(last) - int(first) > _MAX_NAMES:
+    if not (first.isdecimal() and last.isdecimal()) or not 0 <= int(last) - int(first) <= _MAX_NAMES:
         raise ConfigError(f"{pattern}: {{{inside}}} is no range of numbers. Write it as {{000..012}}")
     width = len(first)
     return [f"{number:0{width}d}" for number in range(int(first), int(last) + 1)]
