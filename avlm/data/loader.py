@@ -125,6 +125,7 @@ class StepLoader:
         """Rows of the stage that its plan leaves out."""
         if measures is not None:
             self._leave_out(uncounted or {}, np.asarray(measures.tokens[np.array(self.rows)]))
+        self.measures = measures
         self.plan = plan_of(source, self.rows, stage, data, seed, measures)
         writer = StageWriter(stage, processor, own_kinds(stage, video), seed)
         self.prepare = SamplePreparer(source, writer, data)
@@ -226,6 +227,8 @@ class StepLoader:
             rows = [[good[i] for i in row] for row in pack_rows([s.room() for s in good], self.stage.row_tokens)]
         else:
             ends = list(accumulate(packs, initial=0))
+            found = [one for a, b in pairwise(ends) for one in self._within(found[a:b], wanted[a:b])]
+            good = [sample for sample in found if isinstance(sample, Encoded)]
             planned = [found[a:b] for a, b in pairwise(ends)]
             rows = [[sample for sample in row if isinstance(sample, Encoded)] for row in planned]
         bad = {at: sample for at, sample in enumerate(found) if isinstance(sample, Bad)}
@@ -236,6 +239,28 @@ class StepLoader:
         ]
         packed = [pack(row) for row in rows if row]
         return StepData(k, packed, list(bad.values()), len(good), list(bad), shorter)
+
+    def _within(self, row: Sequence[Encoded | Bad], wanted: Sequence[Wanted]) -> Sequence[Encoded | Bad]:
+        """What was planned for a row, without what takes more than was counted where the row would be too long for it.
+
+        Nothing else shows that media have changed behind an index, if their size and time are what they were.
+        """
+        if sum(one.room() for one in row if isinstance(one, Encoded)) <= self.stage.row_tokens:
+            return row
+        assert self.measures is not None
+        counts = self.measures.tokens[np.array([number for number, _ in wanted])].tolist()
+        return [
+            self._outgrown(one, number, count) if isinstance(one, Encoded) and one.room() > count else one
+            for one, (number, _), count in zip(row, wanted, counts, strict=True)
+        ]
+
+    def _outgrown(self, sample: Encoded, row: int, count: int) -> Bad:
+        return Bad(
+            sample.id,
+            self.source.where(row),
+            f"takes {sample.room()} tokens, and {count} were counted, so it has changed since. Touch its files, and "
+            "index them again (avlm data index)",
+        )
 
     def _judged(self, outcome: Outcome[Encoded | Bad], row: int) -> Encoded | Bad:
         if isinstance(outcome, Error):

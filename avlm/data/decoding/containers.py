@@ -144,10 +144,13 @@ def _container(item: MediaItem, limits: Limits) -> Iterator[Any]:
 
 
 def _pictures(item: MediaItem, limits: Limits, container: Any) -> Any:
-    """The stream of pictures."""
-    if not container.streams.video:
+    """The stream of pictures, which a recording's cover is none of."""
+    from av.stream import Disposition
+
+    moving = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+    if not moving:
         raise MediaError(f"{item.name()}: holds no pictures. Give it as audio, or replace the file")
-    video = container.streams.video[0]
+    video = moving[0]
     if video.codec_context.width:  # a broadcast may say it with its first frame only, which FFmpeg holds to the limit
         check_frame(video.codec_context.width, video.codec_context.height, limits, item)
     return video

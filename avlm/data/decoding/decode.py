@@ -179,7 +179,7 @@ def _to_rgb(image: PILImage.Image) -> PILImage.Image:
     if image.mode in ("I", "F"):  # whatever range a program chose
         values = np.nan_to_num(np.asarray(image, dtype=np.float32))
         top = values.max(initial=0)
-        return _grey(values / 257 if top > 255 else values * 255 if image.mode == "F" and top <= 1 else values)
+        return _grey(values / 257 if top > 255 else values * 255 if image.mode == "F" and top <= 2 else values)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = PILImage.new("RGBA", image.size, (255, 255, 255, 255))

@@ -379,6 +379,7 @@ def _settings(writer: StageWriter, capacity: int | None) -> str:
         ),
         "kinds": sorted(writer.kinds),
         "capacity": capacity,
+        "limits": processor.reader().limits.model_dump(mode="json", exclude={"doors", "max_decode_s"}),
     }
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 

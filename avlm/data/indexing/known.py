@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Collection, Mapping
-from contextlib import closing
+import zlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from avlm.data.decoding.files import Limits
 from avlm.layout import AudioFacts, Facts, ImageFacts, VideoFacts
 from avlm.samples import MediaItem
 
-VERSION = 2
+VERSION = 3
 """Raised whenever headers come to be read otherwise; what was noted before is forgotten then."""
 AT_ONCE = 500
 WAIT_S = 60.0
@@ -70,18 +71,16 @@ def _hash(text: str) -> hashlib.blake2b:
 
 
 class KnownFacts:
-    """A table of facts on the disk.
+    """A table of facts on the disk. It saves time and holds nothing that could not be measured again: what is damaged
+    is forgotten, and while another process holds the table for long, it is done without.
 
     Args:
-        path: Its file; one that is damaged, or of another version, is begun anew.
+        path: Its file; one of another version is begun anew.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            self._open()
-        except sqlite3.DatabaseError:
-            path.unlink(missing_ok=True)
+        with suppress(sqlite3.DatabaseError), self._forgetting():
             self._open()
 
     def _open(self) -> None:
@@ -90,30 +89,51 @@ class KnownFacts:
                 table.execute("begin immediate")  # all at once, as each change by itself waits for the disk
                 table.execute("drop table if exists facts")
                 table.execute(f"pragma user_version = {VERSION}")
-            table.execute("create table if not exists facts (key blob primary key, kind text, a, b) without rowid")
+            table.execute("create table if not exists facts (key blob primary key, kind text, a, b, sum) without rowid")
 
     def _connection(self) -> sqlite3.Connection:
         return sqlite3.connect(self.path, timeout=WAIT_S)
+
+    @contextmanager
+    def _forgetting(self) -> Iterator[None]:
+        """Begin the file anew if it turns out to be damaged.
+
+        Raises:
+            DatabaseError: What was to be done with it was not done.
+        """
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            if "locked" not in str(error):
+                self.path.unlink(missing_ok=True)
+                self._open()
+            raise
 
     def find(self, keys: Collection[bytes]) -> dict[bytes, Facts]:
         """Those of some media that are known."""
         wanted, found = list(keys), {}
         if not wanted:
             return {}
-        with closing(self._connection()) as table:
+        with suppress(sqlite3.DatabaseError), self._forgetting(), closing(self._connection()) as table:
             for first in range(0, len(wanted), AT_ONCE):
                 some = wanted[first : first + AT_ONCE]
                 marks = ",".join("?" * len(some))
-                for key, *row in table.execute(f"select key, kind, a, b from facts where key in ({marks})", some):
-                    found[key] = _facts(*row)
+                for key, *row, noted in table.execute(f"select * from facts where key in ({marks})", some):
+                    if noted == _sum(key, row):
+                        found[key] = _facts(*row)
         return found
 
     def add(self, facts: Mapping[bytes, Facts]) -> None:
         """Note what was measured."""
         if facts:
-            with closing(self._connection()) as table, table:
-                rows = [(key, *_row(found)) for key, found in facts.items()]
-                table.executemany("insert or replace into facts values (?, ?, ?, ?)", rows)
+            rows = [(key, *(row := _row(found)), _sum(key, row)) for key, found in facts.items()]
+            with suppress(sqlite3.DatabaseError), self._forgetting(), closing(self._connection()) as table, table:
+                table.executemany("insert or replace into facts values (?, ?, ?, ?, ?)", rows)
+
+
+def _sum(key: bytes, row: Sequence[Any]) -> int:
+    """A check sum: a table whose bytes have changed is not always one that sqlite refuses."""
+    return zlib.crc32(repr(tuple(row)).encode(errors="replace"), zlib.crc32(key))
 
 
 def _row(facts: Facts) -> tuple[str, float, int]:
