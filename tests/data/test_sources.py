@@ -475,6 +475,8 @@ def test_rows_of_other_people_are_read_as_they_are(row: dict[str, Any], turns: l
         ({"tools": '[{"name": "f"}]', **chat("q", "a")}, 'lists "tools" to be called, and models here answer in words. Leave such rows out, or remove their tools'),
         ({"conversations": [{"from": "human", "value": "q"}, {"from": "function_call", "value": "f()"}]}, 'a turn is from "function_call", a tool, and models here speak with people only. Leave such rows out'),
         ({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}]}, 'an answer calls tools ("tool_calls"), and models here answer in words. Leave such rows out'),
+        ({"messages": [{"role": "user", "content": "q"}, ANSWER], "label": False}, 'has "label": false, by which ms-swift marks an answer as a bad one, and answers are learned. Leave such rows out, or call the column otherwise'),
+        ({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a", "loss": False}]}, "an answer has loss=false, and every answer of a row is learned. Give it as words of the user, or leave the row out"),
         ({"messages": [{"role": "user", "content": "q"}, {**ANSWER, "loss": False}]}, "an answer has loss=false, and every answer of a row is learned. Give it as words of the user, or leave the row out"),
         ({"messages": [{"role": "user", "content": "q"}, {**ANSWER, "weight": 0}]}, "an answer has weight=0, and every answer of a row is learned. Give it as words of the user, or leave the row out"),
         ({"messages": [{"role": "user", "content": "<image>q"}, ANSWER], "images": ["a", "b"]}, "the text has 1 <image> mark and the row lists 2 image files. Add a mark or remove the file"),

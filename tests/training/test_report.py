@@ -359,3 +359,10 @@ def test_headings_go_down_in_order_and_every_table_names_its_heads(run: Path) ->
         for t, attrs in page.elements
         if t == "svg"
     )
+
+
+def test_a_line_that_nearly_vanishes_is_drawn() -> None:
+    """On a logarithmic scale, behind values next to which it is nothing."""
+    values = [20.0] * 12 + [1e-18] * 12
+    chart = line_chart(range(1, 25), values, [], label="", axis="auto")
+    assert "nan" not in chart and 'class="smooth"' in chart

@@ -25,6 +25,9 @@ AT_ONCE = 500
 WAIT_S = 60.0
 """How long one process waits for another that is writing."""
 
+UNREADABLE = (sqlite3.DatabaseError, UnicodeDecodeError)
+"""What comes of a table that is damaged; sqlite's message may itself hold bytes of it."""
+
 Identity = tuple[Any, ...]
 
 
@@ -80,7 +83,7 @@ class KnownFacts:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with suppress(sqlite3.DatabaseError), self._forgetting():
+        with suppress(*UNREADABLE), self._forgetting():
             self._open()
 
     def _open(self) -> None:
@@ -99,11 +102,11 @@ class KnownFacts:
         """Begin the file anew if it turns out to be damaged.
 
         Raises:
-            DatabaseError: What was to be done with it was not done.
+            DatabaseError, UnicodeDecodeError: What was to be done with it was not done.
         """
         try:
             yield
-        except sqlite3.DatabaseError as error:
+        except UNREADABLE as error:
             if "locked" not in str(error):
                 self.path.unlink(missing_ok=True)
                 self._open()
@@ -114,7 +117,7 @@ class KnownFacts:
         wanted, found = list(keys), {}
         if not wanted:
             return {}
-        with suppress(sqlite3.DatabaseError), self._forgetting(), closing(self._connection()) as table:
+        with suppress(*UNREADABLE), self._forgetting(), closing(self._connection()) as table:
             for first in range(0, len(wanted), AT_ONCE):
                 some = wanted[first : first + AT_ONCE]
                 marks = ",".join("?" * len(some))
@@ -127,7 +130,7 @@ class KnownFacts:
         """Note what was measured."""
         if facts:
             rows = [(key, *(row := _row(found)), _sum(key, row)) for key, found in facts.items()]
-            with suppress(sqlite3.DatabaseError), self._forgetting(), closing(self._connection()) as table, table:
+            with suppress(*UNREADABLE), self._forgetting(), closing(self._connection()) as table, table:
                 table.executemany("insert or replace into facts values (?, ?, ?, ?, ?)", rows)
 
 

@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import soundfile
@@ -296,3 +297,34 @@ def test_measuring_reads_little_of_a_large_file(tmp_path: Path) -> None:
     assert measure(MediaItem("image", data=jpeg[:at]), media()) == ImageFacts((500, 700))
     flac = sound("FLAC", seconds=5)
     assert measure(MediaItem("audio", data=flac[:3000]), media()) == AudioFacts(80_000)
+
+
+def test_recordings_put_end_to_end_are_heard_whole(tmp_path: Path) -> None:
+    """Each has a header that counts its own frames. Tags behind the last one are no sound."""
+    wave = np.sin(np.arange(24_000) / 5).astype(np.float32) / 2
+    soundfile.write(tmp_path / "one.mp3", wave, 24_000, format="MP3")
+    one = (tmp_path / "one.mp3").read_bytes()
+    heard = {}
+    for name, data in {"one": one, "tagged": one + b"TAG" + bytes(125), "three": one * 3}.items():
+        heard[name] = len(decode_audio(MediaItem("audio", data=data), 24_000).waveform)
+    assert heard["one"] == heard["tagged"] == 24_000
+    assert heard["three"] == pytest.approx(3 * 24_000, abs=3 * 3 * 1152)
+
+
+@pytest.mark.parametrize("codec", ["libmp3lame", "adpcm_ms"])
+def test_wavs_that_are_not_plain_are_as_long_as_ffmpeg_hears_them(codec: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    wave = (np.sin(np.arange(48_000) / 9) * 12_000).astype(np.int16)
+    with av.open(str(path), "w") as file:
+        track = file.add_stream(codec, rate=24_000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(wave[None], "s16", "mono")
+        frame.sample_rate, frame.pts = 24_000, 0
+        for one in av.AudioResampler(track.format.name, "mono", 24_000, frame_size=track.frame_size or None).resample(
+            frame
+        ):
+            file.mux(track.encode(one))
+        file.mux(track.encode(None))
+    with av.open(str(path)) as file:
+        expected = sum(frame.samples for frame in file.decode(audio=0))
+    found = decode_audio(MediaItem("audio", path=path), 24_000).waveform
+    assert len(found) == pytest.approx(expected, abs=2400) and len(found) > 47_000

@@ -358,3 +358,29 @@ def test_the_demos_own_videos_are_laid_out_as_ever(seconds: int, tmp_path: Path)
     expected = [s for share in shares for s in (picture, Segment("audio", share))]
     assert video_segments(prepared.facts, spec) == expected
     assert len(prepared.frames) == looked
+
+
+@pytest.mark.parametrize("name", ["a.mkv", "a.webm"])
+@pytest.mark.parametrize("start_s", [0.8, 3.0])
+def test_a_file_whose_clock_begins_late_is_as_long_as_it_is(name: str, start_s: float, tmp_path: Path) -> None:
+    """FFmpeg's Matroska says when it ends."""
+    how = {"video": "libvpx", "audio": "libopus"} if name == "a.webm" else {}
+    clip = decode(write(tmp_path / name, start_s=start_s, **how))
+    assert clip.duration_s == pytest.approx(3.0, abs=0.15)
+    assert chosen(clip) == [5, 15, 25]
+    assert beep_s(clip) == pytest.approx(1.0, abs=0.08)
+
+
+def test_the_cover_of_a_recording_is_no_film(tmp_path: Path) -> None:
+    path = tmp_path / "a.mka"
+    with av.open(str(path), "w", format="mp4") as file:
+        track = file.add_stream("aac", rate=RATE, layout="mono")
+        cover = file.add_stream("mjpeg")
+        cover.width = cover.height = 16
+        cover.pix_fmt, cover.disposition = "yuvj420p", av.stream.Disposition.attached_pic
+        sound = av.AudioFrame.from_ndarray(np.full((1, RATE), 0.1, np.float32), "fltp", "mono")
+        sound.sample_rate, sound.pts = RATE, 0
+        picture = av.VideoFrame.from_ndarray(np.zeros((16, 16, 3), np.uint8), format="rgb24")
+        file.mux([*cover.encode(picture), *cover.encode(None), *track.encode(sound), *track.encode(None)])
+    with pytest.raises(MediaError, match=r"holds no pictures\. Give it as audio"):
+        decode(path)

@@ -26,6 +26,10 @@ FORMS = {
     "ours, the better one in its place": {"messages": [ASKED, SAID], "rejected": "that"},
     "ms-swift's messages": {"messages": [ASKED, SAID], "rejected_response": "that"},
     "ms-swift's query": {"query": "Which?", "response": "this", "rejected_response": "that"},
+    "ms-swift's two conversations": {
+        "messages": [ASKED, SAID],
+        "rejected_messages": [ASKED, {"role": "assistant", "content": "that"}],
+    },
     "LLaMA-Factory's sharegpt": {
         "conversations": [{"from": "human", "value": "Which?"}],
         "chosen": {"from": "gpt", "value": "this"},

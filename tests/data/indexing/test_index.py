@@ -19,11 +19,13 @@ from hypothesis import strategies as st
 
 from avlm.config.stage import Stage
 from avlm.data.decoding import headers
+from avlm.data.decoding.files import Limits
 from avlm.data.indexing import index as index_file
 from avlm.data.indexing.counting import found_among
 from avlm.data.indexing.index import Index, build_index, open_index
 from avlm.data.indexing.known import FactsKeys, KnownFacts, identity
 from avlm.data.media import reader
+from avlm.data.media.reader import MediaReader
 from avlm.data.processor import AvlmProcessor
 from avlm.data.rows import RowTable
 from avlm.data.sources import JsonLines
@@ -359,3 +361,44 @@ def test_a_medium_is_known_by_what_its_facts_follow_from(picture: Callable[..., 
     os.utime(path, ns=(time.time_ns(), time.time_ns() + 10**9))
     assert len({*ways, key(item)}) == 7
     assert identity(MediaItem("image", path=tmp_path / "gone.png")) == (None, 0)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_damage_of_the_facts_costs_time_and_nothing_else(seed: int, tmp_path: Path) -> None:
+    path = tmp_path / "facts.sqlite"
+    facts = {bytes([i]) * 16: ImageFacts((100 + i, 200 + i)) for i in range(60)}
+    KnownFacts(path).add(facts)
+    data, rng = bytearray(path.read_bytes()), np.random.default_rng(seed)
+    for at in rng.integers(0, len(data), 3 + 40 * (seed % 3)).tolist():
+        data[at] ^= int(rng.integers(1, 256))
+    path.write_bytes(bytes(data))
+    known = KnownFacts(path)
+    found = known.find(facts)
+    assert found.items() <= facts.items()
+    known.add(facts)
+    again = KnownFacts(path)
+    again.find(facts)
+    again.add(facts)
+    assert KnownFacts(path).find(facts) == facts
+
+
+def test_facts_that_another_process_holds_are_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "facts.sqlite"
+    known = KnownFacts(path)
+    known.add({b"a": AudioFacts(1)})
+    monkeypatch.setattr("avlm.data.indexing.known.WAIT_S", 0.05)
+    with sqlite3.connect(path) as other:
+        other.execute("begin exclusive")
+        known.add({b"b": AudioFacts(2)})
+        assert KnownFacts(path).find([b"a"]) == {}
+        other.rollback()
+    assert known.find([b"a", b"b"]) == {b"a": AudioFacts(1)}
+
+
+def test_other_limits_make_another_index(rows: Callable[..., Path], tmp_path: Path) -> None:
+    source, own = JsonLines(rows()), chatml()
+    before = build_index(source, own, tmp_path / "i")
+    own.use_reader(MediaReader(MEDIA, limits=Limits(max_pixels=1)))
+    after = build_index(source, own, tmp_path / "i")
+    assert not before.status.any() and after.status.tolist() == build_index(source, own, tmp_path / "j").status.tolist()
+    assert after.status.any()

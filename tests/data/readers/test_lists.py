@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from avlm.config.data import DataConfig
 from avlm.data.sources import open_source
 from avlm.errors import ConfigError, DataError
 from avlm.samples import MediaItem, Text
@@ -150,3 +151,15 @@ def test_any_row_is_read_or_refused(tmp_path: Path, row: dict[str, Any], sharegp
     (tmp_path / "rows.jsonl").write_text(json.dumps(row))
     with contextlib.suppress(ConfigError, DataError):
         list(open_source(f"{tmp_path / 'dataset_info.json'}:x"))
+
+
+def test_media_lie_where_the_list_lies(tmp_path: Path) -> None:
+    """Its own default for `media_dir`, wherever the rows are."""
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "rows.json").write_text(json.dumps(FILES["openai.json"]))
+    described = {**INFO["openai"], "file_name": "sub/rows.json"}
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"x": described}))
+    (sample,) = open_source(f"{tmp_path / 'dataset_info.json'}:x")
+    assert [item.path for item in sample.media()] == [tmp_path / "b.png"]
+    (other,) = open_source(f"{tmp_path / 'dataset_info.json'}:x", DataConfig(folder=str(tmp_path / "sub")))
+    assert [item.path for item in other.media()] == [tmp_path / "sub" / "b.png"]

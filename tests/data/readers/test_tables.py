@@ -282,3 +282,21 @@ def test_any_table_is_rows_or_is_refused(tmp_path: Path, row: dict[str, Any]) ->
     for config in (DataConfig(), DataConfig(columns={"image": "jpg", "question": "query", "answer": "response"})):
         with contextlib.suppress(ConfigError, DataError):
             list(Tables([path], config))
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary_view(), pa.list_(pa.binary())])
+@pytest.mark.parametrize("ending", ["parquet", "arrow"])
+def test_a_column_of_bytes_may_hold_nothing_in_some_rows(tmp_path: Path, kind: Any, ending: str) -> None:
+    held = [png(1), None, png(2)]
+    pictures = [[one] if one else None for one in held] if pa.types.is_list(kind) else held
+    asked = ["<image>a", "b", "<image>c"]
+    table = pa.table({"image": pa.array(pictures, kind), "query": asked, "response": ["1", "2", "3"]})
+    path = tmp_path / f"t.{ending}"
+    if ending == "parquet":
+        parquet.write_table(table, path)
+    else:
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+    source = open_source(path)
+    assert source.errors == []
+    assert [[item.data for item in sample.media()] for sample in source] == [[png(1)], [], [png(2)]]
