@@ -581,6 +581,11 @@ def test_rows_are_indexed_and_known_the_second_time(avlm: Callable[..., Said], m
     command = ["data", "index", tmp_path / "rows.jsonl", "--model", model, "--out", tmp_path / "index", "--workers", 0]
     assert avlm(*command).out.rstrip().endswith("12 counted now, 0 known, 0 cannot be used")
     assert avlm(*command).out.rstrip().endswith("0 counted now, 12 known, 0 cannot be used")
+    with (tmp_path / "rows.jsonl").open("a") as file:
+        file.write("{\n")
+    said = avlm(*command).out
+    assert "12 known, 0 cannot be used\n1 more cannot be read at all and are in no index, the first of them: " in said
+    assert "rows.jsonl line 13" in said
 
 
 def test_rows_are_written_in_another_form(avlm: Callable[..., Said], rows: Callable[..., Path], tmp_path: Path) -> None:

@@ -212,6 +212,11 @@ def index(
             f"{made.folder}: {made.made.rows:,} rows, {int(made.tokens.sum()):,} tokens; "
             f"{made.made.counted:,} counted now, {made.made.reused:,} known, {made.made.bad:,} cannot be used"
         )
+    if source.errors:
+        print(
+            f"{len(source.errors):,} more cannot be read at all and are in no index, the first of them: "
+            f"{source.errors[0]}. avlm data check names them"
+        )
 
 
 def convert(

@@ -66,11 +66,29 @@ def open_source(
     if name is not None and (found.endswith(".py") or not Path(found).exists()):
         return _own(str(path), data, columns, progress)
     try:
-        return _Opening(data, columns, (name,) if name else SPLITS[use], name, progress).open(found)
+        source = _Opening(data, columns, (name,) if name else SPLITS[use], name, progress).open(found)
+        if use == "train" and not (isinstance(data.train, (list, tuple)) and len(data.train) > 1):
+            _check_columns(source, columns)
+        return source
     except OSError as error:  # of a folder that nobody may look into, say
         told = error.strerror or type(error).__name__
         at = "" if error.filename in (None, found) else f" at {error.filename}"
         raise ConfigError(f"{found}: not readable ({told}{at}). Give rows that you may read") from None
+
+
+def _check_columns(source: RowSource, columns: Mapping[str, Field]) -> None:
+    """Refuse a name in `data.columns` that no row has; of several files each may have columns of its own.
+
+    Raises:
+        ConfigError: There is one.
+    """
+    met: set[str] = getattr(getattr(source, "parser", None), "met", set())
+    missing = [name for name in columns if name not in met]
+    if met and missing:
+        raise ConfigError(
+            f"{source.name}: no row has {columns[missing[0]].text}, which data.columns.{missing[0]} names, so its rows "
+            "would be read without. Correct the name, or leave it out"
+        )
 
 
 def _part(path: str) -> tuple[str, str | None]:

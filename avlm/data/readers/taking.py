@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from avlm.config.data import DataConfig
-from avlm.data.forms.fields import Field, field_of
+from avlm.data.forms.fields import ABSENT, Field, field_of
 from avlm.data.forms.folders import Folders, Whereabouts
 from avlm.data.forms.parse import Form, parse_row, recognise, renamed, set_name
 from avlm.data.rows import RowTable
@@ -80,11 +80,14 @@ class Parser:
     ) -> None:
         self.folders, self.columns, self.reshape = folders, columns or {}, reshape
         self.form: Form | None = None
+        self.met: set[str] = set()
+        """Which of the columns some row had, if only with nothing in it."""
 
     def shaped(self, row: Any) -> Any:
         """A row under the names that are used here."""
         if isinstance(row, Mapping):
             if self.columns:
+                self.met |= {n for n in self.columns.keys() - self.met if self.columns[n].of(row) is not ABSENT}
                 row = renamed(row, self.columns)
             if self.reshape is not None:
                 row = self.reshape(row)

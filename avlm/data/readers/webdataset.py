@@ -26,6 +26,8 @@ from avlm.samples import Sample
 Shape = Callable[[Fields], dict[str, Any]]
 """Makes a row of a sample's members."""
 
+_NUMBERED = re.compile(r"(\D*)([0-9]+)\.")
+"""The ending of one of several members of a kind: ``0.png``, ``image_12.jpg``."""
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _MAX_NAMES = 1_000_000
 
@@ -133,7 +135,7 @@ class WebDataset:
 
     def _parse(self, tar: Tar, key: str, members: Sequence[Member]) -> tuple[Sample, str]:
         where = f"{tar.path.name} {key}"
-        by_ending = {named[1]: member for member in members if (named := split_name(member.name)) is not None}
+        by_ending = _counted({named[1]: m for m in members if (named := split_name(m.name)) is not None})
         if len(by_ending) < len(members):
             raise DataError(
                 f"has {len(members)} members and only {len(by_ending)} different ones, so which is meant is not known. "
@@ -184,6 +186,14 @@ class WebDataset:
     def fingerprint(self) -> str:
         """A digest of the names and sizes of all members and of all words, in order; media are not read for it."""
         return self._digest
+
+
+def _counted(members: dict[str, Member]) -> dict[str, Member]:
+    """A sample's members, those that are numbered in the order of their numbers: programs that write them by name put
+    10.png before 2.png."""
+    numbered = {name: found for name in members if (found := _NUMBERED.match(name)) is not None}
+    names = iter(sorted(numbered, key=lambda name: (numbered[name][1], int(numbered[name][2]))))
+    return {name: members[name] for name in [next(names) if one in numbered else one for one in members]}
 
 
 def tars_in(path: str) -> list[Path]:

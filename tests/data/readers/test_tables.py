@@ -300,3 +300,19 @@ def test_a_column_of_bytes_may_hold_nothing_in_some_rows(tmp_path: Path, kind: A
     source = open_source(path)
     assert source.errors == []
     assert [[item.data for item in sample.media()] for sample in source] == [[png(1)], [], [png(2)]]
+
+
+def test_a_column_that_no_row_has_is_refused(tmp_path: Path) -> None:
+    table = pa.table({"jpg": [png(1), png(2)], "q": ["a", "b"], "a": ["1", "2"], "heard": pa.nulls(2, pa.binary())})
+    path = tmp_path / "t.parquet"
+    parquet.write_table(table, path)
+    columns: dict[Any, str] = {"image": "jgp", "audio": "heard", "question": "q", "answer": "a"}
+    with pytest.raises(ConfigError) as error:
+        open_source(path, DataConfig(columns=columns))
+    assert str(error.value) == (
+        "t.parquet: no row has jgp, which data.columns.image names, so its rows would be read without. "
+        "Correct the name, or leave it out"
+    )
+    several = DataConfig(columns=columns, train=[str(path), "other.parquet"])  # which may have it
+    assert len(open_source(path, several)) == 2
+    assert len(open_source(path, DataConfig(columns={**columns, "image": "jgp,jpg"}))) == 2

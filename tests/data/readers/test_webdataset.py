@@ -236,3 +236,13 @@ def test_progress_is_told_after_two_seconds(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("avlm.data.readers.taking.EVERY_S", 0.0)
     WebDataset([path], progress=lambda done, total: told.append((done, total)))
     assert told == sorted(told) and len(told) > 2 and told[-1] == (path.stat().st_size,) * 2
+
+
+def test_numbered_members_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    """The webdataset library writes a sample's members by name."""
+    marks = {"conversations": [{"from": "human", "value": "<image>" * 12 + "?"}, {"from": "gpt", "value": "yes"}]}
+    path = written(tmp_path / "a.tar", {**{f"{i}.png": bytes([i]) + PNG for i in range(12)}, "json": marks})
+    with tarfile.open(path) as tar:
+        assert tar.getnames()[:3] == ["0000.0.png", "0000.1.png", "0000.10.png"]
+    (sample,) = open_source(path)
+    assert [read(item, LIMITS)[0] for item in sample.media()] == list(range(12))
