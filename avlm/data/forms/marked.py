@@ -2,7 +2,7 @@
 
 conversations    LLaVA's, ShareGPT's and VITA's turns with `from` and `value`
 query            one question and its answer with what was said before: ms-swift's, and Alpaca's
-messages         turns with `role` and `content` whose texts have marks: ms-swift's and LLaMA-Factory's
+messages         turns with `role` and `content` whose texts have marks: ms-swift's, LLaMA-Factory's; or parts: TRL's
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def conversation(row: dict[str, Any], said: list[Any], media: Whereabouts) -> tu
 
 
 def marked_messages(row: dict[str, Any], said: list[Any], media: Whereabouts) -> tuple[Turn, ...]:
-    """The turns of ms-swift's and LLaMA-Factory's rows: texts with marks, and the lists of media.
+    """The turns of rows of ms-swift, LLaMA-Factory and TRL: texts with marks, or parts, and the lists of media.
 
     Raises:
         DataError: They are none, or marks and media are not as many.
@@ -62,6 +62,8 @@ def marked_messages(row: dict[str, Any], said: list[Any], media: Whereabouts) ->
     texts: list[Said] = []
     for message in said:
         content = message.get("content") if isinstance(message, dict) else None
+        if isinstance(content, list):
+            content = _with_marks(content)
         if not isinstance(content, str):
             raise DataError(
                 f"the row lists its media beside the messages, and a message has {kind_of(content)} as content. "
@@ -70,6 +72,21 @@ def marked_messages(row: dict[str, Any], said: list[Any], media: Whereabouts) ->
         texts.append((role_of(message), unbroken(content, "text")))
     files = {kind: files_of(row, kind, media) for kind in KINDS}
     return _whole([Turn(role, parts, verbatim=True) for role, parts in placed(in_front(texts, files), files)])
+
+
+def _with_marks(parts: list[Any]) -> str | list[Any]:
+    """TRL's typed parts as a text with a mark for each medium that is in the row's list; what is none, as it was."""
+    words: list[str] = []
+    for part in parts:
+        kind = part.get("type") if isinstance(part, dict) else None
+        held = {key for key, value in part.items() if value is not None} if isinstance(part, dict) else set()
+        if kind == "text" and isinstance(part.get("text"), str):
+            words.append(part["text"])
+        elif kind in KINDS and held <= {"type", "index"}:
+            words.append(f"<{kind}>")
+        else:
+            return parts
+    return "".join(words)
 
 
 def question(row: dict[str, Any], media: Whereabouts) -> tuple[Turn, ...]:
