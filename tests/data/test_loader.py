@@ -13,6 +13,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from chat_families import CHATML, MEDIA, processor, tokenizer
@@ -22,6 +23,7 @@ from avlm.config.data import DataConfig
 from avlm.config.stage import Augment, Stage, TrainPart
 from avlm.data.loader import AHEAD, Bad, SamplePreparer, StepData, StepLoader, Wanted
 from avlm.data.media.reader import MediaReader
+from avlm.data.planning.plan import Measures
 from avlm.data.processor import AvlmProcessor
 from avlm.data.sources import JsonLines
 from avlm.data.staged import StageWriter
@@ -465,3 +467,25 @@ def test_a_sample_longer_than_a_row_is_cut_if_that_is_asked_for(tmp_path: Path) 
     assert {i: n for row in step.rows for i, n in zip(row.ids, row.lengths, strict=True)}["long"] == 120
     assert [(b.sample_id, b.where, b.cut) for b in step.cut] == [("long", "long.jsonl line 4", length - 120)]
     assert loader(path, batch_samples=4, row_tokens=length, too_long="cut").step(0).cut == []
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_outgrew_its_count_is_left_out_where_its_row_would_be_too_long(workers: int, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    said = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "yes " * 9}]
+    path.write_text("".join(json.dumps({"id": str(i), "messages": said}) + "\n" for i in range(8)))
+    source, own = JsonLines(path), processor(CHATML)
+    true = np.array([len(own.encode(sample)) for sample in source])
+    counted = np.where(np.arange(8) == 3, 1, true)  # of one of them, before it grew
+    how = Stage(name="a", train={"language": TrainPart(lr=1)}, steps=1, batch_rows=2, row_tokens=int(4 * true[0]) + 1)
+    data = DataConfig(workers=workers, cache_mb=0)
+    made = StepLoader(source, how, own, data, 0, measures=Measures(counted.astype(np.int32)))
+    with closing(made.steps(0, 1)) as steps:
+        step = next(steps)
+    assert max(sum(row.lengths) for row in step.rows) <= how.row_tokens
+    (bad,) = step.bad
+    assert (bad.sample_id, bad.where) == ("3", "rows.jsonl line 4")
+    assert bad.reason.startswith(
+        f"takes {true[0]} tokens, and 1 were counted, so it has changed since. Touch its files"
+    )
+    assert step.num_samples == 7
