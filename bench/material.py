@@ -109,18 +109,23 @@ def film(
     fps: int = 25,
     b_frames: int = 3,
     every: int = 250,
+    slices: int = 1,
 ) -> Path:
     """An mp4 of H.264, and AAC in stereo at 48 kHz, interleaved.
 
     Args:
         b_frames: Most pictures in a row that no other is made from; 3 is what x264 does by itself.
         every: Frames between two key frames, at most; 250 is x264's own.
+        slices: Parts of a picture that can be decoded by two threads at once; 1 is x264's own. PyAV would ask it for as
+            many as the machine has cores, so that each made a film of its own.
     """
     import av
 
     scene = np.asarray(photo(2 * size[0], size[1]))
     with av.open(str(path), "w") as file:
-        pictures = file.add_stream("libx264", rate=fps, options={"bf": str(b_frames), "g": str(every)})
+        options = {"bf": str(b_frames), "g": str(every), "slices": str(slices)}
+        pictures = file.add_stream("libx264", rate=fps, options=options)
+        pictures.thread_count = 1
         pictures.width, pictures.height, pictures.pix_fmt = *size, "yuv420p"
         track = file.add_stream("aac", rate=48_000, layout="stereo")
         sound = np.stack([speech(seconds, 0, 48_000), speech(seconds, 1, 48_000)])

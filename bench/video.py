@@ -43,6 +43,7 @@ class Film:
     size: tuple[int, int] = (640, 360)
     b_frames: int = 3
     every: int = 250
+    slices: int = 1
     rounds: int = 20
 
 
@@ -50,6 +51,7 @@ FILMS = (
     Film("10 s, key frame every 10 s", 10),
     Film("60 s, key frame every 10 s", 60, rounds=10),
     Film("10 s, key frame every second, no B-frames (a telephone's)", 10, b_frames=0, every=25),
+    Film("10 s, key frame every 10 s, two slices a picture", 10, slices=2),
     Film("300 s of 320 x 180, key frame every 10 s, 16 frames of it", 300, max_frames=16, size=(320, 180), rounds=5),
 )
 
@@ -133,7 +135,8 @@ def main() -> list[Table]:
     table = Table("video", title, "ms")
     with tempfile.TemporaryDirectory() as name:
         for number, of in enumerate(FILMS):
-            path = film(Path(name) / f"{number}.mp4", of.seconds, size=of.size, b_frames=of.b_frames, every=of.every)
+            path = Path(name) / f"{number}.mp4"
+            film(path, of.seconds, size=of.size, b_frames=of.b_frames, every=of.every, slices=of.slices)
             media = looking(of.max_frames)
             table.lines += timed(
                 Case(

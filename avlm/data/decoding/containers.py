@@ -360,7 +360,7 @@ class _Ears:
     def __init__(self, stream: Any, way: _Way) -> None:
         self.stream, self.way = stream, way
         self.unit_s = _unit_s(stream)
-        self.heard = Stretches()
+        self.heard = Stretches(round((way.length_s + 1) * (stream.rate or 0)))
         self.start_s = 0.0
         """Clock of what becomes time 0."""
         self.rate_hz = 0

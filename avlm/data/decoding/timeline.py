@@ -12,17 +12,26 @@ JITTER_S = 0.2
 TOGETHER = 64
 """Stretches whose channels are averaged at once. Decoders give fifty a second, and of so few samples NumPy takes longer
 to find out what it is to do than to do it."""
+MOST_ROOM = 2**22
+"""Samples for which room is made before they come, whatever a header promises."""
 
 
 class Stretches:
-    """Sound in one channel, stretch by stretch, with the clock of each."""
+    """Sound in one channel, stretch by stretch, with the clock of each.
 
-    def __init__(self) -> None:
+    Args:
+        expected: Samples for which room is made at once, so that they need not be copied.
+    """
+
+    def __init__(self, expected: int = 0) -> None:
         self.clocks: list[float] = []
         """Seconds."""
         self.lengths: list[int] = []
         """Samples."""
-        self._sound: list[np.ndarray] = []
+        self._room = np.empty(min(expected, MOST_ROOM), np.float32)
+        self._count = 0
+        """Samples of it that are sound."""
+        self._other = np.empty(0, np.float32)
         self._waiting: list[tuple[Any, int]] = []
         """Channels that are not averaged yet, each of them apart, and samples."""
 
@@ -31,16 +40,17 @@ class Stretches:
 
     def add(self, clock: float, frame: Any) -> None:
         """A stretch behind those that are there; `frame` is an `av.AudioFrame`."""
+        samples = frame.samples
         self.clocks.append(clock)
-        self.lengths.append(frame.samples)
+        self.lengths.append(samples)
         if frame.format.name != "fltp":  # what nearly all decoders give
             self._average()
-            self._sound.append(_mono(frame))
+            self._next(samples)[:] = _mono(frame)
             return
         planes = frame.planes
         if self._waiting and len(planes) != len(self._waiting[0][0]):
             self._average()
-        self._waiting.append((planes, frame.samples))
+        self._waiting.append((planes, samples))
         if len(self._waiting) == TOGETHER:
             self._average()
 
@@ -49,15 +59,26 @@ class Stretches:
         if not self._waiting:
             return
         count, channels = sum(samples for _, samples in self._waiting), len(self._waiting[0][0])
-        wave, other = np.empty(count, np.float32), np.empty(count if channels > 1 else 0, np.float32)
+        wave = self._next(count)
+        if channels > 1 and len(self._other) < count:
+            self._other = np.empty(count, np.float32)
         for i in range(channels):
             parts = [np.frombuffer(planes[i], np.float32, samples) for planes, samples in self._waiting]
-            np.concatenate(parts, out=other if i else wave)
+            np.concatenate(parts, out=self._other[:count] if i else wave)
             if i:
-                wave += other
-        wave /= np.float32(channels)
-        self._sound.append(wave)
+                wave += self._other[:count]
+        if channels > 1:
+            wave /= np.float32(channels)
         self._waiting = []
+
+    def _next(self, count: int) -> np.ndarray:
+        """Room for so many samples behind those that are there."""
+        begin, self._count = self._count, self._count + count
+        if self._count > len(self._room):
+            room = np.empty(max(self._count, len(self._room) * 3 // 2), np.float32)
+            room[:begin] = self._room[:begin]
+            self._room = room
+        return self._room[begin : self._count]
 
     def laid(self, rate_hz: int, count: int, start_s: float = 0.0) -> np.ndarray:
         """What was heard on a timeline of its own, silent where nothing was.
@@ -70,7 +91,7 @@ class Stretches:
             float32 [count].
         """
         self._average()
-        sound = np.concatenate(self._sound) if self._sound else np.zeros(0, np.float32)
+        sound = self._room[: self._count]
         return on_timeline(sound, [clock - start_s for clock in self.clocks], self.lengths, rate_hz, count)
 
 

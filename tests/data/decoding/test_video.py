@@ -200,22 +200,24 @@ def test_a_gap_in_the_sound_stays_a_gap() -> None:
     assert before.tolist() == list(range(400, 450))
 
 
-def test_channels_are_averaged_however_many_stretches_come_at_once() -> None:
-    """Of two channels and of one, planes apart and interleaved, more of them than are averaged together."""
+@pytest.mark.parametrize("expected", [0, 100, 100_000])
+def test_channels_are_averaged_however_many_stretches_come_at_once(expected: int) -> None:
+    """Of two channels and of one, planes apart and interleaved, more of them than are averaged together, and more and
+    fewer samples than there was room for."""
     import av
 
     from avlm.data.decoding.timeline import TOGETHER, Stretches
 
-    rng, heard, expected = np.random.default_rng(0), Stretches(), list[np.ndarray]()
+    rng, heard, waves = np.random.default_rng(0), Stretches(expected), list[np.ndarray]()
     for number in range(3 * TOGETHER):
         early = number < 2 * TOGETHER - 7
         form = ("fltp", "stereo") if early else ("fltp", "mono") if number % 5 else ("flt", "stereo")
         channels = rng.normal(0, 0.1, (1 + (form[1] == "stereo"), 20 + number % 3)).astype(np.float32)
         given = channels if form[0] == "fltp" else channels.T.reshape(1, -1)
         frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(given), *form)
-        heard.add(sum(map(len, expected)) / 1000, frame)
-        expected.append(channels.mean(0))
-    whole = np.concatenate(expected)
+        heard.add(sum(map(len, waves)) / 1000, frame)
+        waves.append(channels.mean(0))
+    whole = np.concatenate(waves)
     assert len(heard) == 3 * TOGETHER
     assert np.abs(heard.laid(1000, len(whole)) - whole).max() < 1e-7
     longer = heard.laid(1000, len(whole) + 50, start_s=-0.02)  # it begins later than its timeline
