@@ -115,6 +115,8 @@ class Turn:
     """Of an answer: whether what came before it was meant for the model, where the row says so."""
     ended: bool = True
     """Of an answer: whether it is learned that it ends here."""
+    learned: bool = True
+    """Of an answer: whether it is learned at all, or what was said before."""
 
     def text(self) -> str:
         return "".join(part.text for part in self.parts if isinstance(part, Text))

@@ -105,7 +105,8 @@ def lay_out_pieces(
 ) -> Encoded:
     """Write a conversation down that has been rendered already; see `lay_out`."""
     out = Encoded(sample.id, [], [])
-    states = iter(state_classes(sample))
+    answers = [turn for turn in sample.turns if turn.role == "assistant"]
+    states = iter(zip(answers, state_classes(sample), strict=True))
     before = ""
     for is_answer, run in itertools.groupby(written, key=lambda piece: piece.answer):
         if not is_answer:
@@ -113,9 +114,11 @@ def lay_out_pieces(
             continue
         for piece in run:
             ids = tokens.after(before, piece.text)
-            out.states.append((len(out.ids) - 1, next(states)))  # the prompt is never empty: it has a role in it
+            turn, state = next(states)
+            if turn.learned:
+                out.states.append((len(out.ids) - 1, state))  # the prompt is never empty: it has a role in it
             out.ids += ids
-            out.labels += [IGNORE] * len(ids) if supervise == "nothing" else ids
+            out.labels += ids if turn.learned and supervise != "nothing" else [IGNORE] * len(ids)
             before = piece.text
     return out
 
@@ -134,7 +137,7 @@ def _lay_out_words(sample: Sample, tokens: Tokens, media: MediaSpec, facts: Sequ
 
 def shown(sample: Sample) -> list[str]:
     """What each medium shows or says: its `alt`, and where that is not known the first thing answered."""
-    answer = next((turn.text() for turn in sample.turns if turn.role == "assistant"), "")
+    answer = next((turn.text() for turn in sample.turns if turn.role == "assistant" and turn.learned), "")
     return [item.alt or answer for item in sample.media()]
 
 

@@ -11,7 +11,7 @@ a reader of one's own          FILE.py:CLASS, MODULE:CLASS               `reader
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,10 +57,14 @@ def open_source(
         progress: Called with what is done and all there is, where that takes longer than two seconds.
 
     Raises:
-        ConfigError: There is nothing, nothing that can be read, or no such part.
+        ConfigError: There is nothing, nothing that can be read, or no such part; or no folder of media.
         MissingExtraError: A library that reads such files is not installed.
     """
     data = data or DataConfig()
+    if data.folder is not None and not Path(data.folder).exists():
+        raise ConfigError(
+            f"{data.folder}: there is no such folder, and data.folder names it, so no medium would be found. Correct it"
+        )
     columns = columns_of(data)
     found, name = _part(str(path))
     if name is not None and (found.endswith(".py") or not Path(found).exists()):
@@ -280,11 +284,11 @@ def _spooled(
     if not folder.is_dir() or not any(folder.iterdir()):
         parser = Parser(folders_of(Path("here"), data), columns)
 
-        def each() -> Any:
+        def each() -> Iterator[tuple[Sample, str] | DataError]:
             for number, row in enumerate(own.rows_of(reader, text.rpartition(":")[2], parser)):
                 if progress is not None and number % 256 == 255:
                     progress(number + 1, 0)
-                yield (row, "") if isinstance(row, Sample) else row
+                yield row
 
         bad = write_rows(each(), folder, to="webdataset").bad
     source = WebDataset(tars_in(str(folder)), data, name=text.rpartition(":")[2], progress=progress)

@@ -155,6 +155,8 @@ def _message(turn: Turn, place: Callable[[MediaItem], str]) -> dict[str, Any]:
         message["state"] = turn.state
     if not turn.ended:
         message["ended"] = False
+    if not turn.learned:
+        message["weight"] = 0
     return message
 
 

@@ -21,7 +21,7 @@ from avlm.data.processor import AvlmProcessor
 from avlm.data.text.templates import described, without_media
 from avlm.errors import ConfigError, DataError, MediaError
 from avlm.layout import Segment
-from avlm.samples import Clip, Encoded, MediaItem, Picture, Sample, Sound, Text, Turn
+from avlm.samples import IGNORE, Clip, Encoded, MediaItem, Picture, Sample, Sound, Text, Turn
 
 RNG = np.random.default_rng(0)
 PICTURE = MediaItem("image", decoded=Picture(RNG.integers(0, 256, (30, 40, 3), dtype=np.uint8)))
@@ -700,6 +700,35 @@ def test_an_answer_that_does_not_end_teaches_its_words_and_no_end(family: Family
             text = made.tokenizer.decode(answer).strip()
             assert (text == closed.turns[i].text()) == (i in open_turns)
     assert made.tokenizer.decode(last).strip() != "red"
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
+@pytest.mark.parametrize("supervise", ["answers", "everything"])
+def test_an_answer_that_is_not_learned_is_read_and_leaves_the_others_as_they_are(
+    family: Family, supervise: Any
+) -> None:
+    """OpenAI's `weight: 0`, ms-swift's `loss: false`: the same tokens, without labels or a state."""
+    talk = conversation(
+        ("user", "Is it?"), ("assistant", "yes"), ("user", "And now?"), ("assistant", "red"), ("user", "So?"), ("assistant", "no")
+    )  # fmt: skip
+    made = processor(family)
+    whole = made.encode(talk, supervise=supervise)
+    plain = made.encode(talk)
+    runs = learned_at(plain)
+    assert len(runs) == 3
+    for left_out in ((0,), (1,), (0, 2)):
+        turns = [replace(turn, learned=(i - 1) / 2 not in left_out) for i, turn in enumerate(talk.turns)]
+        encoded = made.encode(replace(talk, turns=tuple(turns)), supervise=supervise)
+        gone = {at for number in left_out for at in runs[number]}
+        assert encoded.ids == whole.ids
+        assert encoded.labels == [IGNORE if i in gone else label for i, label in enumerate(whole.labels)]
+        assert encoded.states == [state for i, state in enumerate(whole.states) if i not in left_out]
+
+
+def learned_at(encoded: Encoded) -> list[list[int]]:
+    """Positions of the labels, run by run."""
+    known = itertools.groupby(range(len(encoded)), key=lambda i: encoded.labels[i] != IGNORE)
+    return [list(run) for is_learned, run in known if is_learned]
 
 
 def test_marks_stand_in_the_text_where_the_row_has_them() -> None:

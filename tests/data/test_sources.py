@@ -461,6 +461,7 @@ ANSWER = {"role": "assistant", "content": "a"}
         # typed parts as templates and servers take them
         ({"messages": [{"role": "developer", "content": "s"}, {"role": "user", "content": [{"type": "image", "url": "https://x.y/a.png"}, {"type": "audio", "audio": "a.wav"}, {"type": "image", "base64": "iVBORw=="}, {"type": "audio_url", "audio_url": {"url": "http://x.y/a.wav"}}, {"type": "image_url", "image_url": "b.png"}]}, ANSWER]},
          [("system", ["s"]), ("user", [("image", "https://x.y/a.png"), ("audio", "a.wav"), ("image", b"\x89PNG"), ("audio", "http://x.y/a.wav"), ("image", "b.png")]), ("assistant", ["a"])]),
+        (said([{"type": "image", "base64": "iVB\r\nORw==\n"}]), [("user", [("image", b"\x89PNG")])]),
         (said([{"type": "image", "path": "data:image/png;base64,iVBORw=="}, {"type": "video", "path": "s3://b/k.mp4"}, {"type": "image", "path": "file:///d/a%20b.png"}]),
          [("user", [("image", b"\x89PNG"), ("video", "s3://b/k.mp4"), ("image", "/d/a b.png")])]),
         (chat("<image>", "a", image="http://x.y/a.png"), [("user", [("image", "http://x.y/a.png")]), ("assistant", ["a"])]),
@@ -473,6 +474,33 @@ def test_rows_of_other_people_are_read_as_they_are(row: dict[str, Any], turns: l
     assert one(row, tmp_path) == turns
 
 
+def test_a_folder_of_media_that_is_not_there_is_said_once_and_not_for_each_row(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(chat("q", "a")) + "\n")
+    missing = tmp_path / "media"
+    with pytest.raises(ConfigError) as error:
+        open_source(path, DataConfig(folder=str(missing)))
+    told = "there is no such folder, and data.folder names it, so no medium would be found. Correct it"
+    assert str(error.value) == f"{missing}: {told}"
+    missing.mkdir()
+    assert len(open_source(path, DataConfig(folder=str(missing)))) == 1
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [{"role": "user", "content": "q"}, {**ANSWER, "weight": 0}, {"role": "user", "content": "q"}, {**ANSWER, "weight": 1}]},
+        {"messages": [{"role": "user", "content": "q", "loss": False}, {**ANSWER, "loss": False}, {"role": "user", "content": "<image>q"}, {**ANSWER, "loss": True}], "images": ["x.jpg"]},
+        {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a", "loss": False}, {"from": "human", "value": "q"}, {"from": "gpt", "value": "a", "loss": None}]},
+    ],
+)  # fmt: skip
+def test_answers_that_others_do_not_learn_are_said_and_not_learned(row: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    (sample,) = open_source(path)
+    assert [turn.learned for turn in sample.turns] == [True, False, True, True]
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
@@ -480,9 +508,11 @@ def test_rows_of_other_people_are_read_as_they_are(row: dict[str, Any], turns: l
         ({"conversations": [{"from": "human", "value": "q"}, {"from": "function_call", "value": "f()"}]}, 'a turn is from "function_call", a tool, and models here speak with people only. Leave such rows out'),
         ({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}]}, 'an answer calls tools ("tool_calls"), and models here answer in words. Leave such rows out'),
         ({"messages": [{"role": "user", "content": "q"}, ANSWER], "label": False}, 'has "label": false, by which ms-swift marks an answer as a bad one, and answers are learned. Leave such rows out, or call the column otherwise'),
-        ({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a", "loss": False}]}, "an answer has loss=false, and every answer of a row is learned. Give it as words of the user, or leave the row out"),
-        ({"messages": [{"role": "user", "content": "q"}, {**ANSWER, "loss": False}]}, "an answer has loss=false, and every answer of a row is learned. Give it as words of the user, or leave the row out"),
-        ({"messages": [{"role": "user", "content": "q"}, {**ANSWER, "weight": 0}]}, "an answer has weight=0, and every answer of a row is learned. Give it as words of the user, or leave the row out"),
+        ({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a", "loss": False}]}, "has no answer that is learned: all have a weight (or loss) of 0. Leave the row out"),
+        ({"messages": [{"role": "user", "content": "q"}, {**ANSWER, "weight": 0}]}, "has no answer that is learned: all have a weight (or loss) of 0. Leave the row out"),
+        ({"messages": [{"role": "user", "content": "q"}, {**ANSWER, "weight": 0.5}]}, "an answer has weight=0.5, and an answer is learned (1) or not (0). Correct it"),
+        ({"messages": [{"role": "user", "content": "q"}, {**ANSWER, "loss": "no"}]}, 'an answer has loss="no", and an answer is learned (1) or not (0). Correct it'),
+        ({"messages": [{"role": "user", "content": "q"}, {**ANSWER, "loss": False}], "rejected_response": "b"}, "has two answers (chosen and rejected) of which one has a weight (or loss) of 0, and pairs are learned by comparing both. Remove the weight, or leave the row out"),
         ({"messages": [{"role": "user", "content": "<image>q"}, ANSWER], "images": ["a", "b"]}, "the text has 1 <image> mark and the row lists 2 image files. Add a mark or remove the file"),
         ({"messages": [{"role": "user", "content": [{"type": "image", "path": "b"}, {"type": "text", "text": "q"}]}, ANSWER], "images": ["a"]}, "the row lists its media beside the messages, and a message has a list as content. Give texts with a mark for each medium, or every medium as a part of its message"),
         ({"query": "q", "response": None}, 'has a question and no "response" (or "output"), so there is nothing to learn. Give an answer'),

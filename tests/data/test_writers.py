@@ -71,6 +71,10 @@ def bare(sample: Sample) -> Sample:
     )
 
 
+def roles(sample: Sample) -> set[str]:
+    return {turn.role for turn in sample.turns}
+
+
 WORDS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 DATA = st.binary(min_size=1, max_size=40) | st.sampled_from([b"\x89PNG", b"RIFF0000WAVE", b"fLaC", b"GIF89a"])
 CUTS = st.tuples(st.floats(0, 1e6), st.none() | st.floats(1e-3, 1e6)).map(
@@ -92,11 +96,13 @@ TIMED = st.builds(
 ADDRESSES = st.builds(lambda name: MediaItem("image", url=f"https://x.y/{name}"), st.text("abc/", max_size=5))
 PARTS = st.lists(st.builds(Text, WORDS) | IMAGES | TIMED | ADDRESSES, max_size=4).map(tuple)
 TURNS = st.builds(
-    lambda role, parts, verbatim, state, ended: Turn(role, parts, verbatim, state if role == "assistant" else "", ended),
-    st.sampled_from(["system", "user", "assistant"]), PARTS, st.booleans(), st.sampled_from(["", "question", "noise"]), st.booleans(),
+    lambda role, parts, verbatim, state, ended, learned: Turn(role, parts, verbatim, state if role == "assistant" else "", ended, learned or role != "assistant"),
+    st.sampled_from(["system", "user", "assistant"]), PARTS, st.booleans(), st.sampled_from(["", "question", "noise"]), st.booleans(), st.booleans(),
 )  # fmt: skip
 IDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
-SAMPLES = st.builds(Sample, IDS, st.lists(TURNS, min_size=1, max_size=3).map(tuple), WORDS)
+SAMPLES = st.builds(Sample, IDS, st.lists(TURNS, min_size=1, max_size=3).map(tuple), WORDS).filter(
+    lambda sample: any(turn.learned for turn in sample.turns if turn.role == "assistant") or "assistant" not in roles(sample)
+)
 
 
 @settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -31,7 +31,7 @@ def odd(sample: Sample, markers: Sequence[str] = MARKERS) -> Iterator[Odd]:
 def _learned(said: Sequence[Turn], answers: Sequence[Turn]) -> Iterator[Odd]:
     if not answers:
         yield "error", "no answer", "there is no answer to learn from. Add an assistant turn, or remove the row"
-    if any(not any(map(_says, turn.parts)) for turn in answers):
+    if any(turn.learned and not any(map(_says, turn.parts)) for turn in answers):
         yield (
             "warning",
             "an empty answer",

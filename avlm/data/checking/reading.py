@@ -100,6 +100,9 @@ def _numbers(sample: Sample, row: int) -> tuple[tuple[int, int, int, int], np.nd
         if turn.role != "assistant":
             asked.append(said[-1])
         words += [part.text for part in turn.parts if isinstance(part, Text)]
+    if sample.rejected is not None:  # a better answer may stand against several worse ones
+        words.append(sample.rejected.text())
+        said.append(f"rejected\1{words[-1]}")
     own = 0 if sample.id == sample.where else _number(sample.id)
     media = [(row, at, media_key(item), KINDS.index(item.kind)) for at, item in enumerate(sample.media())]
     entry = (_number("\2".join(said)), _number("\2".join(asked)), own, sum(map(len, words)))

@@ -141,7 +141,7 @@ def data_url_bytes(url: str) -> bytes:
             raise ValueError
         if head.lower().endswith(";base64"):
             plain = unquote_to_bytes(body) if "%" in body else body.encode("ascii")
-            return base64.b64decode(plain, validate=True)
+            return base64.b64decode(b"".join(plain.split()), validate=True)
         return unquote_to_bytes(body)
     except (binascii.Error, ValueError):
         raise NotFetchedError(

@@ -164,6 +164,6 @@ def decoded(text: str, name: str) -> bytes:
         DataError: They were not.
     """
     try:
-        return base64.b64decode(text, validate=True)
+        return base64.b64decode("".join(text.split()), validate=True)  # in lines, as many programs write it
     except (binascii.Error, ValueError):
         raise DataError(f"the data of a part of type {name} are not base64. Encode the file's bytes") from None

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from avlm.data.forms.folders import KINDS, Whereabouts, unbroken
-from avlm.data.forms.parts import check_learned, kind_of, medium_of, role_of
+from avlm.data.forms.parts import is_learned, kind_of, medium_of, role_of
 from avlm.errors import DataError
 from avlm.samples import MediaItem, MediaKind, Role, Text, Turn
 
@@ -43,14 +43,17 @@ def conversation(row: dict[str, Any], said: list[Any], media: Whereabouts) -> tu
         DataError: They are none, or marks and media are not as many.
     """
     set_names(row)
-    texts = [pair for turn in said for pair in _said(turn)]
+    texts, learned = list[Said](), list[bool]()
+    for turn in said:
+        for role, text in _said(turn):
+            texts.append((role, text))
+            learned.append(is_learned(turn, role))
     files = {kind: files_of(row, kind, media) for kind in KINDS}
     marks: dict[MediaKind, str] = {kind: f"<{kind}>" for kind in KINDS}
     asked = "".join(text for role, text in texts if role != "assistant")
     if files["video"] and not files["image"] and "<video>" not in asked and "<image>" in asked:
         marks |= {"image": "<video>", "video": "<image>"}  # LLaVA-Video marks its videos as images
-    turns = [Turn(role, parts, verbatim=True) for role, parts in placed(texts, files, marks)]
-    return _with_facts(row, turns)
+    return _with_facts(row, _turns(placed(texts, files, marks), learned))
 
 
 def marked_messages(row: dict[str, Any], said: list[Any], media: Whereabouts) -> tuple[Turn, ...]:
@@ -59,7 +62,7 @@ def marked_messages(row: dict[str, Any], said: list[Any], media: Whereabouts) ->
     Raises:
         DataError: They are none, or marks and media are not as many.
     """
-    texts: list[Said] = []
+    texts, learned = list[Said](), list[bool]()
     for message in said:
         content = message.get("content") if isinstance(message, dict) else None
         if isinstance(content, list):
@@ -70,8 +73,14 @@ def marked_messages(row: dict[str, Any], said: list[Any], media: Whereabouts) ->
                 "Give texts with a mark for each medium, or every medium as a part of its message"
             )
         texts.append((role_of(message), unbroken(content, "text")))
+        learned.append(is_learned(message, texts[-1][0]))
     files = {kind: files_of(row, kind, media) for kind in KINDS}
-    return _whole([Turn(role, parts, verbatim=True) for role, parts in placed(in_front(texts, files), files)])
+    return _whole(_turns(placed(in_front(texts, files), files), learned))
+
+
+def _turns(said: Iterable[tuple[Role, tuple[Text | MediaItem, ...]]], learned: Iterable[bool]) -> list[Turn]:
+    pairs = zip(said, learned, strict=True)
+    return [Turn(role, parts, verbatim=True, learned=learn) for (role, parts), learn in pairs]
 
 
 def _with_marks(parts: list[Any]) -> str | list[Any]:
@@ -188,8 +197,6 @@ def _said(turn: Any) -> list[Said]:
     if role is None:
         given = json.dumps(speaker, default=repr)
         raise DataError(f"a turn is from {given}, and turns are from {', '.join(SPEAKERS)}. Correct it")
-    if role == "assistant":
-        check_learned(turn)
     return [(role, _value(next((turn[key] for key in ("value", "content", "text") if key in turn), None)))]
 
 

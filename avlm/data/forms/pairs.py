@@ -55,6 +55,11 @@ def worse_of(better: tuple[Turn, ...], worse: tuple[Turn, ...]) -> Turn:
     Raises:
         DataError: The two do not answer the same.
     """
+    if not all(turns[-1].learned for turns in (better, worse) if turns):
+        raise DataError(
+            "has two answers (chosen and rejected) of which one has a weight (or loss) of 0, and pairs are learned by "
+            "comparing both. Remove the weight, or leave the row out"
+        )
     if better[:-1] != worse[:-1] or any(not turns or turns[-1].role != "assistant" for turns in (better, worse)):
         raise DataError(
             "has two answers (chosen and rejected) that follow different words, and they are compared as answers to "

@@ -95,6 +95,7 @@ def parse_row(row: Any, media: Whereabouts, where: str = "", form: Form | None =
             rejected = worse_of(turns, _with_system(row, _turns(worse, form, media)))
         else:
             turns = _with_system(row, _turns(row, form, media))
+        _check_learned(turns)
         task = _word(row, "task")
         _word(row, "id")
         unbroken(sample_id, "id")
@@ -120,6 +121,17 @@ def _turns(row: dict[str, Any], form: Form, media: Whereabouts) -> tuple[Turn, .
     if not _LISTS.isdisjoint(row) and any(row.get(name) for name in _LISTS):
         return marked_messages(row, said, media)
     return tuple(turn_of(message, media) for message in said)
+
+
+def _check_learned(turns: tuple[Turn, ...]) -> None:
+    """Refuse a row of whose answers none is learned; one without any answer is a question.
+
+    Raises:
+        DataError: It is one.
+    """
+    answers = [turn for turn in turns if turn.role == "assistant"]
+    if answers and not any(turn.learned for turn in answers):
+        raise DataError("has no answer that is learned: all have a weight (or loss) of 0. Leave the row out")
 
 
 def _said(row: dict[str, Any], form: Form) -> Any:

@@ -38,44 +38,44 @@ def turn_of(message: Any, media: Whereabouts) -> Turn:
     role = role_of(message)
     content, state = message.get("content"), _state(message.get("state"), role)
     ended, verbatim = _truth(message, "ended", True), _truth(message, "verbatim", False)
+    learned = is_learned(message, role)
     if isinstance(content, str):
-        return Turn(role, (Text(unbroken(content, "text")),), verbatim, state, ended)
+        return Turn(role, (Text(unbroken(content, "text")),), verbatim, state, ended, learned)
     if not isinstance(content, list):
         raise DataError('a message has no "content". Give a text, or a list of typed parts')
-    return Turn(role, tuple(_part(part, media) for part in content), verbatim, state, ended)
+    return Turn(role, tuple(_part(part, media) for part in content), verbatim, state, ended, learned)
 
 
 def role_of(message: dict[str, Any]) -> Role:
     """Who a message is from.
 
     Raises:
-        DataError: It is from nobody that is known, calls tools, or is not to be learned.
+        DataError: It is from nobody that is known, or calls tools.
     """
     given = "system" if message.get("role") == "developer" else message.get("role")  # OpenAI's later name for it
     if given not in ROLES:
         raise DataError(
             f"a message has the role {json.dumps(given, default=repr)}, and roles are {', '.join(ROLES)}. Correct it"
         )
-    role = ROLES[ROLES.index(given)]
     if message.get("tool_calls"):
         raise DataError('an answer calls tools ("tool_calls"), and models here answer in words. Leave such rows out')
-    if role == "assistant":
-        check_learned(message)
-    return role
+    return ROLES[ROLES.index(given)]
 
 
-def check_learned(answer: dict[str, Any]) -> None:
-    """Refuse an answer that is not to be learned: ms-swift's `loss`, OpenAI's `weight`.
+def is_learned(said: dict[str, Any], role: Role) -> bool:
+    """Whether an answer is learned: OpenAI's `weight`, ms-swift's `loss`; what others say never is, whatever it has.
 
     Raises:
-        DataError: It is one.
+        DataError: It is to be learned in part.
     """
-    for key in ("loss", "weight"):
-        if key in answer and answer[key] in (False, 0):
+    given = [(key, said[key]) for key in ("weight", "loss") if said.get(key) is not None] if role == "assistant" else []
+    for key, value in given:
+        if not isinstance(value, (bool, int, float)) or value not in (0, 1):
             raise DataError(
-                f"an answer has {key}={json.dumps(answer[key])}, and every answer of a row is learned. "
-                "Give it as words of the user, or leave the row out"
+                f"an answer has {key}={json.dumps(value, default=repr)}, and an answer is learned (1) or not (0). "
+                "Correct it"
             )
+    return all(value for _, value in given)
 
 
 def _truth(message: dict[str, Any], key: str, default: bool) -> bool:

@@ -223,6 +223,7 @@ def row_key(sample: Sample, media: Sequence[Identity | None]) -> tuple[int, int]
             turn.verbatim,
             turn.state,
             turn.ended,
+            *(() if turn.learned else ("not learned",)),  # so that rows that were counted before are known again
             [(part.alt, next(known_by)) if isinstance(part, MediaItem) else part.text for part in turn.parts],
         )
         for turn in sample.turns

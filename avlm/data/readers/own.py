@@ -49,12 +49,13 @@ def made_reader(text: str, data: DataConfig) -> Any:
         raise ConfigError(f"{text}: cannot be made ({type(error).__name__}: {error}). Correct it") from error
 
 
-def rows_of(reader: Any, where: str, parser: Parser) -> Iterator[Sample | DataError]:
-    """The rows of a reader that has them in their order only, and what is wrong with those that are."""
+def rows_of(reader: Any, where: str, parser: Parser) -> Iterator[tuple[Sample, str] | DataError]:
+    """The rows of a reader that has them in their order only, each with its set, and what is wrong with those that
+    are."""
     try:
         for number, row in enumerate(reader, 1):
             try:
-                yield sample_of(row, f"{where} row {number}", parser)[0]
+                yield sample_of(row, f"{where} row {number}", parser)
             except DataError as error:
                 yield error
     except AvlmError:
@@ -112,7 +113,7 @@ class OwnSource:
 
     def _scan(self, progress: Progress | None) -> None:
         digest = hashlib.sha256()
-        count = len(self._reader)
+        count = self._asked(self._reader.__len__)
         ticker = Ticker(progress, count)
         for number in range(count):
             try:
@@ -145,7 +146,21 @@ class OwnSource:
 
     def _where(self, number: int) -> str:
         own = getattr(self._reader, "where", None)
-        return str(own(number)) if callable(own) else f"{self.name} row {number + 1}"
+        return str(self._asked(own, number)) if callable(own) else f"{self.name} row {number + 1}"
+
+    def _asked(self, method: Callable[..., Any], *arguments: int) -> Any:
+        """What the reader says of itself.
+
+        Raises:
+            ConfigError: It cannot.
+        """
+        try:
+            return method(*arguments)
+        except AvlmError:
+            raise
+        except Exception as error:
+            name = f"{method.__name__}({', '.join(map(str, arguments))})"
+            raise ConfigError(f"{self.text}: its {name} raised {type(error).__name__} ({error}). Correct it") from error
 
     def __len__(self) -> int:
         return len(self.facts)
@@ -168,7 +183,7 @@ class OwnSource:
     def fingerprint(self) -> str:
         """The reader's own, or a digest of all its rows."""
         own = getattr(self._reader, "fingerprint", None)
-        return str(own()) if callable(own) else self._digest
+        return str(self._asked(own)) if callable(own) else self._digest
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_reader": None}

@@ -128,6 +128,7 @@ class WebDataset:
         for member in members:
             digest.update(f"{member.name}\0{member.size}\0".encode())
         digest.update(repr([(turn.role, turn.text(), turn.state) for turn in sample.turns]).encode())
+        digest.update(b"".join(b"\0not learned %d" % i for i, turn in enumerate(sample.turns) if not turn.learned))
         self.facts.append(facts_of(sample, name))
         self._places.append(number, members[0].begins, members[-1].ends)
 

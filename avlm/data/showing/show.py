@@ -318,15 +318,22 @@ class _Page:
         )
         sizes = {p.item: sum(s.count for s in p.segments if s.kind != "text") for p in encoded.places}
         seen = [seen_html(each, self.reader.spec, sizes.get(i, 0)) for i, each in enumerate(prepared)]
+        if encoded.rejected is not None:
+            coded += (
+                f'<details class="coded"><summary>{len(encoded.rejected.ids):,} tokens with the worse answer</summary>'
+                f"{tokens_html(encoded.rejected, self.reader.processor)}</details>"
+            )
         return "".join(chips), coded, seen, ""
 
 
 def _turns(sample: Sample) -> str:
     numbers: dict[str, int] = {}
-    return f"<dl>{''.join(_turn(turn, numbers) for turn in sample.turns)}</dl>"
+    turns = "".join(_turn(turn, numbers) for turn in sample.turns)
+    worse = "" if sample.rejected is None else _turn(sample.rejected, numbers, "the worse answer")
+    return f"<dl>{turns}{worse}</dl>"
 
 
-def _turn(turn: Turn, numbers: dict[str, int]) -> str:
+def _turn(turn: Turn, numbers: dict[str, int], name: str = "") -> str:
     parts = []
     for part in turn.parts:
         if isinstance(part, Text):
@@ -335,8 +342,9 @@ def _turn(turn: Turn, numbers: dict[str, int]) -> str:
             numbers["all"] = numbers.get("all", 0) + 1
             parts.append(f'<span class="place {part.kind}">{part.kind} {numbers["all"]}</span>')
     words = (" " if turn.verbatim else "\n").join(parts) or "<i>nothing</i>"
-    state = f" ({esc(turn.state)})" if turn.state else ""
-    return f'<div class="turn {turn.role}"><dt>{turn.role}{state}</dt><dd>{words}</dd></div>'
+    told = [*([turn.state] if turn.state else []), *([] if turn.learned else ["not learned"])]
+    state = f" ({esc(', '.join(told))})" if told else ""
+    return f'<div class="turn {turn.role}"><dt>{name or turn.role}{state}</dt><dd>{words}</dd></div>'
 
 
 def _named(name: str, where: str) -> str:

@@ -178,6 +178,13 @@ def test_one_bad_row_is_one_finding(
     assert str(tmp_path) not in json.dumps(report.as_dict())
 
 
+def test_one_answer_against_several_worse_ones_is_not_the_same_row(written: Callable[..., Path]) -> None:
+    pairs = [GOOD[2] | {"id": str(i), "rejected": worse} for i, worse in enumerate(("six", "none at all"))]
+    assert "warning: a row that is there twice" not in found(check(written(pairs)))
+    again = found(check(written([*pairs, pairs[0] | {"id": "2"}])))
+    assert again["warning: a row that is there twice"] == ["rows.jsonl line 3 (as rows.jsonl line 1)"]
+
+
 def test_a_mark_without_its_file_is_found_in_llavas_form(written: Callable[..., Path]) -> None:
     def talk(text: str, **media: Any) -> Row:
         return {"conversations": [{"from": "human", "value": text}, {"from": "gpt", "value": "yes"}], **media}

@@ -75,7 +75,7 @@ class Mine:
         runs += 1
         assert runs == 1
         for i in range(5):
-            yield {"query": f"<image>{i}", "response": "x", "image": "a.png"} if i != 3 else {"query": "<image>"}
+            yield {"query": f"<image>{i}", "response": "x", "image": "a.png", "set": "one"} if i != 3 else {"query": "<image>"}
 """
     text = own(tmp_path, body)
     with pytest.raises(ConfigError, match=r"reads rows in their order only, .* data\.spool=FOLDER"):
@@ -84,6 +84,7 @@ class Mine:
     source = open_source(text, data)
     assert [sample.turns[0].text() for sample in source] == ["0", "1", "2", "4"]
     assert [error.where for error in source.errors] == ["Mine row 4"]
+    assert {facts.set for facts in source.facts} == {"one"}
     (tmp_path / "a.png").unlink()
     again = open_source(text, data)  # from the folder; the reader is not asked again
     assert again[3].media()[0].span is not None and again.fingerprint() == source.fingerprint()
@@ -99,6 +100,8 @@ class Mine:
         ("class Mine:\n    def __init__(self): 1 / 0", "{0}:Mine: cannot be made (ZeroDivisionError: division by zero). Correct it"),
         ("class Mine:\n    def __len__(self): return 1\n    def __getitem__(self, i): 1 / 0", "{0}:Mine: has no row that can be read, so there is nothing to learn from. The first one: Mine row 1: the reader raised ZeroDivisionError (division by zero). Correct it, or have it raise a DataError that says what is wrong with the row"),
         ("class Mine:\n    def __len__(self): return 1\n    def __getitem__(self, i): return 3", "{0}:Mine: has no row that can be read, so there is nothing to learn from. The first one: Mine row 1: is a number and not an object."),
+        ("class Mine:\n    def __len__(self): return len(None)\n    def __getitem__(self, i): return 3", "{0}:Mine: its __len__() raised TypeError (object of type 'NoneType' has no len()). Correct it"),
+        ("class Mine:\n    def where(self, i): 1 / 0\n    def __len__(self): return 1\n    def __getitem__(self, i): return 3", "{0}:Mine: its where(0) raised ZeroDivisionError (division by zero). Correct it"),
         ("class Mine:\n    def __len__(self): return 0\n    def __getitem__(self, i): return 3", "{0}:Mine: has no row that can be read, so there is nothing to learn from. It has none."),
     ],
 )  # fmt: skip

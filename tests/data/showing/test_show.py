@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from avlm.data.showing.show import MOST, Wanted, numbers_of, write_page
 from avlm.data.showing.style import SCRIPT
 from avlm.data.sources import open_source
 from avlm.errors import ConfigError
+from avlm.samples import Text, Turn
 
 HOSTILE = '</script><script>alert(1)</script><img src=x onerror=alert(2)>"\' onmouseover="alert(3) \x00\u202e'
 
@@ -117,6 +119,21 @@ def test_a_run_shows_how_its_first_step_is_packed(
     widths = [float(str(a["style"]).removeprefix("width:").removesuffix("%")) for a in page.all("a") if "style" in a]
     lengths = [len(small_model.processor.encode(s)) for s in open_source(str(path)) if f"#row-{s.id}" in links]
     assert sum(widths) == pytest.approx(100 * sum(lengths) / 64, abs=0.01)
+
+
+def test_the_worse_answer_of_a_pair_and_what_is_not_learned_are_shown(tmp_path: Path, small_model: Composed) -> None:
+    asked = {"messages": [{"role": "user", "content": "Is it red?"}]}
+    said = [{"role": "assistant", "content": "no", "weight": 0}, {"role": "user", "content": "Sure?"}]
+    row = {"messages": [*asked["messages"], *said], "chosen": "yes", "rejected": "a blue circle"}
+    path = tmp_path / "r.jsonl"
+    path.write_text((json.dumps(row) + "\n") * 4)
+    stage = Stage.model_validate({"name": "prefer", "train": {"language": {"lr": 1e-3}}, "steps": 1, "loss": "dpo"})
+    page = show(tmp_path, path, Wanted(), small_model.processor, [stage], DataConfig(workers=0))
+    assert {"assistant (not learned)", "the worse answer", "a blue circle"} <= set(page.text)
+    (sample, *_) = open_source(path)
+    worse = replace(sample, turns=(*sample.turns[:-1], Turn("assistant", (Text("a blue circle"),))), rejected=None)
+    count = len(small_model.processor.encode(worse))
+    assert page.text.count(f"{count} tokens with the worse answer") == len(page.all("article", "card")) > 0
 
 
 def test_rows_are_chosen_by_line_task_id_and_fault(tmp_path: Path, rows: Callable[..., Path]) -> None:
