@@ -204,7 +204,11 @@ def test_usage_errors_have_status_2(avlm: Callable[..., Said]) -> None:
         (["train", "tiny", "out=/proc/nothing/run"], ["cannot be written"]),
         (["train", "sft"], ["model=model: there is no such directory"]),
         (["train", "tiny", "data.train=nowhere.jsonl"], ["data.train=nowhere.jsonl: there is no such file"]),
-        (["train", "tiny", "data.train=/"], ["data.train=/: is a directory"]),
+        (["train", "tiny", "data.train=/dev/null"], ["data.train=/dev/null: is neither a file nor a folder"]),
+        (["train", "CONFIG", "data.train=HOLLOW"], ["is a folder with no rows in a form that is read"]),
+        (["train", "CONFIG", "data.train=nowhere/*.jsonl"], ["nowhere/*.jsonl: no file is called like that"]),
+        (["train", "CONFIG", "data.train=ROWS:part"], ["has no parts, so there is no 'part' in it"]),
+        (["train", "CONFIG", "data.train=nowhere.py:Rows"], ["nowhere.py: there is no such file. Give the path of your"]),
         (["train", "tiny", "data.train=" + "x" * 5000], ["there is no such file"]),
         (["train", "sft", "data.train=ROWS"], ["model=model: there is no such directory"]),
         (["train", "sft", "data.train=ROWS", "model=/"], ["model=/: is not a model directory"]),
@@ -231,7 +235,7 @@ def test_usage_errors_have_status_2(avlm: Callable[..., Said]) -> None:
         (["chat", "MODEL", "not \udcff text"], ["not text in UTF-8"]),
         (["chat", "MODEL", "a <image> marker"], ["<image>"]),
         (["eval", "MODEL", "nowhere.jsonl"], ["nowhere.jsonl: there is no such file"]),
-        (["eval", "MODEL", "/"], ["DATA=/: is a directory"]),
+        (["eval", "MODEL", "HOLLOW"], ["is a folder with no rows in a form that is read"]),
         (["eval", "MODEL", "GARBAGE"], ["garbage.yaml"]),
         (["eval", "MODEL", "ROWS", "--metric", "bleurgh"], ["--metric bleurgh is not a metric", "exact, wer"]),
         (["eval", "MODEL", "ROWS", "--max-tokens", "-1"], ["max_tokens=-1 leaves no room"]),
@@ -269,7 +273,8 @@ def test_wrong_inputs_get_one_message(
 
     soundfile.write(tmp_path / "silent.wav", np.zeros(8000, dtype=np.float32), 16_000)
     (tmp_path / "empty.jsonl").touch()
-    names = {"ROWS": "rows.jsonl", "EMPTY": "empty.jsonl", "SILENT": "silent.wav", "OUT": "out", "NEW": "new"}
+    (tmp_path / "hollow").mkdir()
+    names = {"ROWS": "rows.jsonl", "EMPTY": "empty.jsonl", "HOLLOW": "hollow", "SILENT": "silent.wav", "OUT": "out", "NEW": "new"}
     names |= {"CONFIG": config.name, "GARBAGE": garbage.name}
     if any("MODEL" in argument for argument in arguments):
         names["MODEL"] = request.getfixturevalue("model").name
@@ -277,6 +282,25 @@ def test_wrong_inputs_get_one_message(
         arguments = [argument.replace(word, str(tmp_path / name)) for argument in arguments]
     one_message(avlm(*arguments), *words)
     assert not (tmp_path / "out").exists() and not (tmp_path / "new").exists()
+
+
+def test_rows_may_be_whatever_training_reads(avlm: Callable[..., Said], config: Path, tmp_path: Path) -> None:
+    """A folder of tars, patterns of files, with a weight, somebody's reader; `docs/data.md` has them all."""
+    rows = tmp_path / "rows.jsonl"
+    assert avlm("data", "convert", rows, tmp_path / "shards", "--to", "webdataset").status == 0
+    (tmp_path / "mine.py").write_text(
+        "import json\n"
+        "class Rows:\n"
+        f"    rows = [json.loads(line) for line in open({str(rows)!r})]\n"
+        "    def __len__(self): return len(self.rows)\n"
+        "    def __getitem__(self, i): return self.rows[i]\n"
+    )
+    named = [f"[{{path: {tmp_path}/rows.*, weight: 1}}]", "shards", "shards/*.tar", "rows.jso[n]l", "mine.py:Rows"]
+    for number, name in enumerate(named):
+        given = name if name.startswith("[") else tmp_path / name
+        place = [f"data.train={given}", f"data.folder={tmp_path}", f"out={tmp_path}/run{number}"]
+        said = avlm("train", config, "--stage", "language", *place)
+        assert said.status == 0, said.err
 
 
 def test_a_part_goes_out_and_comes_back_by_composing(avlm: Callable[..., Said], model: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from avlm.cli.shared import ModelDir, check_file, check_writable, quiet, write_json
+from avlm.cli.shared import ModelDir, check_data, check_writable, quiet, write_json
 
 if TYPE_CHECKING:
     from avlm.config.data import DataConfig
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def evaluate(
     model: ModelDir,
-    data: Annotated[Path, typer.Argument(metavar="DATA.jsonl", help="Rows with answers.")],
+    data: Annotated[str, typer.Argument(metavar="DATA.jsonl", help="Rows with answers, as training reads them.")],
     out: Annotated[Path | None, typer.Option(help="Write the report there as JSON.")] = None,
     metric: Annotated[list[str] | None, typer.Option(help="exact or wer; default: by each row's task.")] = None,
     swap: Annotated[bool, typer.Option(help="Also ask with swapped pictures and sounds.")] = True,
@@ -27,7 +27,7 @@ def evaluate(
     """Score a model by task, and check that it looks and listens."""
     from avlm.config.data import DataConfig
 
-    check_file("DATA", str(data))
+    check_data("DATA", data)
     if out is not None:
         check_writable(out)
     report = evaluate_rows(model, data, metric or [], swap, max_tokens, DataConfig(roots=tuple(root or ())))
@@ -37,7 +37,7 @@ def evaluate(
 
 
 def evaluate_rows(
-    model: str, data: Path, metric: list[str], swap: bool, max_tokens: int, settings: DataConfig
+    model: str, data: str, metric: list[str], swap: bool, max_tokens: int, settings: DataConfig
 ) -> Report:
     from avlm.convert.weights import load_model
     from avlm.data.decoding.doors import doors_of
@@ -52,7 +52,7 @@ def evaluate_rows(
     metrics_for("", metric)
     Sampling(max_tokens=max_tokens)  # both are refused now rather than when the model has been loaded
     quiet()
-    source = open_source(str(data), settings, use="eval")
+    source = open_source(data, settings, use="eval")
     loaded, processor = load_model(model)
     limits = limits_of(settings.limits, doors_of(settings, source.roots))
     processor.use_reader(MediaReader(processor.media_spec(), limits=limits))

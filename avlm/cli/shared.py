@@ -45,7 +45,7 @@ def check_files(config: RunConfig) -> None:
     named |= {f"stages.{s.name}.data": s.data for s in config.stages}
     for key, data in named.items():
         for path in paths_of(data):
-            check_file(key, path)
+            check_data(key, path)
     if isinstance(config.model, str) and not os.path.isdir(config.model):
         raise ConfigError(f"model={config.model}: there is no such directory. Set model=DIR to a model directory")
 
@@ -53,6 +53,15 @@ def check_files(config: RunConfig) -> None:
 def check_absent(out: Path) -> None:
     if os.path.lexists(out):
         raise ConfigError(f"{out} exists, and would be overwritten. Choose another name, or remove it")
+
+
+def check_data(key: str, path: str) -> None:
+    """Refuse rows that are not there as far as a look tells it: a part of something, a pattern and somebody's reader
+    are left to what opens them."""
+    if not os.path.exists(path) and not any(sign in path for sign in ":{*?["):
+        raise ConfigError(f"{key}={path}: there is no such file. Check the path")
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+        raise ConfigError(f"{key}={path}: is neither a file nor a folder, so there are no rows to read. Give one")
 
 
 def check_file(key: str, path: str) -> None:

@@ -143,7 +143,7 @@ def _report(config: RunConfig, model: Path, began: float) -> None:
     wrong: DataError | None = None
     if config.data.eval is not None and model.is_dir():
         try:
-            report = evaluate_rows(str(model), Path(config.data.eval), [], True, 64, config.data)
+            report = evaluate_rows(str(model), config.data.eval, [], True, 64, config.data)
         except DataError as error:
             wrong = error
         else:

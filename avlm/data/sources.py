@@ -1,6 +1,7 @@
 """Whatever rows can be read from, opened by what is there.
 
 JSON lines, a JSON list        a file                                    `readers.jsonlines`
+several of any of these        a pattern with stars                      `readers.joined`
 tars of samples (WebDataset)   a tar, a folder, a pattern with braces    `readers.webdataset`
 Parquet, Arrow, save_to_disk   a file, a folder                          `readers.tables`
 an Energon dataset, a blend    a prepared folder, a metadataset's YAML   `readers.energon`
@@ -10,6 +11,7 @@ a reader of one's own          FILE.py:CLASS, MODULE:CLASS               `reader
 
 from __future__ import annotations
 
+import glob
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -137,6 +139,8 @@ class _Opening:
         if energon.is_metadataset(found):
             return self._blend(found)
         self._no_parts(found)
+        if not found.exists() and glob.has_magic(path):
+            return self._each(path, reshape)
         if ("{" in path and not found.exists()) or found.suffix == ".tar":
             return self._tars(tars_in(path), Path(path).name)
         if found.suffix in tables.ENDINGS:
@@ -164,11 +168,26 @@ class _Opening:
         tars = tars_in(str(folder))
         if tars and not lines:
             return self._tars(tars, folder.name)
-        what = f"{len(lines)} files of JSON, and one is to be named" if lines else "no rows in a form that is read"
+        what = "no rows in a form that is read"
+        if lines:
+            what = f"{len(lines)} files of JSON, and one is to be named, or all as {folder}/*{lines[0].suffix}"
         raise ConfigError(
             f"{folder}: is a folder with {what}. Give a file of JSON lines, or a folder with tars, with Parquet or "
             "Arrow files, or of an Energon dataset (docs/data.md)"
         )
+
+    def _each(self, pattern: str, reshape: Reshape | None) -> RowSource:
+        """All that a pattern names, in the order of their names."""
+        names = sorted(glob.glob(pattern, recursive=True))
+        if not names:
+            raise ConfigError(f"{pattern}: no file is called like that. Correct the pattern")
+        name, tars = Path(pattern).name, [Path(name) for name in names if name.endswith(".tar")]
+        if len(tars) == len(names):
+            return self._tars(tars, name)
+        if len(names) == 1:
+            return self.open(names[0], reshape)
+        sources = [self.open(each, reshape) for each in names]
+        return JoinedSource(sources, name=name, kind=f"{len(names)} files, one behind the other")
 
     def _no_parts(self, path: Path) -> None:
         if self.name is not None:

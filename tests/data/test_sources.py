@@ -474,6 +474,29 @@ def test_rows_of_other_people_are_read_as_they_are(row: dict[str, Any], turns: l
     assert one(row, tmp_path) == turns
 
 
+def test_a_pattern_is_all_files_of_that_name_one_behind_the_other(tmp_path: Path) -> None:
+    for folder, names in (("a", "qr"), ("b", "st")):
+        (tmp_path / folder).mkdir()
+        for name in names:
+            (tmp_path / folder / f"{name}.jsonl").write_text(json.dumps(chat(name, "a", id=name)) + "\n")
+    (tmp_path / "a" / "notes.txt").write_text("no rows")
+
+    def ids(pattern: str) -> list[str]:
+        return [sample.id for sample in open_source(f"{tmp_path}/{pattern}")]
+
+    assert ids("*/*.jsonl") == ["q", "r", "s", "t"] and ids("**/[rs].jsonl") == ["r", "s"] and ids("?/t.jsonl") == ["t"]
+    source = open_source(f"{tmp_path}/a/*.jsonl")
+    assert (source.name, source.kind) == ("*.jsonl", "2 files, one behind the other")
+    assert source.where(1) == "r.jsonl line 1"
+    with pytest.raises(ConfigError) as error:
+        open_source(f"{tmp_path}/*.json")
+    assert str(error.value) == f"{tmp_path}/*.json: no file is called like that. Correct the pattern"
+    with pytest.raises(ConfigError, match=r"2 files of JSON, and one is to be named, or all as .*/a/\*\.jsonl\. Give"):
+        open_source(tmp_path / "a")
+    (tmp_path / "c[1].jsonl").write_text(json.dumps(chat("c", "a", id="c")) + "\n")
+    assert ids("c[1].jsonl") == ["c"]  # a file that is called so is no pattern
+
+
 def test_a_folder_of_media_that_is_not_there_is_said_once_and_not_for_each_row(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(chat("q", "a")) + "\n")
