@@ -208,7 +208,10 @@ def test_usage_errors_have_status_2(avlm: Callable[..., Said]) -> None:
         (["train", "CONFIG", "data.train=HOLLOW"], ["is a folder with no rows in a form that is read"]),
         (["train", "CONFIG", "data.train=nowhere/*.jsonl"], ["nowhere/*.jsonl: no file is called like that"]),
         (["train", "CONFIG", "data.train=ROWS:part"], ["has no parts, so there is no 'part' in it"]),
-        (["train", "CONFIG", "data.train=nowhere.py:Rows"], ["nowhere.py: there is no such file. Give the path of your"]),
+        (
+            ["train", "CONFIG", "data.train=nowhere.py:Rows"],
+            ["nowhere.py: there is no such file. Give the path of your"],
+        ),
         (["train", "tiny", "data.train=" + "x" * 5000], ["there is no such file"]),
         (["train", "sft", "data.train=ROWS"], ["model=model: there is no such directory"]),
         (["train", "sft", "data.train=ROWS", "model=/"], ["model=/: is not a model directory"]),
@@ -274,7 +277,14 @@ def test_wrong_inputs_get_one_message(
     soundfile.write(tmp_path / "silent.wav", np.zeros(8000, dtype=np.float32), 16_000)
     (tmp_path / "empty.jsonl").touch()
     (tmp_path / "hollow").mkdir()
-    names = {"ROWS": "rows.jsonl", "EMPTY": "empty.jsonl", "HOLLOW": "hollow", "SILENT": "silent.wav", "OUT": "out", "NEW": "new"}
+    names = {
+        "ROWS": "rows.jsonl",
+        "EMPTY": "empty.jsonl",
+        "HOLLOW": "hollow",
+        "SILENT": "silent.wav",
+        "OUT": "out",
+        "NEW": "new",
+    }
     names |= {"CONFIG": config.name, "GARBAGE": garbage.name}
     if any("MODEL" in argument for argument in arguments):
         names["MODEL"] = request.getfixturevalue("model").name

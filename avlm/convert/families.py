@@ -419,6 +419,7 @@ def released(name: str) -> str:
     name = name.removeprefix("model.")
     if name.startswith("lm_head."):
         return f"language_model.{name}"
+    name = name.replace("language_model.model.model.", "language_model.model.", 1)  # 5.17's, of Qwen2-Audio
     inner = name.removeprefix("language_model.")
     if inner != name and not inner.startswith(("model.", "lm_head.")):
         return f"language_model.model.{inner}"

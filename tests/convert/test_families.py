@@ -578,6 +578,7 @@ def test_every_record_names_a_class_of_transformers_and_its_configuration() -> N
         ("lm_head.weight", "language_model.lm_head.weight"),
         ("language_model.lm_head.weight", "language_model.lm_head.weight"),
         ("model.multi_modal_projector.linear_1.bias", "multi_modal_projector.linear_1.bias"),
+        ("language_model.model.model.embed_tokens.weight", "language_model.model.embed_tokens.weight"),
         ("model.image_newline", "image_newline"),
         ("model.audio_tower.conv1.weight", "audio_tower.conv1.weight"),
     ],

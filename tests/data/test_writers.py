@@ -101,7 +101,9 @@ TURNS = st.builds(
 )  # fmt: skip
 IDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
 SAMPLES = st.builds(Sample, IDS, st.lists(TURNS, min_size=1, max_size=3).map(tuple), WORDS).filter(
-    lambda sample: any(turn.learned for turn in sample.turns if turn.role == "assistant") or "assistant" not in roles(sample)
+    lambda sample: (
+        any(turn.learned for turn in sample.turns if turn.role == "assistant") or "assistant" not in roles(sample)
+    )
 )
 
 

@@ -35,6 +35,7 @@ _FORMS: dict[Form, str] = {
     "conversations": 'A row is {"conversations": [{"from": "human", "value": ...}, ...]}, as others of the file are',
     "query": 'A row is {"query": ..., "response": ...}, as others of the file are',
 }
+BOXES = ("<ref-object>", "<bbox>")
 _LISTS = frozenset(name for kind in KINDS for name in (kind, f"{kind}s"))
 
 
@@ -111,9 +112,14 @@ def _turns(row: dict[str, Any], form: Form, media: Whereabouts) -> tuple[Turn, .
         raise DataError(
             'lists "tools" to be called, and models here answer in words. Leave such rows out, or remove their tools'
         )
+    said = _said(row, form)
+    if row.get("objects") and any(mark in _text_of([row.get("query"), row.get("response"), said]) for mark in BOXES):
+        raise DataError(
+            "has ms-swift's marks for boxes (<ref-object>, <bbox>) with their objects beside, and each model writes boxes "
+            "in its own way. Write each box as words where its mark stands"
+        )
     if form == "query":
         return question(row, media)
-    said = _said(row, form)
     if not isinstance(said, list) or not said:
         raise DataError(f'has no list "{form}" with a message in it. {_FORMS[form]}')
     if form == "conversations":
@@ -121,6 +127,10 @@ def _turns(row: dict[str, Any], form: Form, media: Whereabouts) -> tuple[Turn, .
     if not _LISTS.isdisjoint(row) and any(row.get(name) for name in _LISTS):
         return marked_messages(row, said, media)
     return tuple(turn_of(message, media) for message in said)
+
+
+def _text_of(value: Any) -> str:
+    return json.dumps(value, default=lambda _: None)  # tables hold bytes, too
 
 
 def _check_learned(turns: tuple[Turn, ...]) -> None:
