@@ -116,7 +116,7 @@ def llava(out: Path, *, spare: int = 5, dtype: torch.dtype = torch.float32, **se
         image_seq_length=(SIDE // PATCH) ** 2,
         **settings,
     )
-    torch.manual_seed(0)
+    torch.manual_seed(1)
     model = shaken(LlavaForConditionalGeneration(config)).to(dtype)
     model.config.dtype = dtype
     pictures = CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
@@ -141,7 +141,7 @@ def llava_next(out: Path, **settings: Any) -> Any:
         image_grid_pinpoints=PINPOINTS,
         **settings,
     )
-    torch.manual_seed(0)
+    torch.manual_seed(1)
     model = shaken(LlavaNextForConditionalGeneration(config))
     pictures = LlavaNextImageProcessor(
         size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}, image_grid_pinpoints=PINPOINTS
@@ -163,7 +163,7 @@ def qwen2_audio(out: Path) -> Any:
         text_config=text_config(Qwen2Config, len(words) + 5),
         audio_token_index=words.convert_tokens_to_ids("<|AUDIO|>"),
     )
-    torch.manual_seed(0)
+    torch.manual_seed(1)
     model = shaken(Qwen2AudioForConditionalGeneration(config))
     return _saved(model, Qwen2AudioProcessor(WhisperFeatureExtractor(feature_size=80), words), out)
 

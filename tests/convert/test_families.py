@@ -92,7 +92,10 @@ def test_an_imported_llava_reads_the_same_prompt_to_the_same_logits_and_the_same
     theirs, ours = their_inputs(hf[0], picture()), our_inputs(processor, picture())
     assert torch.equal(theirs["input_ids"], ours["input_ids"])
     torch.testing.assert_close(ours["pixel_values"], theirs["pixel_values"], rtol=0, atol=1e-6)
-    torch.testing.assert_close(model(**ours).logits, hf[1](**theirs).logits, rtol=0, atol=1e-5)
+    logits = hf[1](**theirs).logits
+    same = model(**{**ours, "pixel_values": theirs["pixel_values"]}).logits
+    torch.testing.assert_close(same, logits, rtol=0, atol=1e-6)
+    torch.testing.assert_close(model(**ours).logits, logits, rtol=0, atol=1e-4)  # of pixels that round differently
     settings = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 2}
     assert torch.equal(model.generate(**ours, **settings), hf[1].generate(**theirs, **settings))
 

@@ -115,8 +115,8 @@ def _turns(row: dict[str, Any], form: Form, media: Whereabouts) -> tuple[Turn, .
     said = _said(row, form)
     if row.get("objects") and any(mark in _text_of([row.get("query"), row.get("response"), said]) for mark in BOXES):
         raise DataError(
-            "has ms-swift's marks for boxes (<ref-object>, <bbox>) with their objects beside, and each model writes boxes "
-            "in its own way. Write each box as words where its mark stands"
+            "has ms-swift's marks for boxes (<ref-object>, <bbox>) with their objects beside, and each model writes "
+            "boxes in its own way. Write each box as words where its mark stands"
         )
     if form == "query":
         return question(row, media)
