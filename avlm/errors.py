@@ -47,8 +47,8 @@ class MediaError(DataError):
     """An image, audio or video of a sample could not be decoded."""
 
 
-class LayoutError(AvlmError):
-    """Text and media disagree about how many places there are."""
+class LayoutError(AvlmError, ValueError):
+    """Text and media disagree about how many places there are; a ValueError, as transformers' models raise it."""
 
 
 class WeightsError(AvlmError):

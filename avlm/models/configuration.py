@@ -30,7 +30,12 @@ class AvlmConfig(PreTrainedConfig):
         "audio_config": AutoConfig,
         "audio_beside_config": AutoConfig,
     }
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = [
+        "past_key_values",
+        "image_hidden_states",
+        "audio_hidden_states",
+        "video_hidden_states",
+    ]
 
     def __init__(
         self,

@@ -27,6 +27,8 @@ from transformers import (
     PreTrainedModel,
     SuppressTokensLogitsProcessor,
 )
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 from transformers.utils import logging
 
@@ -85,6 +87,12 @@ class AvlmOutput(ModelOutput):
     state_logits: Tensor | None = None
 
 
+FOR_LOSS = ("num_items_in_batch", "shift_labels", "ignore_index")
+"""Arguments of a forward pass that transformers' losses take."""
+NO_RENAMING = WeightRenaming("^$", "")
+"""For who takes an empty list of renamings for none."""
+
+
 class AvlmPreTrainedModel(PreTrainedModel):
     """Ways of the house for transformers."""
 
@@ -107,6 +115,19 @@ class AvlmPreTrainedModel(PreTrainedModel):
         newline = getattr(module, "image_newline", None) if isinstance(module, Connector) else None
         if isinstance(newline, Tensor):
             nn.init.normal_(newline, std=newline.shape[0] ** -0.5)
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """No: fresh weights are drawn by functions that leave those alone which are there, as transformers' own are.
+
+        Taken for somebody else's code, an encoder would lose what it draws for its parts: Whisper its sinusoids.
+        """
+        return False
+
+    def load_adapter(self, *args: Any, **kwargs: Any) -> Any:
+        """As transformers loads an adapter, with every tensor under its name in this model; see `save_pretrained`."""
+        kwargs.setdefault("weight_mapping", get_model_conversion_mapping(self, add_legacy=False) or [NO_RENAMING])
+        return super().load_adapter(*args, **kwargs)
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
         """As transformers saves, with every tensor under its name in this model.
@@ -568,6 +589,8 @@ class AvlmForConditionalGeneration(AvlmPreTrainedModel, GenerationMixin):
             input_features_beside, input_features_beside_mask: The same chunks, as a second audio encoder takes them.
             labels: (B, T), -100 where nothing is learned; shifted here, not by the caller. In a packed row the first
                 token of a sample is nobody's next token.
+            kwargs: `shift_labels` (B, T) are labels that the caller has shifted; `num_items_in_batch` and
+                `ignore_index` are for the loss, too. All else is the language model's.
             logits_to_keep: Compute logits only for the last so many positions, or at these positions.
             row_lengths: Tokens of each sample, when the one row of the batch is packed.
             places: Reserved places, so that a mismatch is reported by sample and item.
@@ -590,7 +613,7 @@ class AvlmForConditionalGeneration(AvlmPreTrainedModel, GenerationMixin):
             heard = input_features, input_features_mask, input_features_beside, input_features_beside_mask
             media = _media(seen, heard)
             embeds, features = self.model.embed(input_ids, places=places, inputs_embeds=inputs_embeds, **media)
-        for_loss = {k: kwargs.pop(k) for k in ("num_items_in_batch",) if k in kwargs}
+        for_loss = {name: kwargs.pop(name) for name in FOR_LOSS if name in kwargs}
         if state_positions is not None:
             kwargs["output_hidden_states"] = True
         outputs = self.model.read(
@@ -606,7 +629,7 @@ class AvlmForConditionalGeneration(AvlmPreTrainedModel, GenerationMixin):
         output = _output(
             outputs,
             features,
-            loss=None if labels is None else self._loss(outputs, labels, row_lengths, for_loss),
+            loss=self._loss(outputs, labels, row_lengths, for_loss),
             logits=outputs.logits,
             aux_loss=outputs.get("aux_loss"),
             router_logits=outputs.get("router_logits"),
@@ -615,10 +638,12 @@ class AvlmForConditionalGeneration(AvlmPreTrainedModel, GenerationMixin):
         return output if _wants_dict(return_dict, self.config) else output.to_tuple()
 
     def _loss(
-        self, outputs: ModelOutput, labels: Tensor, row_lengths: Sequence[int] | None, more: dict[str, Any]
-    ) -> Tensor:
-        """Mean over target tokens, as transformers computes it for the language model's own class."""
-        labels = labels if row_lengths is None else _walled(labels, row_lengths)
+        self, outputs: ModelOutput, labels: Tensor | None, row_lengths: Sequence[int] | None, more: dict[str, Any]
+    ) -> Tensor | None:
+        """Mean over target tokens, as transformers computes it for the language model's own class; None without any."""
+        if labels is None and more.get("shift_labels") is None:
+            return None
+        labels = labels if row_lengths is None or labels is None else _walled(labels, row_lengths)
         logits = outputs.logits
         loss: Tensor = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **more)
         if outputs.get("aux_loss") is not None:  # as the language model's own class adds it
@@ -655,18 +680,25 @@ class AvlmForConditionalGeneration(AvlmPreTrainedModel, GenerationMixin):
         never an answer.
         """
         media = {name: kwargs.pop(name) for name in MEDIA if name in kwargs}
+        ids = inputs if inputs is not None else kwargs.get("input_ids")
+        given = kwargs.get("inputs_embeds")
+        told = next((each.device for each in (ids, given) if each is not None), torch.device("cpu"))
+        device = told if self.device.type == "meta" else self.device  # weights may lie elsewhere until they are used
         if any(value is not None for value in media.values()):
-            media = {k: v if v is None else v.to(self.device) for k, v in media.items()}
-            ids = inputs if inputs is not None else kwargs.get("input_ids")
-            given = kwargs.get("inputs_embeds")
+            media = {k: v if v is None else v.to(device) for k, v in media.items()}
             if given is None:
-                kwargs["prompt_embeds"] = self.model.embed(None if ids is None else ids.to(self.device), **media)[0]
+                kwargs["prompt_embeds"] = self.model.embed(None if ids is None else ids.to(device), **media)[0]
             else:
                 kwargs["inputs_embeds"] = self.model.embed(None, **media, inputs_embeds=given)[0]
         processors = LogitsProcessorList(logits_processor or [])
         if self.placeholder_ids():
-            processors.append(SuppressTokensLogitsProcessor(self.placeholder_ids(), device=self.device))
+            processors.append(NoPlaceholders(self.placeholder_ids(), device=device))
         return super().generate(inputs, generation_config, processors, *args, **kwargs)
+
+
+class NoPlaceholders(SuppressTokensLogitsProcessor):
+    """Placeholders are never an answer. A class of its own: where transformers is given a processor of a class that it
+    would make itself, for a user's `suppress_tokens`, it leaves out its own."""
 
 
 def sense_connector(config: AvlmConfig, sense: str, width: int) -> nn.Module:

@@ -439,8 +439,15 @@ def test_peft_trains_saves_and_reloads_adapters(
     assert after.loss < before
     adapted.save_pretrained(tmp_path)
     assert (tmp_path / "adapter_model.safetensors").stat().st_size < 50_000
+    kept = copy.deepcopy(base)
     again = PeftModel.from_pretrained(base, tmp_path)
     close(again(**batch).logits, after.logits)
+    kept.load_adapter(str(tmp_path))  # by transformers itself
+    close(kept(**batch).logits, after.logits)
+    kept.save_pretrained(tmp_path / "by transformers")
+    kept.delete_adapter("default")
+    kept.load_adapter(str(tmp_path / "by transformers"))
+    close(kept(**batch).logits, after.logits)
     prompt = processor.collate([processor.encode(make_sample("image", "image"), prompt_only=True)])
     del prompt["labels"]
     assert torch.equal(
@@ -592,7 +599,93 @@ def test_a_placeholder_is_never_an_answer(make_model: Callable[..., Any], make_s
     assert model.config.image_token_id not in found[0, batch["input_ids"].shape[1] :].tolist()
 
 
+@torch.no_grad()
+def test_tokens_that_the_caller_suppresses_are_no_answer_either(
+    make_model: Callable[..., Any], make_sample: Callable[..., Sample]
+) -> None:
+    model, processor = make_model()
+    batch = processor.collate([processor.encode(make_sample("image", "audio"), prompt_only=True)])
+    del batch["labels"]
+    count = batch["input_ids"].shape[1]
+    first = int(model.generate(**batch, max_new_tokens=1, do_sample=False)[0, count])
+    second = int(model.generate(**batch, max_new_tokens=1, do_sample=False, suppress_tokens=[first])[0, count])
+    logits = model(**batch).logits[0, -1]
+    logits[[first, *model.placeholder_ids()]] = -torch.inf
+    assert second == int(logits.argmax()) != first
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kinds", [(), ("image", "audio", "video")])
+def test_a_model_whose_weights_lie_elsewhere_answers_the_same(
+    make_model: Callable[..., Any], make_sample: Callable[..., Sample], kinds: tuple[str, ...]
+) -> None:
+    from accelerate import cpu_offload
+
+    model, processor = make_model(vision={"vision_use_head": False})  # whose attention accelerate cannot move
+    batch = processor.collate([processor.encode(make_sample(*kinds), prompt_only=True)])
+    del batch["labels"]
+    expected = model.generate(**batch, max_new_tokens=4, do_sample=False)
+    away = cpu_offload(copy.deepcopy(model), execution_device=torch.device("cpu"))
+    assert away.device.type == "meta"
+    assert torch.equal(away.generate(**batch, max_new_tokens=4, do_sample=False), expected)
+
+
+@torch.no_grad()
+def test_what_transformers_losses_take_reaches_them(
+    make_model: Callable[..., Any], make_sample: Callable[..., Sample]
+) -> None:
+    model, processor = make_model()
+    batch = processor.collate([processor.encode(s) for s in mixed(make_sample)])
+    labels = batch.pop("labels")
+    shifted = F.pad(labels, (0, 1), value=IGNORE)[:, 1:].contiguous()
+    logits = model(**batch).logits.float()
+
+    def by_hand(targets: Tensor, ignored: int = IGNORE) -> Tensor:
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=ignored)
+
+    close(model(**batch, labels=labels).loss, by_hand(shifted))
+    close(model(**batch, shift_labels=shifted).loss, by_hand(shifted))
+    other = torch.where(shifted == IGNORE, shifted, (shifted + 7) % 50)
+    close(model(**batch, labels=labels, shift_labels=other).loss, by_hand(other))
+    some = int(shifted[shifted != IGNORE][0])
+    close(model(**batch, labels=labels.clamp_min(some), ignore_index=some).loss, by_hand(F.pad(labels, (0, 1), value=some)[:, 1:].clamp_min(some), some))  # fmt: skip
+    assert model(**batch).loss is None
+
+
 # ---------------------------------------------------------------- the configuration
+
+
+def test_predictions_of_a_trainer_are_of_one_kind(
+    make_model: Callable[..., Any], make_sample: Callable[..., Sample]
+) -> None:
+    """What differs with the media of a batch is no prediction: a Trainer would lay it end to end."""
+    model, processor = make_model()
+    for kinds in ((), ("image",), ("audio",), ("video",)):
+        output = model(**processor.collate([processor.encode(make_sample(*kinds))]))
+        assert [name for name in output if name not in model.config.keys_to_ignore_at_inference] == ["loss", "logits"]
+
+
+def test_what_a_checkpoint_lacks_is_drawn_as_its_encoder_draws_it(
+    make_model: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Whisper's positions are sinusoids, and no noise; what is there keeps its bits."""
+    both = make_model()[0]
+    seeing = {name: t for name, t in both.state_dict().items() if "audio" not in name}
+    both.save_pretrained(tmp_path, state_dict=dict(seeing))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loaded = AvlmForConditionalGeneration.from_pretrained(tmp_path)
+    positions = loaded.model.audio_tower.embed_positions.weight
+    torch.testing.assert_close(positions, sinusoids(*positions.shape))
+    for name, tensor in loaded.state_dict().items():
+        assert "audio" in name or torch.equal(tensor, seeing[name]), name
+
+
+def sinusoids(length: int, width: int) -> Tensor:
+    """Whisper (arXiv:2212.04356) has those of the first transformer, its sines first."""
+    rates = torch.exp(-torch.arange(width // 2) * torch.log(torch.tensor(10_000.0)) / (width // 2 - 1))
+    angles = torch.arange(length)[:, None] * rates
+    return torch.cat([angles.sin(), angles.cos()], 1)
 
 
 def test_a_configuration_is_made_of_defaults_and_survives_the_way_through_json(make_model: Callable[..., Any]) -> None:
