@@ -22,10 +22,10 @@ FLOORS = [
 ]
 FLOOR_OF = {part: number for number, floor in enumerate(FLOORS) for part in floor}
 DATA_FLOORS = [
-    {"fetching", "workers", "text", "rownumbers"},
+    {"fetching", "workers", "text", "rownumbers", "options"},
     {"decoding", "rows"},
     {"media", "forms"},
-    {"readers"},
+    {"readers", "given"},
     {"planning", "encode", "writers"},
     {"sources", "selection", "processor"},
     {"staged"},

@@ -102,7 +102,7 @@ class Conversation:
         Raises:
             MediaError: It is not what its name says, or the model cannot see or hear it.
         """
-        from avlm.data.processor import media_item
+        from avlm.data.given import media_item
         from avlm.data.readers.endings import kind_by
 
         item = media_item(kind or kind_by(path.name), path)

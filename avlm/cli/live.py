@@ -69,7 +69,7 @@ def _session(
     token_ms: float,
 ) -> Session:
     from avlm.convert.weights import load_model
-    from avlm.data.processor import media_item
+    from avlm.data.given import media_item
     from avlm.inference.engine import Engine
     from avlm.inference.live.mind import ModelMind
     from avlm.inference.live.session import Costs, Session

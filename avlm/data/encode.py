@@ -427,9 +427,11 @@ def _end_to_end(lists: Sequence[list[int]]) -> Tensor:
     return torch.from_numpy(np.concatenate([np.array(one, np.int64) for one in lists]))[None]
 
 
-def pad(samples: Sequence[Encoded], pad_id: int, side: Literal["left", "right"] = "left") -> dict[str, Tensor]:
-    """Lay samples side by side, padded to the longest: a batch for `generate` or for a Trainer."""
-    longest = max(len(s) for s in samples)
+def pad(
+    samples: Sequence[Encoded], pad_id: int, side: Literal["left", "right"] = "left", width: int = 0
+) -> dict[str, Tensor]:
+    """Lay samples side by side, padded to the longest, or to a width: a batch for `generate` or for a Trainer."""
+    longest = max(width, *(len(s) for s in samples))
     ids = torch.full((len(samples), longest), pad_id)
     mask = torch.zeros((len(samples), longest), dtype=torch.long)
     labels = torch.full((len(samples), longest), IGNORE)

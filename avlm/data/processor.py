@@ -7,23 +7,19 @@ through `encode`, training, evaluation and chat alike, so they cannot differ.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image as PILImage
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from avlm.config.data import SystemPrompts
 from avlm.config.io import build
 from avlm.config.media import MediaSpec
 from avlm.config.stage import Augment
-from avlm.data.decoding.decode import to_picture
 from avlm.data.encode import Pixels, Supervise, add_tensors, counted, encode, lay_out, lay_out_pieces, pad
-from avlm.data.fetching.urls import is_data_url
-from avlm.data.forms.parse import Folders, cut_of, parse_row
+from avlm.data.given import conversation_sample, flat, media_item
 from avlm.data.media.reader import MediaReader, Prepared
+from avlm.data.options import OTHERS, Options, options_of, tell_unknown, with_variables
 from avlm.data.text.templates import (
     PLACEHOLDERS,
     chat_template,
@@ -35,9 +31,9 @@ from avlm.data.text.templates import (
 )
 from avlm.data.text.tokens import Tokens
 from avlm.data.text.turns import addressed
-from avlm.errors import ConfigError, DataError, MediaError
+from avlm.errors import ConfigError, DataError
 from avlm.layout import Facts
-from avlm.samples import Clip, Counts, Encoded, MediaItem, Picture, Sample, Sound, Text, Turn
+from avlm.samples import Counts, Encoded, MediaItem, Sample, Text, Turn
 
 _T = TypeVar("_T")
 
@@ -235,18 +231,23 @@ class AvlmProcessor(ProcessorMixin):
         encoded = self.lay_out(sample, facts, supervise=supervise, prompt_only=prompt_only)
         return counted(encoded, facts, self.media_spec())
 
-    def collate(self, samples: Sequence[Encoded], side: str = "left") -> BatchFeature:
+    def collate(
+        self, samples: Sequence[Encoded], side: str = "left", *, width: int = 0, multiple: int = 1
+    ) -> BatchFeature:
         """A padded batch of model inputs (with labels).
 
         Args:
             side: Where the padding goes: ``left`` to generate, ``right`` to train.
+            width: Tokens to pad to at least.
+            multiple: Of which the width is a multiple.
         """
         if side not in ("left", "right"):
             raise ConfigError(f"side={side!r} is neither end of a batch. Pad on the left or on the right")
         if not samples:
             raise ConfigError("there is nothing to make a batch of. Give at least one sample")
         pad_id = self.tokenizer.pad_token_id
-        return BatchFeature(pad(samples, 0 if pad_id is None else pad_id, "left" if side == "left" else "right"))
+        width = -(-max(width, *map(len, samples)) // multiple) * multiple
+        return BatchFeature(pad(samples, 0 if pad_id is None else pad_id, "left" if side == "left" else "right", width))
 
     def apply_chat_template(self, conversation: Any, chat_template: str | None = None, **kwargs: Any) -> Any:
         """As transformers' processors do it, for one conversation or a list of them.
@@ -254,33 +255,64 @@ class AvlmProcessor(ProcessorMixin):
         Args:
             conversation: Messages whose content is a text or a list of typed parts; media by path (``path``, ``url`` or
                 the kind's own name) or as arrays.
-            chat_template: Another template for this call.
+            chat_template: Another template for this call, or the name of one of the tokenizer's.
             kwargs: ``tokenize=True`` with ``return_dict=True`` gives model inputs, padded on the left or on
-                ``padding_side``; what ends with a question is written up to where the model is to speak.
+                ``padding_side``; what ends with a question is written up to where the model is to speak. Ids are lists
+                where conversations differ in length and neither ``padding`` nor ``return_tensors`` asks for a tensor.
                 ``add_generation_prompt`` asks for that wherever it ends. Without ``tokenize`` it is a text, with one
                 placeholder for each media item; those need not say where they are then (``{"type": "image"}``).
+                Options are those of a call of the processor; all else is for the template (``enable_thinking``).
 
         Raises:
             ConfigError: An option is asked for that avlm does not have, such as to cut off at a length.
             DataError: A message is not understood.
         """
         for name in ("tools", "documents", "continue_final_message", "return_assistant_tokens_mask"):
-            if kwargs.get(name):
+            if kwargs.pop(name, None):
                 raise ConfigError(f"{name} is not something that avlm's templates can do. Leave it out")
-        _refuse_cutting(kwargs)
-        if chat_template is not None:
-            return self.with_template(chat_template).apply_chat_template(conversation, **kwargs)
+        options = self._options(kwargs)
+        asked, tokenize, whole = (
+            bool(options.rest.pop(name, None)) for name in ("add_generation_prompt", "tokenize", "return_dict")
+        )
+        tell_unknown({name: options.rest.pop(name) for name in OTHERS if name in options.rest})
+        processor = self._written_by(chat_template, options.rest)
         single = bool(conversation) and isinstance(conversation[0], dict)
-        conversations, tokenize = [conversation] if single else conversation, bool(kwargs.get("tokenize", False))
-        samples = [self.addressed(conversation_sample(c, bare=not tokenize)) for c in conversations]
-        asked = bool(kwargs.get("add_generation_prompt", False))
+        conversations = [conversation] if single else conversation
+        samples = [
+            self.addressed(conversation_sample(c, bare=not tokenize, rate_hz=options.rate_hz)) for c in conversations
+        ]
         if not tokenize:
-            texts = [written(s, self.tokenizer, self.tokens().template, prompt=asked) for s in samples]
+            texts = [written(s, self.tokenizer, processor.tokens().template, prompt=asked) for s in samples]
             return texts[0] if single else texts
-        encoded = [self.encode(s, prompt_only=asked or s.turns[-1].role != "assistant") for s in samples]
-        batch = self.collate(encoded, kwargs.get("padding_side") or "left")
+        encoded = [processor.encode(s, prompt_only=asked or s.turns[-1].role != "assistant") for s in samples]
+        batch = self._batch(encoded, options)
+        return batch if whole else batch["input_ids"]
+
+    def _options(self, given: dict[str, Any]) -> Options:
+        return options_of(given, self.tokenizer.model_max_length)
+
+    def _written_by(self, template: str | None, variables: dict[str, Any]) -> AvlmProcessor:
+        """This processor, or one with another template: by its name or its text, or with what its author left open."""
+        known = self.tokenizer.chat_template
+        if template is not None and isinstance(known, dict) and template in known:
+            template = known[template]
+        if template is None and not variables:
+            return self
+        template = chat_template(self.tokenizer, template or self.chat_template)
+        return self.with_template(with_variables(template, variables))
+
+    def _batch(self, encoded: Sequence[Encoded], options: Options) -> BatchFeature:
+        """Model inputs as a caller wants them: one tensor, or lists of ids where texts differ in length and neither
+        padding nor tensors were asked for."""
+        options.check_length(encoded)
+        batch = self.collate(encoded, options.side, width=options.width, multiple=options.multiple)
         batch.pop("labels")
-        return batch if kwargs.get("return_dict", False) else batch["input_ids"]
+        if not options.even(encoded):
+            batch["input_ids"] = [list(one.ids) for one in encoded]
+            batch["attention_mask"] = [[1] * len(one) for one in encoded]
+        if options.tensors == "np":
+            return BatchFeature({name: value.numpy() for name, value in batch.items()})
+        return batch
 
     def __call__(
         self, text: Any = None, images: Any = None, audio: Any = None, videos: Any = None, **kwargs: Any
@@ -288,30 +320,46 @@ class AvlmProcessor(ProcessorMixin):
         """Model inputs for a text, or for a list of texts as a batch.
 
         Args:
-            text: What `apply_chat_template` wrote: it is taken as it is, and each placeholder in it stands for the next
-                medium of its kind. Or a question in plain words, which the template is applied to, with the media in
-                front of it.
+            text: What `apply_chat_template` wrote, or any other text: it is taken as it is, and each placeholder in it
+                stands for the next medium of its kind. Media with a question that has no placeholder at all are put in
+                front of it, and the template is applied to both, unless ``add_special_tokens=False``.
             images, audio, videos: One medium or a list; for a batch of plain questions a list for each.
-            kwargs: ``sampling_rate`` of sounds given as arrays; ``padding_side``.
+            kwargs: As transformers' processors take them, here or in ``text_kwargs`` and its kin: ``sampling_rate`` of
+                sounds given as arrays, ``return_tensors`` ("pt" or "np"), ``padding``, ``padding_side``,
+                ``pad_to_multiple_of``, ``max_length`` and ``truncation``. What is none of these is told and left out.
 
         Raises:
             ConfigError: Texts and media do not go together, or are to be cut off at a length.
         """
-        _refuse_cutting(kwargs)
+        options = self._options(kwargs)
+        tell_unknown(options.rest, also=("return_dict",))
         texts = list(text) if isinstance(text, (list, tuple)) else [text or ""]
         media = {"image": images, "audio": audio, "video": videos}
-        marks = (*placeholders(self.tokenizer).values(), *control_tokens(self.tokenizer, self.tokens().template))
-        if any(mark in t for t in texts for mark in marks):
-            encoded = self._encode_written(texts, media, kwargs.get("sampling_rate"))
+        if self._is_written(texts, media, options):
+            begun = [self._begun(text) if options.special else text for text in texts]
+            encoded = self._encode_written(begun, media, options.rate_hz)
         else:
-            encoded = self._encode_questions(texts, media, kwargs.get("sampling_rate"))
-        batch = self.collate(encoded, kwargs.get("padding_side") or "left")
-        batch.pop("labels")
-        return batch
+            encoded = self._encode_questions(texts, media, options.rate_hz)
+        return self._batch(encoded, options)
+
+    def _is_written(self, texts: Sequence[str], media: dict[str, Any], options: Options) -> bool:
+        """Whether texts are to be taken as they are, and not as questions about media that have no place in them."""
+        alone = any(texts) and not any(flat(given) for given in media.values())
+        return alone or not options.special or any(mark in text for text in texts for mark in self._marks())
+
+    def _marks(self) -> tuple[str, ...]:
+        """What no question has in its words: placeholders, and what builds a conversation."""
+        return (*placeholders(self.tokenizer).values(), *control_tokens(self.tokenizer, self.tokens().template))
+
+    def _begun(self, text: str) -> str:
+        """A text with the token that the tokenizer begins texts with, if it is no part of a conversation."""
+        begins = self.tokenizer.bos_token or ""
+        plain = not any(mark in text for mark in self._marks())
+        return begins + text if plain and self.tokenizer("")["input_ids"][:1] == [self.tokenizer.bos_token_id] else text
 
     def _encode_written(self, texts: Sequence[str], media: dict[str, Any], rate_hz: int | None) -> list[Encoded]:
         """Texts with placeholders, each of which takes the next medium of its kind."""
-        queues = {kind: [media_item(kind, v, rate_hz) for v in _flat(given)] for kind, given in media.items()}
+        queues = {kind: [media_item(kind, v, rate_hz) for v in flat(given)] for kind, given in media.items()}
         found = []
         for number, text in enumerate(texts):
             written_pieces, kinds = read_back(text, self.tokenizer)
@@ -344,135 +392,10 @@ class AvlmProcessor(ProcessorMixin):
                             f"Give {len(texts)} lists, some of them empty"
                         )
                     given = given[number]
-                parts += [media_item(kind, value, rate_hz) for value in _flat(given)]
+                parts += [media_item(kind, value, rate_hz) for value in flat(given)]
             if text:
                 parts.append(Text(text))
             if not parts:
                 raise ConfigError("neither a text nor a medium was given. Give at least one of them")
             found.append(self.encode(Sample(str(number), (Turn("user", tuple(parts)),)), prompt_only=True))
         return found
-
-
-def _refuse_cutting(kwargs: dict[str, Any]) -> None:
-    """Nothing is cut off at a length: media would lose their places, and what they show with them."""
-    inner = [v for v in (kwargs.get("text_kwargs"), kwargs.get("processor_kwargs")) if isinstance(v, dict)]
-    for given in (kwargs, *inner):
-        for name in ("truncation", "max_length"):
-            if given.get(name):
-                raise ConfigError(
-                    f"{name}={given[name]} would cut off media and what follows them, and avlm cuts nothing off. "
-                    "Leave it out, and leave out samples that are too long"
-                )
-
-
-def _flat(given: Any) -> list[Any]:
-    """One medium, a list, or a list of lists, as a list."""
-    if given is None:
-        return []
-    return [inner for value in given for inner in _flat(value)] if isinstance(given, (list, tuple)) else [given]
-
-
-def conversation_sample(messages: Sequence[dict[str, Any]], *, bare: bool = False) -> Sample:
-    """A conversation in the messages form, media by path or as arrays, as a sample.
-
-    Args:
-        messages: The conversation.
-        bare: Whether media may be without either, for a text that only has their places.
-
-    Raises:
-        DataError: A message is not understood.
-    """
-    turns = []
-    for message in messages:
-        given: dict[int, MediaItem] = {}
-        content = message.get("content") if isinstance(message, dict) else None
-        for i, part in enumerate(content if isinstance(content, (list, tuple)) else ()):
-            kind = part.get("type") if isinstance(part, dict) else None
-            if kind in PLACEHOLDERS:
-                values = [v for v in map(part.get, ("path", "url", kind)) if v is not None]
-                if values:
-                    start, end = cut_of(part)
-                    given[i] = media_item(kind, values[0], part.get("sampling_rate"), start_s=start, end_s=end)
-                elif bare:
-                    given[i] = MediaItem(kind)
-        if given:
-            kept = [{"type": "text", "text": ""} if i in given else part for i, part in enumerate(content or ())]
-            message = {**message, "content": kept}
-        elif isinstance(content, tuple):
-            message = {**message, "content": list(content)}
-        turn = parse_row({"messages": [message]}, Folders()).turns[0]
-        turns.append(replace(turn, parts=tuple(given.get(i, part) for i, part in enumerate(turn.parts))))
-    if not turns:
-        raise DataError("a conversation has no message. Give at least one")
-    return Sample("0", tuple(turns))
-
-
-def media_item(
-    kind: Any, value: Any, rate_hz: int | None = None, *, start_s: float = 0.0, end_s: float | None = None
-) -> MediaItem:
-    """One medium from whatever the caller has: a path, a URL, bytes, a PIL picture, an array.
-
-    A data URL is read; any other is fetched only by a reader that may (`Limits.doors`).
-
-    Args:
-        rate_hz: Of a sound given as an array; default 16,000.
-        start_s, end_s: The cut of a sound or a video that is meant; of an item, instead of its own.
-
-    Raises:
-        DataError: None of those, or there is nothing in the cut.
-    """
-    if isinstance(value, MediaItem):
-        return value if not start_s and end_s is None else replace(value, start_s=start_s, end_s=end_s)
-    if isinstance(value, (str, Path)):
-        if isinstance(value, str) and ("://" in value or is_data_url(value)):
-            return MediaItem(kind, url=value, start_s=start_s, end_s=end_s)
-        return MediaItem(kind, path=Path(value), start_s=start_s, end_s=end_s)
-    if isinstance(value, (bytes, bytearray)):
-        return MediaItem(kind, data=bytes(value), start_s=start_s, end_s=end_s)
-    return MediaItem(kind, decoded=_decoded(kind, value, rate_hz), start_s=start_s, end_s=end_s)
-
-
-def _decoded(kind: Any, value: Any, rate_hz: int | None) -> Picture | Sound | Clip:
-    """What the caller has decoded already.
-
-    Raises:
-        DataError: It is nothing that could be seen or heard.
-    """
-    if isinstance(value, (Picture, Sound, Clip)):
-        return value
-    if kind == "image":
-        decoded: Picture | Sound | None = _picture(value)
-    else:
-        decoded = _sound(value, rate_hz) if kind == "audio" else None
-    if decoded is None:
-        shape = getattr(value, "shape", None)
-        described = type(value).__name__ + ("" if shape is None else f" of {tuple(shape)} {value.dtype}")
-        wanted = {"image": " of uint8 [height, width, 3]", "audio": " of one channel"}.get(kind)
-        raise DataError(
-            f"a{'n' if kind in ('image', 'audio') else ''} {kind} was given as {described}, which is not understood. "
-            f"Give a path, bytes{', or an array' + wanted if wanted else ''}"
-        )
-    return decoded
-
-
-def _picture(value: Any) -> Picture | None:
-    if isinstance(value, PILImage.Image):
-        try:
-            return to_picture(value)
-        except OSError as error:
-            raise MediaError(f"a Pillow picture does not load ({type(error).__name__}). Give another") from error
-    pixels = np.asarray(value)
-    right = pixels.ndim == 3 and pixels.shape[2] == 3 and pixels.dtype == np.uint8 and pixels.size > 0
-    return Picture(pixels) if right else None
-
-
-def _sound(value: Any, rate_hz: int | None) -> Sound | None:
-    """One channel; whole numbers are taken for samples as WAV files have them."""
-    wave = np.asarray(value)
-    rate = 16_000 if rate_hz is None else rate_hz
-    if wave.ndim != 1 or wave.dtype.kind not in "fiu" or rate < 1:
-        return None
-    if wave.dtype.kind in "iu":
-        full = 2.0 ** (8 * wave.dtype.itemsize - 1)
-        wave = wave / full - (1.0 if wave.dtype.kind == "u" else 0.0)
-    return Sound(wave.astype(np.float32), int(rate))

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from avlm.convert.weights import load_model
-from avlm.data.processor import AvlmProcessor, media_item
+from avlm.data.given import media_item
+from avlm.data.processor import AvlmProcessor
 from avlm.data.text.templates import unmarked
 from avlm.errors import ConfigError
 from avlm.inference.engine import Engine, Request

@@ -123,7 +123,7 @@ def test_a_conversation_goes_on_as_theirs_but_with_the_end_token_of_training(imp
 
 
 def _sample(messages: list[dict[str, Any]]) -> Any:
-    from avlm.data.processor import conversation_sample
+    from avlm.data.given import conversation_sample
 
     return conversation_sample(messages)
 

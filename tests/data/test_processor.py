@@ -19,7 +19,8 @@ from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
 from avlm.config.media import MediaSpec, VisionSpec
-from avlm.data.processor import AvlmProcessor, conversation_sample, media_item
+from avlm.data.given import conversation_sample, media_item
+from avlm.data.processor import AvlmProcessor
 from avlm.data.text.vocabulary import END, PAD, add_tokens, make_tokenizer
 from avlm.errors import ConfigError, DataError, MediaError
 from avlm.samples import MediaItem, Picture, Sample, Sound, Text, Turn
@@ -185,7 +186,7 @@ def test_that_text_with_its_media_is_the_same_again(made: AvlmProcessor, asked: 
     same(made(text=text, images=Image.open(path), audio=soundfile.read(sound, dtype="float32")[0]), expected)
     plain = made.apply_chat_template([{"role": "user", "content": "What?"}], add_generation_prompt=True)
     assert made(text=plain)["input_ids"].tolist() == [tokenizer(CHATML)(plain, add_special_tokens=False).input_ids]
-    both = made(text=[text, plain], images=[[path], []], audio=[[sound], []])
+    both = made(text=[text, plain], images=[[path], []], audio=[[sound], []], padding=True)
     alone = [without_labels(made, conversation_sample(asked))["input_ids"][0], made(text=plain)["input_ids"][0]]
     for row, mask, ids in zip(both["input_ids"], both["attention_mask"], alone, strict=True):
         assert row[mask.bool()].tolist() == ids.tolist()
@@ -203,32 +204,105 @@ def test_a_question_in_plain_words_is_put_into_the_template(made: AvlmProcessor,
     parts = (MediaItem("image", path=path), MediaItem("audio", path=sound), Text("What?"))
     same(made("What?", images=path, audio=[sound]), without_labels(made, Sample("0", (Turn("user", parts),))))
     questions = [Sample("0", (Turn("user", (parts[0], Text("What?"))),)), Sample("1", (Turn("user", (Text("Why?"),)),))]
-    same(made(["What?", "Why?"], images=[[path], []]), without_labels(made, *questions))
+    same(made(["What?", "Why?"], images=[[path], []], padding=True), without_labels(made, *questions))
 
 
-@pytest.mark.parametrize(
-    ("given", "shown"),
-    [
-        ({"truncation": True}, "truncation=True"),
-        ({"max_length": 9}, "max_length=9"),
-        ({"text_kwargs": {"truncation": True}}, "truncation=True"),
-        ({"processor_kwargs": {"max_length": 9}}, "max_length=9"),
-    ],
-)
-def test_nothing_is_cut_off_at_a_length(
-    given: dict[str, Any], shown: str, made: AvlmProcessor, asked: list[dict[str, Any]]
-) -> None:
+@pytest.mark.parametrize("place", ["", "text_kwargs", "processor_kwargs"])
+def test_nothing_is_cut_off_at_a_length(place: str, made: AvlmProcessor, asked: list[dict[str, Any]]) -> None:
+    def given(**options: Any) -> dict[str, Any]:
+        return {place: options} if place else options
+
     for call in (
-        lambda: made("What?", images=asked[0]["content"][0]["path"], **given),
-        lambda: made.apply_chat_template(asked, tokenize=True, return_dict=True, **given),
+        lambda **more: made("What?", images=asked[0]["content"][0]["path"], **more),
+        lambda **more: made.apply_chat_template(asked, tokenize=True, return_dict=True, **more),
     ):
+        whole = call()
+        count = whole["input_ids"].shape[1]
+        same(call(**given(truncation=True, max_length=count)), whole)
+        same(call(**given(truncation=False, max_length=9)), whole)
         with pytest.raises(ConfigError) as error:
-            call()
+            call(**given(truncation=True, max_length=count - 1))
         assert str(error.value) == (
-            f"{shown} would cut off media and what follows them, and avlm cuts nothing off. "
-            "Leave it out, and leave out samples that are too long"
+            f"{count} tokens are to be cut off at {count - 1} (truncation, max_length), with media and what follows "
+            "them, and avlm cuts nothing off. Leave out what is too long, or raise max_length"
         )
-    same(made("What?", truncation=False, max_length=None), made("What?"))
+
+
+@pytest.mark.parametrize("place", ["", "text_kwargs", "processor_kwargs"])
+def test_padding_and_tensors_are_as_they_are_asked_for(place: str, made: AvlmProcessor) -> None:
+    def given(**options: Any) -> dict[str, Any]:
+        return {place: options} if place else options
+
+    talks = [[{"role": "user", "content": text}] for text in ("What?", "What is it, and where?")]
+    alone = [made.apply_chat_template(talk, tokenize=True)[0].tolist() for talk in talks]
+    short, long = map(len, alone)
+    assert short < long < 64 and short % 2
+    ask = {"tokenize": True, "return_dict": True}
+    lists = made.apply_chat_template(talks, **ask)
+    assert lists["input_ids"] == alone and lists["attention_mask"] == [[1] * short, [1] * long]
+    for side in ("left", "right"):
+        for options, width in (
+            ({}, long),
+            ({"return_tensors": "pt"}, long),
+            ({"pad_to_multiple_of": 16}, -(-long // 16) * 16),
+            ({"padding": "max_length", "max_length": 64}, 64),
+        ):
+            batch = made.apply_chat_template(talks, **ask, **given(padding_side=side, **options))
+            for ids, row, mask in zip(alone, batch["input_ids"], batch["attention_mask"], strict=True):
+                at = slice(width - len(ids), width) if side == "left" else slice(0, len(ids))
+                assert row.shape == (width,) and row[at].tolist() == ids
+                assert mask[at].all() and mask.sum() == len(ids)
+    arrays = made.apply_chat_template(talks, **ask, **given(return_tensors="np"))
+    assert isinstance(arrays["input_ids"], np.ndarray) and arrays["input_ids"].shape == (2, long)
+    with pytest.raises(ConfigError, match="return_tensors='tf' is no kind of tensors that there is here"):
+        made("a", **given(return_tensors="tf"))
+
+
+def test_a_text_is_taken_as_it_is(made: AvlmProcessor) -> None:
+    """The template is for conversations; a question about a picture that has no place in it is the one exception."""
+    plain = made.tokenizer("What is it?")["input_ids"]
+    assert made("What is it?")["input_ids"].tolist() == [plain]
+    bare = made.tokenizer("What is it?", add_special_tokens=False)["input_ids"]
+    assert made("What is it?", add_special_tokens=False)["input_ids"].tolist() == [bare]
+    pixels = np.zeros((9, 9, 3), np.uint8)
+    (ids,) = made("<image>What?", images=pixels, add_special_tokens=False)["input_ids"].tolist()
+    place = made.tokenizer.convert_tokens_to_ids("<image>")
+    assert [i for i in ids if i != place] == made.tokenizer("What?", add_special_tokens=False)["input_ids"]
+    with pytest.raises(ConfigError, match="media have no placeholder in the text"):
+        made("What?", images=pixels, add_special_tokens=False)
+
+
+def test_a_sounds_rate_is_heard_wherever_it_stands(made: AvlmProcessor) -> None:
+    wave = np.sin(np.arange(4000)).astype(np.float32)
+    talk = [{"role": "user", "content": [{"type": "audio", "audio": wave}, {"type": "text", "text": "What?"}]}]
+    ask = {"tokenize": True, "return_dict": True}
+    expected = made("<audio>What?", audio=[wave], sampling_rate=8000)
+    same(made("<audio>What?", audio=[wave], audio_kwargs={"sampling_rate": 8000}), expected)
+    same(made("<audio>What?", audio=[{"array": wave, "sampling_rate": 8000}]), expected)
+    assert expected["input_features"].shape != made("<audio>What?", audio=[wave])["input_features"].shape
+    told = made.apply_chat_template(talk, **ask, sampling_rate=8000)
+    assert torch.equal(told["input_features"], expected["input_features"])
+    inner = made.apply_chat_template(talk, **ask, processor_kwargs={"sampling_rate": 8000})
+    assert torch.equal(inner["input_features"], expected["input_features"])
+
+
+def test_what_a_template_leaves_open_reaches_it_and_what_is_unknown_is_told(made: AvlmProcessor) -> None:
+    template = "{{ messages[0]['content'] }}{% if thinking is defined and not thinking %} {{ words['a'][0] }}{% endif %}<|assistant|>"
+    talk = [{"role": "user", "content": "What?"}]
+
+    def written(**more: Any) -> Any:
+        return made.apply_chat_template(talk, chat_template=template, **more)
+
+    assert written() == "What?<|assistant|>" == written(thinking=True, words={"a": ["b"]})
+    assert written(thinking=False, words={"a": ['say "é 🎉\n']}) == 'What? say "é 🎉\n<|assistant|>'
+    ids = written(tokenize=True, thinking=False, words={"a": ["b"]})
+    assert ids.tolist() == [made.tokenizer("What? b<|assistant|>", add_special_tokens=False)["input_ids"]]
+    with pytest.raises(ConfigError, match=r"thinking=<object .* is for the chat template, and what it is given are"):
+        written(thinking=object())
+    with pytest.warns(UserWarning, match="num_frames is nothing that avlm's processor can be asked for"):
+        written(num_frames=8)
+    with pytest.warns(UserWarning, match="imagess is nothing that avlm's processor can be asked for"):
+        made("What?", imagess=[1])
 
 
 def test_texts_and_media_that_do_not_go_together_are_refused(made: AvlmProcessor, picture: Callable[..., Path]) -> None:
@@ -319,6 +393,9 @@ def test_a_pillow_picture_is_seen_as_its_file_is(made: AvlmProcessor, tmp_path: 
         (np.array([0, 128, 192], np.uint8), [-1.0, 0.0, 0.5]),
         (np.array([0.25, -1.0]), [0.25, -1.0]),
         ([0.25, -1.0], [0.25, -1.0]),
+        (np.array([[0.25, -1.0]]), [0.25, -1.0]),
+        ([[0.25] * 40, [-0.75] * 40], [-0.25] * 40),
+        ({"array": np.array([0.25, -1.0])}, [0.25, -1.0]),
         (torch.tensor([0.25, -1.0]), [0.25, -1.0]),
     ],
 )
@@ -334,12 +411,12 @@ def test_a_waveform_has_the_scale_of_a_file(wave: Any, expected: list[float]) ->
 @pytest.mark.parametrize(
     ("kind", "value", "message"),
     [
-        ("image", 3, "an image was given as int, which is not understood. Give a path, bytes, or an array of uint8 [height, width, 3]"),
-        ("image", np.zeros((3, 4, 4), np.uint8), "an image was given as ndarray of (3, 4, 4) uint8, which is not understood. Give a path, bytes, or an array of uint8 [height, width, 3]"),
-        ("image", np.zeros((4, 4, 3), np.float32), "an image was given as ndarray of (4, 4, 3) float32, which is not understood. Give a path, bytes, or an array of uint8 [height, width, 3]"),
-        ("image", np.zeros((0, 4, 3), np.uint8), "an image was given as ndarray of (0, 4, 3) uint8, which is not understood. Give a path, bytes, or an array of uint8 [height, width, 3]"),
-        ("audio", np.zeros((2, 9), np.float32), "an audio was given as ndarray of (2, 9) float32, which is not understood. Give a path, bytes, or an array of one channel"),
-        ("audio", np.array(["a"]), "an audio was given as ndarray of (1,) <U1, which is not understood. Give a path, bytes, or an array of one channel"),
+        ("image", 3, "an image was given as int, which is not understood. Give a path, bytes, or an array of uint8 or of 0 to 1, [height, width, 3]"),
+        ("image", np.zeros((5, 4, 6), np.uint8), "an image was given as ndarray of (5, 4, 6) uint8, which is not understood. Give a path, bytes, or an array of uint8 or of 0 to 1, [height, width, 3]"),
+        ("image", np.full((4, 4, 3), 2, np.float32), "an image was given as ndarray of (4, 4, 3) float32, which is not understood. Give a path, bytes, or an array of uint8 or of 0 to 1, [height, width, 3]"),
+        ("image", np.zeros((0, 4, 3), np.uint8), "an image was given as ndarray of (0, 4, 3) uint8, which is not understood. Give a path, bytes, or an array of uint8 or of 0 to 1, [height, width, 3]"),
+        ("audio", np.zeros((99, 2), np.float32), "an audio was given as ndarray of (99, 2) float32, which is not understood. Give a path, bytes, or an array of samples"),
+        ("audio", np.array(["a"]), "an audio was given as ndarray of (1,) <U1, which is not understood. Give a path, bytes, or an array of samples"),
         ("video", np.zeros(9), "a video was given as ndarray of (9,) float64, which is not understood. Give a path, bytes"),
     ],
 )  # fmt: skip

@@ -205,7 +205,9 @@ def test_answers_in_a_batch_are_those_alone_after_saving_too(
     assert generate(*made, prompts, sampling) == expected
     assert generate(*again, prompts, sampling, use_cache=False) == expected
 
-    batch = made.processor(text=["What is it?"] * 3, images=[[picture(size).pixels] for size in SIZES[1:4]])
+    batch = made.processor(
+        text=["What is it?"] * 3, images=[[picture(size).pixels] for size in SIZES[1:4]], padding=True
+    )
     assert batch["image_sizes"].tolist() == [list(size) for size in SIZES[1:4]]
     found = again.model.generate(**batch, max_new_tokens=5, do_sample=False)[:, batch["input_ids"].shape[1] :]
     for mine, its in zip(found.tolist(), expected, strict=True):

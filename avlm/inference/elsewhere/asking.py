@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image as PILImage
 
-from avlm.data.processor import media_item
+from avlm.data.given import media_item
 from avlm.errors import DataError
 from avlm.inference.chat import Chat, load
 from avlm.inference.engine import Engine

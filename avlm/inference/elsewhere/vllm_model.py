@@ -37,7 +37,8 @@ from vllm.multimodal.processing import (
 )
 
 from avlm.config.media import MediaSpec
-from avlm.data.processor import AvlmProcessor, media_item
+from avlm.data.given import media_item
+from avlm.data.processor import AvlmProcessor
 from avlm.data.text.templates import placeholders
 from avlm.inference.elsewhere import counts
 from avlm.inference.elsewhere.senses import make_senses, picture_embeddings, sound_embeddings

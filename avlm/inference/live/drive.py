@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from avlm.data.decoding.decode import decode_audio
-from avlm.data.processor import media_item
+from avlm.data.given import media_item
 from avlm.data.voice.gate import FRAME, SAMPLE_RATE_HZ
 from avlm.data.voice.timeline import Moment, Rendered, read_timeline, render
 from avlm.errors import MissingExtraError

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from avlm.config.stage import StateTokens
-from avlm.data.processor import media_item
+from avlm.data.given import media_item
 from avlm.data.text.turns import KNOWN, NOISE, QUESTION
 from avlm.data.voice.gate import SAMPLE_RATE_HZ
 from avlm.errors import ConfigError

@@ -42,7 +42,7 @@ def test_the_probability_is_the_heads_where_the_answer_begins(parts):
     mind = ModelMind(Engine(model, processor), ask=ASK)
     wave = speech(0.7)
     judged = mind.judge(wave)
-    from avlm.data.processor import media_item
+    from avlm.data.given import media_item
 
     turn = Turn("user", (media_item("audio", wave, 16_000), Text(ASK)))
     prompt = processor.encode(Sample("x", (turn,)), prompt_only=True)
