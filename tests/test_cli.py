@@ -294,6 +294,20 @@ def test_wrong_inputs_get_one_message(
     assert not (tmp_path / "out").exists() and not (tmp_path / "new").exists()
 
 
+def test_what_is_evaluated_may_need_settings_of_data(avlm: Callable[..., Said], model: Path, tmp_path: Path) -> None:
+    (tmp_path / "apart").mkdir()
+    row = {"q": "hi", "a": "yes", "pic": "p0.png"}
+    (tmp_path / "apart" / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    ask = ["eval", model, tmp_path / "apart" / "rows.jsonl", "--no-swap", "--max-tokens", 2]
+    named = ["data.columns={question: q, answer: a, image: pic}", f"data.folder={tmp_path}"]
+    said = avlm(*ask, *named)
+    assert said.status == 0 and re.search(r"\(none\) +1 ", said.out)
+    one_message(avlm(*ask, "seed=3"), "seed is a setting of a run, and no run is named")
+    (tmp_path / "garbage.txt").write_text("not JSON\n")
+    said = avlm("chat", model, "--batch", tmp_path / "garbage.txt", "--out", tmp_path / "answers.jsonl")
+    assert said.status == 2 and "not one of its rows could be answered" in said.err
+
+
 def test_rows_may_be_whatever_training_reads(avlm: Callable[..., Said], config: Path, tmp_path: Path) -> None:
     """A folder of tars, patterns of files, with a weight, somebody's reader; `docs/data.md` has them all."""
     rows = tmp_path / "rows.jsonl"
@@ -305,6 +319,9 @@ def test_rows_may_be_whatever_training_reads(avlm: Callable[..., Said], config: 
         "    def __len__(self): return len(self.rows)\n"
         "    def __getitem__(self, i): return self.rows[i]\n"
     )
+    for name, ask in (("shards", []), ("mine.py:Rows", [f"data.folder={tmp_path}"])):
+        for command in (["data", "check", "--workers", 0], ["data", "check", "--workers", 0, "--recipe", config]):
+            assert avlm(*command, tmp_path / name, *ask).status == 0
     named = [f"[{{path: {tmp_path}/rows.*, weight: 1}}]", "shards", "shards/*.tar", "rows.jso[n]l", "mine.py:Rows"]
     for number, name in enumerate(named):
         given = name if name.startswith("[") else tmp_path / name

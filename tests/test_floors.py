@@ -22,7 +22,7 @@ FLOORS = [
 ]
 FLOOR_OF = {part: number for number, floor in enumerate(FLOORS) for part in floor}
 DATA_FLOORS = [
-    {"fetching", "workers", "text", "rownumbers", "options"},
+    {"fetching", "workers", "text", "rownumbers", "options", "locks"},
     {"decoding", "rows"},
     {"media", "forms"},
     {"readers", "given"},

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
-from avlm.cli.shared import Overrides, check_absent, check_writable, quiet, resolve, write_json, writing
+from avlm.cli.shared import Overrides, check_absent, check_writable, data_settings, quiet, resolve, write_json, writing
 from avlm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -265,21 +265,14 @@ def _run_of(recipe: str | None, model: str | None, overrides: list[str], data: s
     """The run that would read the data; None where no recipe is named."""
     if recipe is None:
         return None
-    given = [f"data.train={data}", *([] if model is None else [f"model={model}"])]
+    quoted = "'" + data.replace("'", "''") + "'"  # a pattern may begin as no YAML does
+    given = [f"data.train={quoted}", *([] if model is None else [f"model={model}"])]
     return resolve(recipe, [*overrides, *given])
 
 
 def _data_of(config: RunConfig | None, overrides: list[str]) -> DataConfig:
     """Where media lie and so on: of the run, or as overrides of ``data`` say."""
-    from avlm.config.data import DataConfig
-    from avlm.config.io import override
-
-    if config is not None:
-        return config.data
-    for text in overrides:
-        if not text.startswith("data."):
-            raise ConfigError(f"{text.partition('=')[0]} is a setting of a run, and no run is named. Add --recipe NAME")
-    return override(DataConfig(), [text.removeprefix("data.") for text in overrides])
+    return data_settings(overrides, "Add --recipe NAME") if config is None else config.data
 
 
 def _open(path: str, settings: DataConfig, use: Literal["train", "eval"] = "train") -> RowSource:

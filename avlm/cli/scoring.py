@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from avlm.cli.shared import ModelDir, check_data, check_writable, quiet, write_json
+from avlm.cli.shared import ModelDir, Overrides, check_data, check_writable, data_settings, quiet, write_json
 
 if TYPE_CHECKING:
     from avlm.config.data import DataConfig
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 def evaluate(
     model: ModelDir,
     data: Annotated[str, typer.Argument(metavar="DATA.jsonl", help="Rows with answers, as training reads them.")],
+    overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="Write the report there as JSON.")] = None,
     metric: Annotated[list[str] | None, typer.Option(help="exact or wer; default: by each row's task.")] = None,
     swap: Annotated[bool, typer.Option(help="Also ask with swapped pictures and sounds.")] = True,
@@ -25,12 +26,12 @@ def evaluate(
     root: Annotated[list[str] | None, typer.Option(help="A further folder that media may lie in.")] = None,
 ) -> None:
     """Score a model by task, and check that it looks and listens."""
-    from avlm.config.data import DataConfig
-
     check_data("DATA", data)
+    settings = data_settings(overrides or [], "Here data.folder=DIR and its kin are understood")
+    settings = settings.model_copy(update={"roots": (*settings.roots, *(root or ()))})
     if out is not None:
         check_writable(out)
-    report = evaluate_rows(model, data, metric or [], swap, max_tokens, DataConfig(roots=tuple(root or ())))
+    report = evaluate_rows(model, data, metric or [], swap, max_tokens, settings)
     print(table(report))
     if out is not None:
         write_json(out, report.as_dict())

@@ -15,6 +15,7 @@ import typer
 from avlm.errors import ConfigError
 
 if TYPE_CHECKING:
+    from avlm.config.data import DataConfig
     from avlm.config.run import RunConfig
 
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings to change, by dotted key.")]
@@ -53,6 +54,21 @@ def check_files(config: RunConfig) -> None:
 def check_absent(out: Path) -> None:
     if os.path.lexists(out):
         raise ConfigError(f"{out} exists, and would be overwritten. Choose another name, or remove it")
+
+
+def data_settings(overrides: list[str], advice: str) -> DataConfig:
+    """Where media lie and so on, as overrides of ``data`` say.
+
+    Args:
+        advice: What to do where one is of something else.
+    """
+    from avlm.config.data import DataConfig
+    from avlm.config.io import override
+
+    for text in overrides:
+        if not text.startswith("data."):
+            raise ConfigError(f"{text.partition('=')[0]} is a setting of a run, and no run is named. {advice}")
+    return override(DataConfig(), [text.removeprefix("data.") for text in overrides])
 
 
 def check_data(key: str, path: str) -> None:

@@ -98,3 +98,8 @@ def _answer_rows(
         done = answer_rows(engine, rows, out, sampling, progress)
     found = f"{done.rows} rows, {done.there} of them answered before" if done.there else f"{done.rows} rows"
     print(f"{found}, {done.bad} that could not be answered; answers in {out}", file=sys.stderr)
+    if done.rows and done.bad == done.rows:
+        raise ConfigError(
+            f"{batch}: not one of its rows could be answered; {out} says what is wrong with each. Give JSON lines of "
+            "conversations"
+        )

@@ -210,16 +210,20 @@ def _member(items: list[Any], key: str, dotted: str) -> int:
     raise ConfigError(f"{dotted}: there is no such member.{_did_you_mean(key, known, dotted.rpartition('.')[0])}")
 
 
+_NO_YAML = re.compile(r"[*&!%@`]|\{[^{}:]*\}[^\s,]|\[[^\[\]:]*\][^\s,]")
+"""Begins what is no YAML, or means something else there, and names files by a pattern."""
+
+
 def _fitting(kind: Any, text: str) -> Any:
     """A value as its place wants it: the bare name of a variant is that variant, and text stays text (out=2024)."""
-    value = parse_value(text)
+    arms = _arms(kind)
+    wants_text = [arm for arm in arms if arm is str or _choices(arm)]
+    value = text if wants_text and _NO_YAML.match(text) else parse_value(text)
     if isinstance(value, str) and value in (tags := _tags(kind)):
         return {"kind": tags[value]}
     name = value if isinstance(value, str) else text  # on and off are words here, and true and false to YAML
     if name in (presets := _presets(kind)):
         return copy.deepcopy(presets[name])
-    arms = _arms(kind)
-    wants_text = [arm for arm in arms if arm is str or _choices(arm)]
     if isinstance(value, (bool, int, float)) and wants_text and not {int, float, bool, Any} & set(arms):
         return text
     return value

@@ -12,14 +12,19 @@ a reader of one's own          FILE.py:CLASS, MODULE:CLASS               `reader
 from __future__ import annotations
 
 import glob
+import json
 import re
+import shutil
+import warnings
 from collections.abc import Iterator, Mapping
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
 
 from avlm.config.data import DataConfig
 from avlm.data.forms.fields import Field
 from avlm.data.forms.folders import folders_of
+from avlm.data.locks import alone
 from avlm.data.readers import energon, own, tables
 from avlm.data.readers.joined import JoinedSource
 from avlm.data.readers.jsonlines import JsonLines
@@ -94,6 +99,14 @@ def _check_columns(source: RowSource, columns: Mapping[str, Field]) -> None:
         raise ConfigError(
             f"{source.name}: no row has {columns[missing[0]].text}, which data.columns.{missing[0]} names, so its rows "
             "would be read without. Correct the name, or leave it out"
+        )
+    unread = sorted(getattr(getattr(source, "parser", None), "unread", ()))
+    if unread:
+        name = unread[0]
+        warnings.warn(
+            f"{source.name}: has {name}, and data.columns names other columns alone, so {name} is not read. "
+            f"Add {name}: {name} to data.columns if it is meant",
+            stacklevel=3,
         )
 
 
@@ -292,28 +305,47 @@ def _own(text: str, data: DataConfig, columns: Mapping[str, Field], progress: Pr
 def _spooled(
     text: str, reader: Any, data: DataConfig, columns: Mapping[str, Field], progress: Progress | None
 ) -> RowSource:
-    """Rows that come in their order only, written to tars once and read from there."""
+    """Rows that come in their order only, written to tars once and read from there.
+
+    Each reader has a folder of its own below `data.spool`. Of several processes one writes, and the others wait for it.
+    """
     if data.spool is None:
         raise ConfigError(
             f"{text}: reads rows in their order only, and training reads them in any. Give the reader __len__ and "
             "__getitem__, or a folder that its rows are written to once: data.spool=FOLDER"
         )
-    folder = Path(data.spool)
-    bad: list[DataError] = []
-    if not folder.is_dir() or not any(folder.iterdir()):
-        parser = Parser(folders_of(Path("here"), data), columns)
-
-        def each() -> Iterator[tuple[Sample, str] | DataError]:
-            for number, row in enumerate(own.rows_of(reader, text.rpartition(":")[2], parser)):
-                if progress is not None and number % 256 == 255:
-                    progress(number + 1, 0)
-                yield row
-
-        bad = write_rows(each(), folder, to="webdataset").bad
-    source = WebDataset(tars_in(str(folder)), data, name=text.rpartition(":")[2], progress=progress)
+    name = text.rpartition(":")[2]
+    file = Path(text.rpartition(":")[0])
+    known_by = repr((str(file.resolve()) if file.suffix == ".py" else str(file), name, data.folder, data.columns))
+    folder = Path(data.spool) / f"{name}-{blake2b(known_by.encode(), digest_size=4).hexdigest()}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with alone(folder.with_name(f".{folder.name}.lock")):
+        if not (folder / UNREAD).is_file():
+            _spool(reader, name, folder, Parser(folders_of(Path("here"), data), columns), progress)
+    source = WebDataset(tars_in(str(folder)), data, name=name, progress=progress)
     source.kind = f"a reader of your own ({text}), from {folder}"
-    source.errors += bad
+    source.errors += [DataError(reason, where=where) for where, reason in json.loads((folder / UNREAD).read_text())]
     return source
+
+
+UNREAD = "unread.json"
+"""Beside the tars: the rows that the reader gave and that could not be read, with what is wrong with each."""
+
+
+def _spool(reader: Any, name: str, folder: Path, parser: Parser, progress: Progress | None) -> None:
+    """Write all rows of a reader; the folder is there when all of them are."""
+    shutil.rmtree(folder, ignore_errors=True)  # of one who did not come to its end
+
+    def each() -> Iterator[tuple[Sample, str] | DataError]:
+        for number, row in enumerate(own.rows_of(reader, name, parser)):
+            if progress is not None and number % 256 == 255:
+                progress(number + 1, 0)
+            yield row
+
+    bad = write_rows(each(), folder, to="webdataset").bad
+    written = folder / f".{UNREAD}"
+    written.write_text(json.dumps([(error.where, error.reason) for error in bad]))
+    written.replace(folder / UNREAD)
 
 
 __all__ = ["JoinedSource", "JsonLines", "open_source"]

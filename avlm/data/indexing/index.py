@@ -22,9 +22,10 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from avlm.config.stage import Stage
-from avlm.data.indexing.columns import alone, digest, new_columns, open_columns, publish, seal, sealed
+from avlm.data.indexing.columns import digest, new_columns, open_columns, publish, seal, sealed
 from avlm.data.indexing.counting import COLUMNS, KEYS, UNREAD, Batch, Hands, Job, Reason, Task, batches
 from avlm.data.indexing.known import KnownFacts
+from avlm.data.locks import alone
 from avlm.data.planning.plan import Measures
 from avlm.data.processor import AvlmProcessor
 from avlm.data.rows import RowSource

@@ -23,7 +23,7 @@ from avlm.data.forms.fields import Field
 from avlm.data.forms.folders import folders_of
 from avlm.data.forms.parse import recognise
 from avlm.data.readers.code import module_of, named_in
-from avlm.data.readers.taking import Parser, Progress, Ticker
+from avlm.data.readers.taking import Parser, Progress, Ticker, shares
 from avlm.data.rownumbers import Columns
 from avlm.data.rows import RowTable, facts_of
 from avlm.errors import AvlmError, ConfigError, DataError
@@ -129,6 +129,9 @@ class OwnSource:
             first = f" The first one: {self.errors[0]}" if self.errors else " It has none."
             raise ConfigError(f"{self.text}: has no row that can be read, so there is nothing to learn from.{first}")
         self._digest = digest.hexdigest()
+        kept = shares(self.facts, self.parser.folders)
+        if kept is not None:
+            self.facts, self._numbers = self.facts.kept(kept), self._numbers.kept(kept)
 
     def _sample(self, number: int) -> tuple[Sample, str]:
         where = self._where(number)

@@ -11,7 +11,7 @@ import numpy as np
 
 from avlm.config.data import DataConfig
 from avlm.data.forms.fields import ABSENT, Field, field_of
-from avlm.data.forms.folders import Folders, Whereabouts
+from avlm.data.forms.folders import KINDS, Folders, Whereabouts
 from avlm.data.forms.parse import Form, parse_row, recognise, renamed, set_name
 from avlm.data.rows import RowTable
 from avlm.errors import DataError
@@ -66,6 +66,10 @@ def columns_of(data: DataConfig) -> dict[str, Field]:
     return {str(name): field_of(text, f"data.columns.{name}") for name, text in data.columns.items()}
 
 
+MEDIA = frozenset(name for kind in KINDS for name in (kind, f"{kind}s"))
+"""What columns of media are called where nobody says otherwise."""
+
+
 class Parser:
     """Rows to samples: what a file's rows are, once that is known, and what their columns are called.
 
@@ -82,12 +86,16 @@ class Parser:
         self.form: Form | None = None
         self.met: set[str] = set()
         """Which of the columns some row had, if only with nothing in it."""
+        self.unread: set[str] = set()
+        """Columns of media that some row has and that nobody named."""
+        self._named = {first for field in self.columns.values() for first in field.first()}
 
     def shaped(self, row: Any) -> Any:
         """A row under the names that are used here."""
         if isinstance(row, Mapping):
             if self.columns:
                 self.met |= {n for n in self.columns.keys() - self.met if self.columns[n].of(row) is not ABSENT}
+                self.unread |= (MEDIA & row.keys()) - self._named
                 row = renamed(row, self.columns)
             if self.reshape is not None:
                 row = self.reshape(row)

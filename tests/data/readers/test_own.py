@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from avlm.config.data import DataConfig
+from avlm.config.data import DataConfig, DataSet
 from avlm.data.sources import open_source
 from avlm.errors import ConfigError
 from avlm.samples import MediaItem
@@ -63,6 +66,54 @@ def test_a_module_is_named_without_its_ending(tmp_path: Path, monkeypatch: pytes
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     assert len(open_source("some_rows:Mine")) == 1
+
+
+def test_each_reader_has_its_own_spool_and_what_it_could_not_give_is_told_again(tmp_path: Path) -> None:
+    body = """
+class Some:
+    words = "ab"
+    def __iter__(self):
+        return ({"query": word, "response": word} if word != "x" else {"query": word} for word in self.words)
+class Others(Some):
+    words = "cxd"
+"""
+    own(tmp_path, body)
+    data = DataConfig(spool=str(tmp_path / "spool"))
+    for _ in range(2):
+        some, others = (open_source(f"{tmp_path}/mine.py:{name}", data) for name in ("Some", "Others"))
+        assert [sample.turns[0].text() for sample in some] == ["a", "b"] and some.errors == []
+        assert [sample.turns[0].text() for sample in others] == ["c", "d"]
+        assert [(error.where, error.reason[:27]) for error in others.errors] == [
+            ("Others row 2", 'has neither "messages" nor ')
+        ]
+    assert some.fingerprint() != others.fingerprint()
+
+
+def test_several_processes_write_a_spool_once(tmp_path: Path) -> None:
+    body = """
+import time
+class Mine:
+    def __iter__(self):
+        for i in range(20):
+            time.sleep(0.02)
+            yield {"query": str(i), "response": "x"}
+"""
+    text = own(tmp_path, body)
+    ask = (
+        "from avlm.config.data import DataConfig; from avlm.data.sources import open_source; "
+        f"print(len(open_source({text!r}, DataConfig(spool={str(tmp_path / 'spool')!r}))))"
+    )
+    started = [subprocess.Popen([sys.executable, "-c", ask], stdout=subprocess.PIPE) for _ in range(3)]
+    assert [one.communicate(timeout=120)[0].strip() for one in started] == [b"20"] * 3
+
+
+def test_a_share_of_a_set_is_read_as_of_a_file(tmp_path: Path) -> None:
+    rows = [{"id": str(i), "set": "s", "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]} for i in range(20)]  # fmt: skip
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = own(tmp_path, f"class Mine:\n    def __len__(self): return 20\n    def __getitem__(self, i): return {rows}[i]\n")  # fmt: skip
+    data = DataConfig(sets={"s": DataSet(ratio=0.4)})
+    kept = [sample.id for sample in open_source(text, data)]
+    assert kept == [sample.id for sample in open_source(tmp_path / "rows.jsonl", data)] and len(kept) == 8
 
 
 def test_rows_that_come_in_their_order_only_are_written_once(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import io
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,21 @@ def test_columns_of_media_by_other_names_and_plain_bytes(tmp_path: Path) -> None
     assert source.errors == [] and [facts.kinds for facts in source.facts] == [{"image", "audio"}] * 3
     assert told(source[1]) == [("user", [("image", png(1)), ("audio", WAV), "q1"]), ("assistant", ["a1"])]
     assert source[1].media()[0].name() == "1.png"
+
+
+def test_a_column_of_media_that_nobody_names_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    rows = [{"image": png(i), "q": "q", "a": "a"} for i in range(2)]
+    datasets.Dataset.from_list(rows).to_parquet(path)
+    columns: dict[Any, str] = {"question": "q", "answer": "a"}
+    told = (
+        r"t\.parquet: has image, and data\.columns names other columns alone, so image is not read\. Add image: image"
+    )
+    with pytest.warns(UserWarning, match=told):
+        assert open_source(path, DataConfig(columns=columns))[0].media() == []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(open_source(path, DataConfig(columns={**columns, "image": "image"}))[0].media()) == 1
 
 
 def test_audio_is_read_as_bytes_or_by_its_path_without_torchcodec(tmp_path: Path) -> None:
