@@ -320,6 +320,12 @@ def only_last_answer(encoded: Encoded) -> Encoded:
     return replace(encoded, labels=[IGNORE] * begins + encoded.labels[begins:])
 
 
+def up_to_last_word(encoded: Encoded) -> Encoded:
+    """A sample without what stands behind the last token that is learned: an answer to go on with."""
+    end = 1 + max(i for i, label in enumerate(encoded.labels) if label != IGNORE)
+    return replace(encoded, ids=encoded.ids[:end], labels=encoded.labels[:end])
+
+
 def cut(encoded: Encoded, capacity: int) -> Encoded:
     """The beginning of a sample that is longer than a row: what fits, up to the last token that is learned there.
 

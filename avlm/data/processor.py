@@ -7,16 +7,29 @@ through `encode`, training, evaluation and chat alike, so they cannot differ.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import chain
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from avlm.config.data import SystemPrompts
 from avlm.config.io import build
 from avlm.config.media import MediaSpec
 from avlm.config.stage import Augment
-from avlm.data.encode import Pixels, Supervise, add_tensors, counted, encode, lay_out, lay_out_pieces, pad
+from avlm.data.encode import (
+    Pixels,
+    Supervise,
+    add_tensors,
+    counted,
+    encode,
+    lay_out,
+    lay_out_pieces,
+    pad,
+    up_to_last_word,
+)
 from avlm.data.given import conversation_sample, flat, media_item
 from avlm.data.media.reader import MediaReader, Prepared
 from avlm.data.options import OTHERS, Options, options_of, tell_unknown, with_variables
@@ -33,7 +46,7 @@ from avlm.data.text.tokens import Tokens
 from avlm.data.text.turns import addressed
 from avlm.errors import ConfigError, DataError
 from avlm.layout import Facts
-from avlm.samples import Counts, Encoded, MediaItem, Sample, Text, Turn
+from avlm.samples import IGNORE, Counts, Encoded, MediaItem, Sample, Text, Turn
 
 _T = TypeVar("_T")
 
@@ -52,6 +65,11 @@ class _Tools:
 
     def __getstate__(self) -> dict[str, Any]:
         return {"reader": self.reader, "tokens": None, "spec": None}  # made again where they are needed
+
+
+TEMPLATE_OPTIONS = (
+    "add_generation_prompt", "tokenize", "return_dict", "continue_final_message", "return_assistant_tokens_mask",
+)  # fmt: skip
 
 
 class AvlmProcessor(ProcessorMixin):
@@ -259,7 +277,9 @@ class AvlmProcessor(ProcessorMixin):
             kwargs: ``tokenize=True`` with ``return_dict=True`` gives model inputs, padded on the left or on
                 ``padding_side``; what ends with a question is written up to where the model is to speak. Ids are lists
                 where conversations differ in length and neither ``padding`` nor ``return_tensors`` asks for a tensor.
-                ``add_generation_prompt`` asks for that wherever it ends. Without ``tokenize`` it is a text, with one
+                ``add_generation_prompt`` asks for that wherever it ends, and ``continue_final_message`` leaves the last
+                answer open; ``return_assistant_tokens_mask`` tells which tokens are of answers, with any template, as
+                ``assistant_masks``. Without ``tokenize`` it is a text, with one
                 placeholder for each media item; those need not say where they are then (``{"type": "image"}``).
                 Options are those of a call of the processor; all else is for the template (``enable_thinking``).
 
@@ -267,13 +287,11 @@ class AvlmProcessor(ProcessorMixin):
             ConfigError: An option is asked for that avlm does not have, such as to cut off at a length.
             DataError: A message is not understood.
         """
-        for name in ("tools", "documents", "continue_final_message", "return_assistant_tokens_mask"):
+        for name in ("tools", "documents"):
             if kwargs.pop(name, None):
                 raise ConfigError(f"{name} is not something that avlm's templates can do. Leave it out")
         options = self._options(kwargs)
-        asked, tokenize, whole = (
-            bool(options.rest.pop(name, None)) for name in ("add_generation_prompt", "tokenize", "return_dict")
-        )
+        asked, tokenize, whole, goes_on, masked = (bool(options.rest.pop(name, None)) for name in TEMPLATE_OPTIONS)
         tell_unknown({name: options.rest.pop(name) for name in OTHERS if name in options.rest})
         processor = self._written_by(chat_template, options.rest)
         single = bool(conversation) and isinstance(conversation[0], dict)
@@ -281,12 +299,24 @@ class AvlmProcessor(ProcessorMixin):
         samples = [
             self.addressed(conversation_sample(c, bare=not tokenize, rate_hz=options.rate_hz)) for c in conversations
         ]
+        if goes_on:
+            samples = [_going_on(sample, asked) for sample in samples]
         if not tokenize:
             texts = [written(s, self.tokenizer, processor.tokens().template, prompt=asked) for s in samples]
+            texts = [_begun(text, s) for text, s in zip(texts, samples, strict=True)] if goes_on else texts
             return texts[0] if single else texts
         encoded = [processor.encode(s, prompt_only=asked or s.turns[-1].role != "assistant") for s in samples]
-        batch = self._batch(encoded, options)
+        encoded = [up_to_last_word(one) for one in encoded] if goes_on else encoded
+        masks = [processor.answered(s)[: len(e)] for s, e in zip(samples, encoded, strict=True)] if masked else None
+        batch = self._batch(encoded, options, masks)
         return batch if whole else batch["input_ids"]
+
+    def answered(self, sample: Sample) -> list[int]:
+        """1 for each token that is of an answer, up to the last answer of a conversation."""
+        last = max((i for i, turn in enumerate(sample.turns) if turn.role == "assistant"), default=None)
+        if last is None:
+            return []
+        return [int(label != IGNORE) for label in self.encode(replace(sample, turns=sample.turns[: last + 1])).labels]
 
     def _options(self, given: dict[str, Any]) -> Options:
         return options_of(given, self.tokenizer.model_max_length)
@@ -301,15 +331,27 @@ class AvlmProcessor(ProcessorMixin):
         template = chat_template(self.tokenizer, template or self.chat_template)
         return self.with_template(with_variables(template, variables))
 
-    def _batch(self, encoded: Sequence[Encoded], options: Options) -> BatchFeature:
+    def _batch(
+        self, encoded: Sequence[Encoded], options: Options, masks: Sequence[list[int]] | None = None
+    ) -> BatchFeature:
         """Model inputs as a caller wants them: one tensor, or lists of ids where texts differ in length and neither
-        padding nor tensors were asked for."""
+        padding nor tensors were asked for.
+
+        Args:
+            masks: Of answers; what they lack at their ends is none.
+        """
         options.check_length(encoded)
         batch = self.collate(encoded, options.side, width=options.width, multiple=options.multiple)
         batch.pop("labels")
         if not options.even(encoded):
             batch["input_ids"] = [list(one.ids) for one in encoded]
             batch["attention_mask"] = [[1] * len(one) for one in encoded]
+        if masks is not None:
+            rows = [mask + [0] * (len(one) - len(mask)) for mask, one in zip(masks, encoded, strict=True)]
+            batch["assistant_masks"] = rows
+            if options.even(encoded):
+                batch["assistant_masks"] = torch.zeros_like(batch["input_ids"])
+                batch["assistant_masks"][batch["attention_mask"].bool()] = torch.tensor(list(chain(*rows)))
         if options.tensors == "np":
             return BatchFeature({name: value.numpy() for name, value in batch.items()})
         return batch
@@ -399,3 +441,26 @@ class AvlmProcessor(ProcessorMixin):
                 raise ConfigError("neither a text nor a medium was given. Give at least one of them")
             found.append(self.encode(Sample(str(number), (Turn("user", tuple(parts)),)), prompt_only=True))
         return found
+
+
+def _going_on(sample: Sample, asked: bool) -> Sample:
+    """A conversation whose last answer is to be continued.
+
+    Raises:
+        ConfigError: It ends with no answer, or another one is asked for.
+    """
+    last = sample.turns[-1]
+    why = ""
+    if last.role != "assistant" or not last.text().strip():
+        why = "there are none. Give some"
+    elif asked:
+        why = "add_generation_prompt asks for a new one. Leave one of them out"
+    if why:
+        raise ConfigError(f"continue_final_message goes on with the words of the last answer, and {why}")
+    return replace(sample, turns=(*sample.turns[:-1], replace(last, ended=False)))
+
+
+def _begun(text: str, sample: Sample) -> str:
+    """A rendered conversation up to the last word of its last answer."""
+    words = sample.turns[-1].text().strip()
+    return text[: text.rindex(words) + len(words)]

@@ -185,19 +185,21 @@ class AvlmModel(AvlmPreTrainedModel):
     def get_decoder(self) -> nn.Module:
         return self.language_model.get_decoder()
 
-    def get_image_features(self, pixel_values: Tensor, image_sizes: Tensor | None = None) -> BaseModelOutputWithPooling:
+    def get_image_features(
+        self, pixel_values: Tensor, image_sizes: Tensor | None = None, *, return_dict: bool | None = None
+    ) -> Any:
         """Look at pictures.
 
         Args:
             pixel_values: (N, 3, height, width), the tiles of all pictures end to end; or patches (N, P, p * p * 3).
             image_sizes: (pictures, 2), height and width of each as decoded, where the layout depends on them.
+            return_dict: False: a tuple of these, as where the configuration says so.
 
         Returns:
             ``pooler_output``: for each picture its tokens (tokens, D); ``last_hidden_state``: the encoder's embeddings
             of each tile, padded with zeros to the longest.
         """
-        states, tokens, counts = self._see(pixel_values, image_sizes)
-        return BaseModelOutputWithPooling(pad_sequence(states, batch_first=True), list(tokens.split(counts)))
+        return _features(*self._see(pixel_values, image_sizes), _wants_dict(return_dict, self.config))
 
     def _see(
         self, pixel_values: Tensor, image_sizes: Tensor | None = None, *, frames: bool = False
@@ -244,10 +246,9 @@ class AvlmModel(AvlmPreTrainedModel):
             _, tokens, counts = self._see(pixels, image_sizes if kind == "image" else None, frames=kind == "video")
             yield kind, tokens, counts
 
-    def get_video_features(self, pixel_values_videos: Tensor) -> BaseModelOutputWithPooling:
+    def get_video_features(self, pixel_values_videos: Tensor, *, return_dict: bool | None = None) -> Any:
         """Look at frames (F, 3, height, width), or their patches; as `get_image_features`, for each frame."""
-        states, tokens, counts = self._see(pixel_values_videos, frames=True)
-        return BaseModelOutputWithPooling(pad_sequence(states, batch_first=True), list(tokens.split(counts)))
+        return _features(*self._see(pixel_values_videos, frames=True), _wants_dict(return_dict, self.config))
 
     def get_audio_features(
         self,
@@ -255,7 +256,9 @@ class AvlmModel(AvlmPreTrainedModel):
         input_features_mask: Tensor | None = None,
         input_features_beside: Tensor | None = None,
         input_features_beside_mask: Tensor | None = None,
-    ) -> BaseModelOutputWithPooling:
+        *,
+        return_dict: bool | None = None,
+    ) -> Any:
         """Hear chunks of sound (A, bins, frames) with their mask (A, frames), and as a second encoder takes them.
 
         Returns:
@@ -263,8 +266,7 @@ class AvlmModel(AvlmPreTrainedModel):
             embeddings, padded with zeros to the longest chunk.
         """
         sound = (input_features, input_features_mask, input_features_beside, input_features_beside_mask)
-        states, tokens, counts = self._hear(*sound)
-        return BaseModelOutputWithPooling(pad_sequence(states, batch_first=True), list(tokens.split(counts)))
+        return _features(*self._hear(*sound), _wants_dict(return_dict, self.config))
 
     def _hear(
         self, features: Tensor, mask: Tensor | None, beside: Tensor | None, beside_mask: Tensor | None
@@ -532,15 +534,15 @@ class AvlmForConditionalGeneration(AvlmPreTrainedModel, GenerationMixin):
     def get_decoder(self) -> nn.Module:
         return self.model.get_decoder()
 
-    def get_image_features(self, pixel_values: Tensor, image_sizes: Tensor | None = None) -> BaseModelOutputWithPooling:
+    def get_image_features(self, *args: Any, **kwargs: Any) -> Any:
         """See `AvlmModel.get_image_features`."""
-        return self.model.get_image_features(pixel_values, image_sizes)
+        return self.model.get_image_features(*args, **kwargs)
 
-    def get_video_features(self, pixel_values_videos: Tensor) -> BaseModelOutputWithPooling:
+    def get_video_features(self, *args: Any, **kwargs: Any) -> Any:
         """See `AvlmModel.get_video_features`."""
-        return self.model.get_video_features(pixel_values_videos)
+        return self.model.get_video_features(*args, **kwargs)
 
-    def get_audio_features(self, *args: Any, **kwargs: Any) -> BaseModelOutputWithPooling:
+    def get_audio_features(self, *args: Any, **kwargs: Any) -> Any:
         """See `AvlmModel.get_audio_features`."""
         return self.model.get_audio_features(*args, **kwargs)
 
@@ -728,6 +730,12 @@ def _neither() -> ConfigError:
 
 def _wants_dict(asked: bool | None, config: AvlmConfig) -> bool:
     return bool(config.return_dict if asked is None else asked)
+
+
+def _features(states: list[Tensor], tokens: Tensor, counts: list[int], as_dict: bool) -> Any:
+    """What the encoder and the connector made, as transformers' models give it."""
+    found = BaseModelOutputWithPooling(pad_sequence(states, batch_first=True), list(tokens.split(counts)))
+    return found if as_dict else found.to_tuple()
 
 
 def _walled(labels_BT: Tensor, lengths: Sequence[int]) -> Tensor:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -185,3 +186,11 @@ def processor(family: Family, *, pieces: bool = False) -> AvlmProcessor:
     return AvlmProcessor(
         tokenizer(family, pieces=pieces), media=MEDIA.model_dump(mode="json"), chat_template=family.template
     )
+
+
+def spans_by_hand(family: Family, messages: list[Message]) -> list[tuple[str, bool]]:
+    """What the family writes, up to the end token of the last answer, neighbours of one kind joined."""
+    spans = family.by_hand(messages)
+    while not spans[-1][1]:
+        spans.pop()
+    return [("".join(text for text, _ in run), kind) for kind, run in itertools.groupby(spans, key=lambda s: s[1])]

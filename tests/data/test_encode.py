@@ -10,7 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from chat_families import CHATML, FAMILIES, LLAMA3, MEDIA, MISTRAL, VICUNA, Family, Message, processor, tokenizer
+from chat_families import (
+    CHATML,
+    FAMILIES,
+    LLAMA3,
+    MEDIA,
+    MISTRAL,
+    VICUNA,
+    Family,
+    Message,
+    processor,
+    spans_by_hand,
+    tokenizer,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -47,14 +59,6 @@ def learned(encoded: Encoded) -> list[list[int]]:
     for _, run in (r for r in runs if r[0]):
         assert all(token == label for token, label in run)
     return [[token for token, _ in run] for is_learned, run in runs if is_learned]
-
-
-def spans_by_hand(family: Family, messages: list[Message]) -> list[tuple[str, bool]]:
-    """What the family writes, up to the end token of the last answer, neighbours of one kind joined."""
-    spans = family.by_hand(messages)
-    while not spans[-1][1]:
-        spans.pop()
-    return [("".join(text for text, _ in run), kind) for kind, run in itertools.groupby(spans, key=lambda s: s[1])]
 
 
 CONVERSATIONS: list[list[Message]] = [

@@ -7,6 +7,7 @@ import base64
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from chat_families import CHATML, MEDIA, VICUNA, tokenizer
+from chat_families import CHATML, FAMILIES, MEDIA, VICUNA, Family, processor, spans_by_hand, tokenizer
 from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
@@ -258,6 +259,39 @@ def test_padding_and_tensors_are_as_they_are_asked_for(place: str, made: AvlmPro
         made("a", **given(return_tensors="tf"))
 
 
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
+def test_an_answer_is_left_open_to_go_on_with(family: Family, picture: Callable[..., Path]) -> None:
+    """As transformers' tokenizers do it: the text up to the last word, whatever the template closes an answer with."""
+    made = processor(family)
+    said = [{"role": "user", "content": "Say it twice."}, {"role": "assistant", "content": "it and it"}]
+    expected = made.tokenizer.apply_chat_template(said, chat_template=family.template, continue_final_message=True, tokenize=False)  # fmt: skip
+    assert made.apply_chat_template(said, continue_final_message=True) == expected
+    ids = made.apply_chat_template(said, continue_final_message=True, tokenize=True)[0].tolist()
+    whole = made.apply_chat_template(said, tokenize=True)[0].tolist()
+    assert whole[: len(ids)] == ids and made.tokenizer.decode(ids) == expected
+    seen = [{"role": "user", "content": [{"type": "image", "path": str(picture())}]}, said[1]]
+    batch = made.apply_chat_template(seen, continue_final_message=True, tokenize=True, return_dict=True)
+    assert batch["pixel_values"].shape[0] == 1 and made.tokenizer.decode(batch["input_ids"][0]).endswith("it and it")
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
+@pytest.mark.parametrize("side", ["left", "right", None])
+def test_the_tokens_of_answers_are_told(family: Family, side: str | None) -> None:
+    """Of several lengths: one that ends with an answer, one with a question, one without any answer."""
+    made = processor(family)
+    said = [("user", "Say."), ("assistant", "it and it"), ("user", "Again?"), ("assistant", "no"), ("user", "So?")]
+    talks = [[{"role": role, "content": text} for role, text in said[:count]] for count in (4, 5, 1)]
+    ask = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
+    batch = made.apply_chat_template(talks, **ask, **({} if side is None else {"padding_side": side}))
+    assert isinstance(batch["assistant_masks"], list) == (side is None)
+    for count, ids, mask in zip((4, 5, 1), batch["input_ids"], batch["assistant_masks"], strict=True):
+        assert len(ids) == len(mask)
+        runs = groupby(zip(ids, mask, strict=True), key=lambda pair: bool(pair[1]))
+        told = [made.tokenizer.decode([i for i, _ in run]) for of_answer, run in runs if of_answer]
+        spans = spans_by_hand(family, said[: count if count % 2 == 0 else count - 1]) if count > 1 else []
+        assert told == [text for text, is_learned in spans if is_learned]
+
+
 def test_a_text_is_taken_as_it_is(made: AvlmProcessor) -> None:
     """The template is for conversations; a question about a picture that has no place in it is the one exception."""
     plain = made.tokenizer("What is it?")["input_ids"]
@@ -316,7 +350,8 @@ def test_texts_and_media_that_do_not_go_together_are_refused(made: AvlmProcessor
         (lambda: made.collate([]), "there is nothing to make a batch of. Give at least one sample"),
         (lambda: made.collate([made.encode(Sample("", (Turn("user", (Text("a"),)),)), prompt_only=True)], "rigth"), "side='rigth' is neither end of a batch. Pad on the left or on the right"),
         (lambda: made.apply_chat_template([{"role": "user", "content": "a"}], tools=[{}]), "tools is not something that avlm's templates can do. Leave it out"),
-        (lambda: made.apply_chat_template([{"role": "user", "content": "a"}], continue_final_message=True), "continue_final_message is not something that avlm's templates can do. Leave it out"),
+        (lambda: made.apply_chat_template([{"role": "user", "content": "a"}], continue_final_message=True), "continue_final_message goes on with the words of the last answer, and there are none. Give some"),
+        (lambda: made.apply_chat_template([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], continue_final_message=True, add_generation_prompt=True), "continue_final_message goes on with the words of the last answer, and add_generation_prompt asks for a new one. Leave one of them out"),
     ):  # fmt: skip
         with pytest.raises(ConfigError) as error:
             call()  # type: ignore[no-untyped-call]

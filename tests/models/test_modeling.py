@@ -393,6 +393,8 @@ def test_features_and_placeholders_are_given_as_transformers_gives_them(
     output = model(**batch)
     images = model.get_image_features(batch["pixel_values"]).pooler_output
     frames = model.get_video_features(batch["pixel_values_videos"]).pooler_output
+    told = model.get_image_features(batch["pixel_values"], return_dict=False)
+    assert isinstance(told, tuple) and all(torch.equal(a, b) for a, b in zip(told[1], images, strict=True))
     sounds = model.get_audio_features(batch["input_features"], batch["input_features_mask"]).pooler_output
     assert [len(i) for i in images] == [4, 4] and [len(f) for f in frames] == [4, 4] and len(sounds) == 2
     close(torch.cat(list(images)), output.image_hidden_states)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,6 +33,6 @@ def picture_embeddings(senses: AvlmModel, pixel_values: Tensor, image_sizes: Ten
     return found
 
 
-def sound_embeddings(senses: AvlmModel, chunks: list[dict[str, Tensor]]) -> list[Tensor]:
+def sound_embeddings(senses: AvlmModel, chunks: list[dict[str, Any]]) -> list[Tensor]:
     """For each sound, given as its chunks' features by name, its tokens (tokens, D)."""
     return [torch.cat(list(senses.get_audio_features(**sound).pooler_output)) for sound in chunks]
