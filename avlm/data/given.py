@@ -60,6 +60,8 @@ def conversation_sample(
             message = {**message, "content": kept}
         elif isinstance(content, tuple):
             message = {**message, "content": list(content)}
+        if isinstance(message, dict):  # what is learned of it is nobody's question here
+            message = {key: value for key, value in message.items() if key not in ("weight", "loss")}
         turn = parse_row({"messages": [message]}, Folders()).turns[0]
         turns.append(replace(turn, parts=tuple(given.get(i, part) for i, part in enumerate(turn.parts))))
     if not turns:

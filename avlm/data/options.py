@@ -28,6 +28,10 @@ OTHERS = (
 """What other processors do when they are asked; this one prepares media as the model's directory says."""
 
 
+ENDLESS = 10**9
+"""From here on a tokenizer's longest text is none that somebody set."""
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """What is asked for."""
@@ -87,15 +91,14 @@ def options_of(given: dict[str, Any], longest: int) -> Options:
     if tensors not in (None, "pt", "np"):
         raise ConfigError(f"return_tensors={tensors!r} is no kind of tensors that there is here. Take 'pt' or 'np'")
     padding = getattr(asked.get("padding"), "value", asked.get("padding"))
-    whole = padding == "max_length"
-    limit = asked.get("max_length")
+    limit = int(asked.get("max_length") or 0) or (longest if longest < ENDLESS else 0)
     return Options(
         side=cast(Side, side),
         tensors=cast('Literal["pt", "np"] | None', tensors),
         padded=padding not in (None, False, "do_not_pad") or asked.get("padding_side") is not None,
-        width=int(limit or longest) if whole else 0,
+        width=limit if padding == "max_length" else 0,
         multiple=int(asked.get("pad_to_multiple_of") or 1),
-        most=int(limit or longest) if _cuts(asked.get("truncation")) else None,
+        most=limit if limit and _cuts(asked.get("truncation")) else None,
         rate_hz=asked.get("sampling_rate"),
         special=asked.get("add_special_tokens") is not False,
         rest={name: value for name, value in asked.items() if name not in KNOWN},

@@ -316,7 +316,8 @@ def _spooled(
         )
     name = text.rpartition(":")[2]
     file = Path(text.rpartition(":")[0])
-    known_by = repr((str(file.resolve()) if file.suffix == ".py" else str(file), name, data.folder, data.columns))
+    where = str(file.resolve()) if file.suffix == ".py" else str(file)
+    known_by = repr((where, name, data.folder, data.sets, data.columns))
     folder = Path(data.spool) / f"{name}-{blake2b(known_by.encode(), digest_size=4).hexdigest()}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with alone(folder.with_name(f".{folder.name}.lock")):

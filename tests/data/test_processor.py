@@ -253,6 +253,7 @@ def test_padding_and_tensors_are_as_they_are_asked_for(place: str, made: AvlmPro
                 at = slice(width - len(ids), width) if side == "left" else slice(0, len(ids))
                 assert row.shape == (width,) and row[at].tolist() == ids
                 assert mask[at].all() and mask.sum() == len(ids)
+    same(made.apply_chat_template(talks, **ask, **given(padding="max_length")), made.apply_chat_template(talks, **ask, padding=True))  # fmt: skip
     arrays = made.apply_chat_template(talks, **ask, **given(return_tensors="np"))
     assert isinstance(arrays["input_ids"], np.ndarray) and arrays["input_ids"].shape == (2, long)
     with pytest.raises(ConfigError, match="return_tensors='tf' is no kind of tensors that there is here"):
@@ -374,6 +375,8 @@ def test_media_in_messages_are_found_under_any_of_their_names(
             [{"role": "user", "content": ({"type": "text", "text": "a"}, {"type": "image", **given})}]
         )
         assert sample.turns[0].parts == (Text("a"), expected)
+    said = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "weight": 0}]
+    assert [turn.text() for turn in conversation_sample(said).turns] == ["q", "a"]
     (part,) = conversation_sample(
         [{"role": "user", "content": [{"type": "audio", "audio": np.ones(9, np.float32), "sampling_rate": 8000}]}]
     ).media()
@@ -402,6 +405,29 @@ def test_messages_that_are_not_understood_are_refused(messages: Any, message: st
 
 
 # ---------------------------------------------------------------- media as people have them
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        lambda pixels: pixels.transpose(2, 0, 1),
+        lambda pixels: torch.from_numpy(pixels).permute(2, 0, 1),
+        lambda pixels: pixels.astype(np.float32) / 255,
+        lambda pixels: torch.from_numpy(pixels).permute(2, 0, 1).double() / 255,
+        lambda pixels: np.dstack([pixels, np.full(pixels.shape[:2], 255, np.uint8)]),
+    ],
+)
+def test_an_array_of_a_picture_may_lie_in_any_way(changed: Callable[[np.ndarray], Any]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+    seen = media_item("image", changed(pixels)).decoded
+    assert isinstance(seen, Picture) and np.array_equal(seen.pixels, pixels)
+
+
+def test_an_array_of_one_colour_is_grey() -> None:
+    grey = np.random.default_rng(0).integers(0, 256, (6, 9), dtype=np.uint8)
+    for given in (grey, grey[None], grey[:, :, None], grey / 255):
+        seen = media_item("image", given).decoded
+        assert isinstance(seen, Picture) and np.array_equal(seen.pixels, np.dstack([grey] * 3))
 
 
 def test_a_pillow_picture_is_seen_as_its_file_is(made: AvlmProcessor, tmp_path: Path) -> None:
