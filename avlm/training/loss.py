@@ -16,8 +16,9 @@ from torch.nn import functional as F
 
 from avlm.config.stage import Stage
 from avlm.errors import ConfigError
+from avlm.models.base import AvlmOutput
 from avlm.models.fusion import causal_targets
-from avlm.models.modeling import AvlmForConditionalGeneration, AvlmOutput
+from avlm.models.modeling import AvlmForConditionalGeneration
 from avlm.samples import Row
 from avlm.training.cross_entropy import linear_cross_entropy
 from avlm.training.states import state_loss

@@ -20,8 +20,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from avlm.config.preference import Dpo
+from avlm.models.base import AvlmOutput
 from avlm.models.fusion import causal_targets
-from avlm.models.modeling import AvlmForConditionalGeneration, AvlmOutput
+from avlm.models.modeling import AvlmForConditionalGeneration
 from avlm.samples import Row
 from avlm.training.cross_entropy import CHUNK_VALUES
 from avlm.training.loss import RowLosses
