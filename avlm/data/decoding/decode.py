@@ -24,11 +24,11 @@ from avlm.data.decoding.doors import article
 from avlm.data.decoding.files import LIMITS, Limits, about, at_most, check_samples, check_time, cut, held, read
 from avlm.data.decoding.jpeg import UPRIGHT, check_jpeg, jpeg_pixels
 from avlm.data.decoding.pixels import pixels_of
-from avlm.data.decoding.plain import plain_jpeg_size
+from avlm.data.decoding.plain import PlainJpeg, plain_jpeg
 from avlm.data.decoding.recordings import recording_of
 from avlm.data.decoding.truncated import check_whole
 from avlm.errors import MediaError
-from avlm.layout import Size, resampled_count, timed_count
+from avlm.layout import resampled_count, timed_count
 from avlm.samples import Clip, MediaItem, Picture, Sound
 
 PICTURES = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -70,15 +70,15 @@ def decode_image(item: MediaItem, limits: Limits = LIMITS) -> Picture:
         return item.decoded
     with about(item):
         data = read(item, limits)
-        size = plain_jpeg_size(io.BytesIO(data))
-        plain = size is not None and size[0] * size[1] <= most_pixels(limits)
-        if size is not None and plain and (picture := _jpeg(item, data, size, UPRIGHT)) is not None:
-            return picture
+        plain = plain_jpeg(data)
+        if plain is not None and plain.size[0] * plain.size[1] > most_pixels(limits):
+            plain = None
+        if plain is not None and (pixels := _plain_pixels(item, data, plain)) is not None:
+            return Picture(pixels)
         with opened_image(item, io.BytesIO(data), limits) as image:
             if image.format in ("JPEG", "MPO"):
-                size = image.height, image.width
-                if not plain and (picture := _jpeg(item, data, size, _orientation(image))) is not None:
-                    return picture
+                if plain is None and (pixels := _opened_pixels(item, data, image)) is not None:
+                    return Picture(pixels)
                 image.decodermaxblock = len(data)  # in one piece: handed over in several, they are joined again
             elif image.format == "PNG":
                 _check_png(item, data)
@@ -112,15 +112,20 @@ def opened_image(item: MediaItem, file: BinaryIO, limits: Limits) -> Iterator[Im
             ) from None
 
 
-def _jpeg(item: MediaItem, data: bytes, size: Size, orientation: int) -> Picture | None:
-    """A JPEG without Pillow; None where it is to decode it.
+def _plain_pixels(item: MediaItem, data: bytes, plain: PlainJpeg) -> np.ndarray | None:
+    """Pixels of a plain JPEG; None where Pillow is to decode it.
 
     Raises:
         MediaError: Its end or some of its pixels are missing, or its scans have no end.
     """
+    check_jpeg(item, data, plain.scan if plain.at_once else None)
+    return jpeg_pixels(item, data, plain.size, plain.colours)
+
+
+def _opened_pixels(item: MediaItem, data: bytes, image: ImageFile.ImageFile) -> np.ndarray | None:
+    """As `_plain_pixels`, of any JPEG whose header Pillow has read."""
     check_jpeg(item, data)
-    pixels = jpeg_pixels(item, data, size, orientation)
-    return None if pixels is None else Picture(pixels)
+    return jpeg_pixels(item, data, (image.height, image.width), len(image.getbands()), _orientation(image))
 
 
 def _check_png(item: MediaItem, data: bytes) -> None:

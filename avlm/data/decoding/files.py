@@ -62,8 +62,15 @@ def read(item: MediaItem, limits: Limits) -> bytes:
     Raises:
         MediaError: Missing, no file, not to be read or fetched, empty or too large.
     """
+    if item.data is not None:
+        return _checked(item, item.data, limits)
     with opened(item, limits) as file:
         return file.read()
+
+
+def _checked(item: MediaItem, data: bytes, limits: Limits) -> bytes:
+    _check_size(item, len(data), limits, "decoded. Cut it")
+    return data
 
 
 @contextmanager
@@ -74,8 +81,7 @@ def opened(item: MediaItem, limits: Limits) -> Iterator[BinaryIO]:
         MediaError: Missing, no file, not to be read or fetched, empty or too large.
     """
     if item.data is not None:
-        _check_size(item, len(item.data), limits, "decoded. Cut it")
-        yield io.BytesIO(item.data)
+        yield io.BytesIO(_checked(item, item.data, limits))
         return
     if item.path is None and not item.url:
         raise MediaError(f"a part of type {item.kind} has neither a path nor data. Give it a path")

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from avlm.data.decoding.plain import SEQUENTIAL
 from avlm.errors import MediaError
 from avlm.layout import Size
 from avlm.samples import MediaItem
@@ -37,8 +38,8 @@ TURNS = {
 """By EXIF's orientation: which way rows and columns are read, and whether they then change places (Exif 3.0, 4.6.5)."""
 STRIP = 64
 """Rows that become columns at once: so few that they stay in the processor's near memory."""
-COLOURS = ("YCbCr", "RGB", "Gray")
-"""Which red, green and blue are made of in one way only."""
+COLOURS = (1, 3)
+"""How many there may be: red, green and blue are made of them in one way only."""
 LOSSES = {
     "bad Huffman code": "a bad Huffman code",
     "bad arithmetic code": "a bad arithmetic code",
@@ -46,8 +47,6 @@ LOSSES = {
     "instead of RST": "another marker than the next restart's",
 }
 """What libjpeg warns of when pixels are lost, and how that is told. Other warnings are of what some programs write."""
-SEQUENTIAL = (0xC0, 0xC1)
-"""Segments that begin a picture of which every colour is stored once; a progressive one is stored by and by."""
 SCAN, END = 0xDA, 0xD9
 MOST_SCANS = 200
 """Scans of a JPEG; progressive ones have about ten. Each goes over all pixels, so thousands take minutes."""
@@ -57,24 +56,25 @@ _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
 """What begins a segment. Fill bytes, restarts and another beginning are gone over, and so is what is no marker."""
 
 
-def jpeg_pixels(item: MediaItem, data: bytes, size: Size, orientation: int = UPRIGHT) -> np.ndarray | None:
+def jpeg_pixels(
+    item: MediaItem, data: bytes, size: Size, colours: int, orientation: int = UPRIGHT
+) -> np.ndarray | None:
     """uint8 [height, width, 3], upright, colours four bytes apart; None where Pillow is to decode it.
 
     Args:
         size: Height and width that the header tells, within what may be decoded.
+        colours: How many the header tells.
         orientation: EXIF's number; what is none of the eight says nothing.
 
     Raises:
         MediaError: Some of its pixels are lost. libjpeg makes grey or noise of them, and Pillow does not say so.
     """
-    if simplejpeg is None:
+    if simplejpeg is None or colours not in COLOURS:
         return None
+    pixels = _memory(size)
     try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        if (height, width) != size or colours not in COLOURS:
+        if simplejpeg.decode_jpeg(data, colorspace="RGBA", buffer=pixels).shape != pixels.shape:
             return None
-        pixels = np.empty((height, width, 4), np.uint8)
-        simplejpeg.decode_jpeg(data, colorspace="RGBA", buffer=pixels)
     except MemoryError:
         raise
     except Exception as error:  # what can be read with a warning, and what the library has no name for, such as 4:4:1
@@ -85,8 +85,21 @@ def jpeg_pixels(item: MediaItem, data: bytes, size: Size, orientation: int = UPR
     return _turned(pixels, orientation)[:, :, :3]
 
 
+def _memory(size: Size) -> np.ndarray:
+    """uint8 [height, width, 4], unset, whose rows as a rule do not begin at a multiple of 8 bytes.
+
+    Rows that begin at one of 32 (16 on old processors) libjpeg-turbo writes past the processor's near memory, out of
+    which they are then not read: a tenth longer for decoding and resizing, in every second picture, as memory happens
+    to lie.
+    """
+    count = 4 * size[0] * size[1]
+    return np.empty(count + 4, np.uint8)[4:].reshape(*size, 4)  # NumPy's own begins at a multiple of 16
+
+
 def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
     """uint8 [height, width, 4], upright."""
+    if orientation == UPRIGHT:
+        return pixels
     down, right, swapped = TURNS.get(orientation, TURNS[UPRIGHT])
     lying = pixels.view(np.uint32)[::down, ::right, 0]
     if not swapped:
@@ -98,14 +111,28 @@ def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return standing.view(np.uint8).reshape(*standing.shape, 4)
 
 
-def check_jpeg(item: MediaItem, data: bytes) -> None:
+def check_jpeg(item: MediaItem, data: bytes, scan: int | None = None) -> None:
     """Refuse a JPEG without an end marker behind the beginning of its scan (a thumbnail in its header has its own), and
     one of endless scans.
 
     Where a download broke off and the rest is zeros, the missing end is the only sign: zeros are decoded to grey.
 
+    Args:
+        scan: Where the scan begins, of a picture of which it is known that there is but one.
+
     Raises:
         MediaError: It is one of these.
+    """
+    begin = _first_scan(item, data) if scan is None else scan
+    if data.rfind(b"\xff\xd9", begin) < 0:
+        raise MediaError(f"{item.name()}: is truncated: its end marker is missing. Copy the picture again")
+
+
+def _first_scan(item: MediaItem, data: bytes) -> int:
+    """Where a JPEG's first scan begins, or its segments, if it has none.
+
+    Raises:
+        MediaError: It has endless scans, or segments.
     """
     colours, scans, begin = None, 0, 2
     for number, (kind, at) in enumerate(_segments(data)):
@@ -128,8 +155,7 @@ def check_jpeg(item: MediaItem, data: bytes) -> None:
             raise MediaError(
                 f"{item.name()}: has more than {MOST_SCANS} scans, and no more are decoded. Encode it again"
             )
-    if data.rfind(b"\xff\xd9", begin) < 0:
-        raise MediaError(f"{item.name()}: is truncated: its end marker is missing. Copy the picture again")
+    return begin
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int]]:

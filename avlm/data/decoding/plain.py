@@ -10,47 +10,64 @@ Source:
 from __future__ import annotations
 
 import struct
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from avlm.layout import Size
 
 HEAD = 4096
 """Bytes in which a plain file has its header; pictures with a colour profile have a longer one."""
 LONGER = 2**16
-_FRAMES = (0xC0, 0xC1, 0xC2)
-"""Segments that tell the size, of the JPEGs that there are: baseline, extended, progressive."""
+SEQUENTIAL = (0xC0, 0xC1)
+"""Segments that begin a picture of which every colour is stored once: baseline, extended."""
+_FRAMES = (*SEQUENTIAL, 0xC2)
+"""Segments that tell the size, of the JPEGs that there are: these, and progressive ones, which are stored by and by."""
 _SKIPPED = (0xC4, 0xDD, 0xFE)
 """Huffman tables, restart intervals and comments, which say nothing about it."""
+_BEGIN = b"\xff\xd8\xff"
 _BITS = {1: (16, 24, 32), 3: (32,)}
 """Bits of a sample of sound, by the number of its format: whole numbers, floats."""
+
+
+class PlainJpeg(NamedTuple):
+    """What the header of a plain JPEG tells."""
+
+    size: Size
+    """Height and width."""
+    colours: int
+    """1, 3 or 4."""
+    scan: int
+    """The byte where its first scan begins."""
+    at_once: bool
+    """Whether that scan holds the whole picture."""
 
 
 def plain_jpeg_size(file: BinaryIO) -> Size | None:
     """Height and width of a plain JPEG whose header says nothing about which side is up; None for any other file."""
     file.seek(0)
     data = file.read(HEAD)
-    if data[:3] != b"\xff\xd8\xff":
+    found = plain_jpeg(data)
+    if found is None and len(data) == HEAD and data[:3] == _BEGIN:
+        found = plain_jpeg(data + file.read(LONGER - HEAD))
+    return None if found is None else found.size
+
+
+def plain_jpeg(data: bytes) -> PlainJpeg | None:
+    """As `plain_jpeg_size`, of a file's first bytes or all of them; None also where they are too few."""
+    if data[:3] != _BEGIN:
         return None
-    found = _jpeg_size(data)
-    if found is None and len(data) == HEAD:
-        found = _jpeg_size(data + file.read(LONGER - HEAD))
-    return found
-
-
-def _jpeg_size(data: bytes) -> Size | None:
-    """As `plain_jpeg_size`, of the first bytes of a file; None also where they are too few."""
-    at, size = 2, None
-    while len(data) >= at + 4 and data[at] == 0xFF:
+    frame, at, most = None, 2, min(len(data), LONGER)
+    while most >= at + 4 and data[at] == 0xFF:
         marker, length = data[at + 1], (data[at + 2] << 8) + data[at + 3]
         begin, end = at + 4, at + 2 + length
-        if length < 2 or end > len(data):
+        if length < 2 or end > most:
             return None
         if marker == 0xDA:  # the scan: here Pillow stops too
-            return size
-        if marker in _FRAMES and size is None:
+            return None if frame is None else PlainJpeg(*frame[:2], at, frame[2] and data[begin] == frame[1])
+        if marker in _FRAMES and frame is None:
             size = _frame_size(data[begin:end])
             if size is None:
                 return None
+            frame = size, data[begin + 5], marker in SEQUENTIAL
         elif marker not in _SKIPPED and not (_tables(data[begin:end]) if marker == 0xDB else _quiet(data, at, end)):
             return None
         at = end

@@ -90,7 +90,8 @@ def _shorter_side(pixels: Tensor, spec: VisionSpec) -> Tensor:
 
 def _resized(pixels: Tensor, size: Size, spec: VisionSpec) -> Tensor:
     """uint8 [3, *size] of [3 or 4, height, width], a plane for each colour."""
-    return _planes(_scaled(pixels, size, spec))
+    scaled = _scaled(pixels, size, spec)
+    return _planes(scaled, owned=scaled is not pixels)
 
 
 def _scaled(pixels: Tensor, size: Size, spec: VisionSpec) -> Tensor:
@@ -101,32 +102,53 @@ def _scaled(pixels: Tensor, size: Size, spec: VisionSpec) -> Tensor:
     return F.interpolate(batch, size, mode=spec.resample, antialias=True)[0]
 
 
-def _planes(pixels: Tensor) -> Tensor:
+def _planes(pixels: Tensor, *, owned: bool) -> Tensor:
     """uint8 [3, h, w], a plane for each colour, of [3 or 4, h, w] that lies in any way.
 
     Four colours side by side are one number, out of which each is shifted: copying them byte by byte takes thrice as
     long. In NumPy, as `normalise_into`.
+
+    Args:
+        owned: Nobody else has these pixels, so that they may be shifted where they lie.
     """
     if pixels.shape[0] == 3:
         return pixels.contiguous()
-    together = pixels.permute(1, 2, 0).numpy().reshape(-1).view(np.uint32)
-    planes = np.empty((3, *pixels.shape[1:]), np.uint8)
-    shifted = np.empty_like(together)
-    for plane, bits in zip(planes.reshape(3, -1), SHIFTS, strict=True):
-        np.copyto(plane, np.right_shift(together, bits, out=shifted) if bits else together, casting="unsafe")
+    together = pixels.permute(1, 2, 0).numpy().view(np.uint32)[:, :, 0]
+    if not owned:
+        together = together.copy()
+    planes = np.empty((3, *together.shape), np.uint8)
+    for colour, bits in SHIFTS:
+        if bits:
+            together >>= bits
+        np.copyto(planes[colour], together, casting="unsafe")
     return torch.from_numpy(planes)
 
 
-SHIFTS = (0, 8, 16) if sys.byteorder == "little" else (24, 16, 8)
-"""Of red, green and blue in a number of four bytes."""
+SHIFTS = ((0, 0), (1, 8), (2, 8)) if sys.byteorder == "little" else ((2, 8), (1, 8), (0, 8))
+"""By how many bits more a number of four bytes is shifted until a colour is its lowest byte."""
 
 
 def _pixels(picture: Picture) -> Tensor:
     """uint8 [3, height, width]; [4, height, width] where colours lie four bytes apart, which is resized as fast."""
     pixels = picture.pixels
-    if pixels.base is not None and pixels.strides == (4 * pixels.shape[1], 4, 1):
-        pixels = np.lib.stride_tricks.as_strided(pixels, (*pixels.shape[:2], 4))
+    if pixels.strides == (4 * pixels.shape[1], 4, 1):
+        pixels = _with_fourth(pixels)
     return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
+
+
+def _with_fourth(pixels: np.ndarray) -> np.ndarray:
+    """uint8 [height, width, 4] of [height, width, 3] four bytes apart; as it is where there is no fourth at the end."""
+    base = pixels.base
+    if not isinstance(base, np.ndarray) or not base.flags.c_contiguous:
+        return pixels
+    first = _address(pixels) - _address(base)
+    if first < 0 or first + 4 * pixels.shape[0] * pixels.shape[1] > base.nbytes:
+        return pixels
+    return np.ndarray((*pixels.shape[:2], 4), np.uint8, base, first)
+
+
+def _address(array: np.ndarray) -> int:
+    return int(array.__array_interface__["data"][0])
 
 
 def _centre_square(pixels: Tensor) -> Tensor:
@@ -160,23 +182,25 @@ def normalise(pixels: Tensor, spec: VisionSpec) -> Tensor:
     """uint8 [..., 3, h, w] to float32, (x / 255 - mean) / std for each colour, within 1e-6 where std is at least 0.1;
     contiguous, however the pixels lie."""
     found = torch.empty(pixels.shape, dtype=torch.float32)
-    normalise_into(found, pixels, spec.mean, spec.std)
+    one = -1, *pixels.shape[-3:]
+    for place, picture in zip(found.view(one), pixels.reshape(one), strict=True):
+        normalise_into(place, picture, spec.mean, spec.std)
     return found
 
 
 def normalise_into(found: Tensor, pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> None:
-    """As `normalise`, written to a tensor that is there already.
+    """As `normalise` one picture, [3, h, w], written to a tensor that is there already.
 
-    Multiplied and added: dividing twice takes twice as long. In NumPy, whose way from one call to the next is shorter:
-    behind the decoding of a small picture, which leaves nothing of torch in the processor's near memory, torch's calls
-    take as long as what they compute.
+    Multiplied and added: dividing twice takes twice as long. Plane by plane, each of which stays in the processor's
+    near memory meanwhile. In NumPy, whose way from one call to the next is shorter: behind the decoding of a small
+    picture, which leaves nothing of torch there, torch's calls take as long as what they compute.
     """
-    planes = np.ascontiguousarray(pixels.numpy())  # while they are bytes: side by side they take several times as long
-    scales = np.array([1 / (255 * of_colour) for of_colour in std], np.float32)[:, None, None]
-    shifts = np.array([-m / s for m, s in zip(mean, std, strict=True)], np.float32)[:, None, None]
-    values = found.numpy()
-    np.multiply(planes, scales, out=values)
-    values += shifts
+    values, levels = found.numpy(), pixels.numpy()
+    for colour, (m, s) in enumerate(zip(mean, std, strict=True)):
+        plane = values[colour]
+        np.copyto(plane, levels[colour])
+        plane *= np.float32(1 / (255 * s))
+        plane += np.float32(-m / s)
 
 
 def _framed(pixels: Tensor, canvas: Size, spec: VisionSpec) -> Tensor:

@@ -52,7 +52,7 @@ def by_pillow(data: bytes) -> np.ndarray:
 @given(st.integers(1, 90), st.integers(1, 90), st.sampled_from([1, 3]))
 def test_pixels_are_pillows(way: str, height: int, width: int, bands: int) -> None:
     data = stored(smooth(height, width, bands), **(WAYS[way] if bands == 3 or way != "not turned to luma" else {}))
-    found = jpeg_pixels(ITEM, data, (height, width))
+    found = jpeg_pixels(ITEM, data, (height, width), bands)
     assert found is not None and found.strides == (4 * width, 4, 1)
     np.testing.assert_array_equal(found, by_pillow(data))
     np.testing.assert_array_equal(decode_image(MediaItem("image", data=data)).pixels, by_pillow(data))
@@ -87,7 +87,7 @@ def test_libjpeg_is_asked_where_nothing_is_in_doubt(turned: int | None, monkeypa
 
 def test_four_colours_are_left_to_pillow() -> None:
     data = stored(smooth(9, 7).convert("CMYK"))
-    assert jpeg_pixels(ITEM, data, (9, 7)) is None
+    assert jpeg_pixels(ITEM, data, (9, 7), 4) is None
     np.testing.assert_array_equal(decode_image(MediaItem("image", data=data)).pixels, by_pillow(data))
 
 
@@ -97,14 +97,14 @@ def test_what_the_library_has_no_name_for_is_left_to_pillow() -> None:
     frame = b"\x08\x00\x08\x00\x20\x03\x01\x41"
     assert frame in flat
     data = flat.replace(frame, b"\x08\x00\x20\x00\x08\x03\x01\x14")
-    assert jpeg_pixels(ITEM, data, (32, 8)) is None
+    assert jpeg_pixels(ITEM, data, (32, 8), 3) is None
     np.testing.assert_array_equal(decode_image(MediaItem("image", data=data)).pixels, by_pillow(data))
 
 
 @pytest.mark.parametrize("sampling", ["440", "411"])
 def test_pixels_are_pillows_of_samplings_that_it_does_not_write(sampling: str) -> None:
     data = simplejpeg.encode_jpeg(np.asarray(smooth(45, 70)), colorspace="RGB", colorsubsampling=sampling)
-    found = jpeg_pixels(ITEM, data, (45, 70))
+    found = jpeg_pixels(ITEM, data, (45, 70), 3)
     assert found is not None
     np.testing.assert_array_equal(found, by_pillow(data))
 
@@ -125,13 +125,13 @@ def test_what_other_programs_write_is_left_to_pillow() -> None:
     """Bytes too many before the end, of which libjpeg warns."""
     data = stored(smooth(40, 60))
     more = data[:-2] + bytes(5) + END
-    assert jpeg_pixels(ITEM, more, (40, 60)) is None
+    assert jpeg_pixels(ITEM, more, (40, 60), 3) is None
     np.testing.assert_array_equal(decode_image(MediaItem("image", data=more)).pixels, by_pillow(data))
 
 
 @pytest.mark.parametrize("size", [(8, 7), (10, 7), (9, 6), (9, 8), (1, 1), (7, 9)])
 def test_no_more_is_written_than_the_header_tells(size: tuple[int, int]) -> None:
-    assert jpeg_pixels(ITEM, stored(smooth(9, 7)), size) is None
+    assert jpeg_pixels(ITEM, stored(smooth(9, 7)), size, 3) is None
 
 
 def test_a_picture_with_too_many_pixels_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
