@@ -475,7 +475,7 @@ def _side_by_side(pictures: Sequence[Tensor], colours: Colours | None) -> Tensor
     if colours is not None:
         found = torch.empty(len(pictures), *pictures[0].shape, dtype=torch.float32)
         for picture, place in zip(pictures, found, strict=True):  # one by one, while it is in the processor's cache
-            normalise_into(place, picture, *colours)
+            normalise_into(place.numpy(), picture.numpy(), *colours)
         return found
     return pad_sequence(list(pictures), batch_first=True) if pictures[0].ndim == 2 else torch.stack(list(pictures))
 

@@ -77,7 +77,7 @@ def jpeg_pixels(
             return None
     except MemoryError:
         raise
-    except Exception as error:  # what can be read with a warning, and what the library has no name for, such as 4:4:1
+    except Exception as error:  # what can be read with a warning, and samplings that the library has no name for
         found = next((loss for loss in LOSSES if loss in str(error)), None)
         if found is None:
             return None

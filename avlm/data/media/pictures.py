@@ -1,9 +1,12 @@
 """Pictures as vision encoders take them: one square, several tiles, or patches at their own aspect ratio.
 
-Resizing is torch's, on uint8: several times faster than Pillow and within one grey level of it.
+Resizing is torch's, on uint8: several times faster than Pillow and within one grey level of it. Whatever lies around it
+is NumPy's, whose way from one call to the next is shorter: behind the decoding of a picture, which leaves nothing of
+torch in the processor's near memory, each of torch's calls takes ten to thirty microseconds.
 
 Shapes in this file:
     t  tiles of one picture    side  the encoder's square    p  side of a patch    P  patches of one picture
+    c  colours: 3, or 4 where they lie four bytes apart, whose fourth is nothing; resizing takes as long
 """
 
 from __future__ import annotations
@@ -65,7 +68,7 @@ def prepare_image(picture: Picture, spec: VisionSpec) -> Tensor:
     return _in_square(_pixels(picture), spec)
 
 
-def _in_square(pixels: Tensor, spec: VisionSpec) -> Tensor:
+def _in_square(pixels: np.ndarray, spec: VisionSpec) -> Tensor:
     side = spec.image_size_px
     if spec.fit == "crop":
         pixels = _centre_square(_shorter_side(pixels, spec))
@@ -74,76 +77,69 @@ def _in_square(pixels: Tensor, spec: VisionSpec) -> Tensor:
     return _resized(pixels, (side, side), spec)
 
 
-def _shorter_side(pixels: Tensor, spec: VisionSpec) -> Tensor:
+def _shorter_side(pixels: np.ndarray, spec: VisionSpec) -> np.ndarray:
     """The whole picture with its shorter side as long as the encoder's; the longer one is cut afterwards.
 
     Source:
         CLIP's processing (arXiv:2103.00020) in transformers' order, which LLaVA-1.5 takes over.
     """
     side = spec.image_size_px
-    height, width = pixels.shape[1:]
+    height, width = pixels.shape[:2]
     longest = int(side * max(height, width) / min(height, width))
     if longest > WIDEST:  # a thin strip must not become large
         return pixels
     return _scaled(pixels, (longest, side) if height > width else (side, longest), spec)
 
 
-def _resized(pixels: Tensor, size: Size, spec: VisionSpec) -> Tensor:
-    """uint8 [3, *size] of [3 or 4, height, width], a plane for each colour."""
+def _resized(pixels: np.ndarray, size: Size, spec: VisionSpec) -> Tensor:
+    """uint8 [3, *size] of [height, width, c], a plane for each colour."""
     scaled = _scaled(pixels, size, spec)
-    return _planes(scaled, owned=scaled is not pixels)
+    return torch.from_numpy(_planes(scaled, owned=scaled is not pixels))
 
 
-def _scaled(pixels: Tensor, size: Size, spec: VisionSpec) -> Tensor:
-    """uint8 [3 or 4, *size] of as many colours, which lie as they lay: to part them costs as much as to resize."""
-    if pixels.shape[1:] == size:
+def _scaled(pixels: np.ndarray, size: Size, spec: VisionSpec) -> np.ndarray:
+    """uint8 [*size, c] of [height, width, c]; colours lie as they lay: to part them costs as much as to resize."""
+    if pixels.shape[:2] == size:
         return pixels
-    batch = pixels.permute(1, 2, 0)[None].permute(0, 3, 1, 2)  # with strides that tell torch how they lie
-    return F.interpolate(batch, size, mode=spec.resample, antialias=True)[0]
+    one = pixels.reshape(1, *pixels.shape)  # not [None], whose stride of 0 hides from torch how the others lie
+    found = F.interpolate(torch.from_numpy(one.transpose(0, 3, 1, 2)), size, mode=spec.resample, antialias=True)
+    scaled: np.ndarray = found.numpy()[0].transpose(1, 2, 0)
+    return scaled
 
 
-def _planes(pixels: Tensor, *, owned: bool) -> Tensor:
-    """uint8 [3, h, w], a plane for each colour, of [3 or 4, h, w] that lies in any way.
+def _planes(pixels: np.ndarray, *, owned: bool) -> np.ndarray:
+    """uint8 [3, h, w], a plane for each colour, of [h, w, c].
 
     Four colours side by side are one number, out of which each is shifted: copying them byte by byte takes thrice as
-    long. In NumPy, as `normalise_into`.
+    long.
 
     Args:
         owned: Nobody else has these pixels, so that they may be shifted where they lie.
     """
-    if pixels.shape[0] == 3:
-        return pixels.contiguous()
-    together = pixels.permute(1, 2, 0).numpy().view(np.uint32)[:, :, 0]
-    if not owned:
-        together = together.copy()
+    if pixels.shape[2] == 3:
+        return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    lying = np.ascontiguousarray(pixels)
+    together = (lying.copy() if lying is pixels and not owned else lying).view(np.uint32)[:, :, 0]
     planes = np.empty((3, *together.shape), np.uint8)
     for colour, bits in SHIFTS:
         if bits:
             together >>= bits
         np.copyto(planes[colour], together, casting="unsafe")
-    return torch.from_numpy(planes)
+    return planes
 
 
 SHIFTS = ((0, 0), (1, 8), (2, 8)) if sys.byteorder == "little" else ((2, 8), (1, 8), (0, 8))
 """By how many bits more a number of four bytes is shifted until a colour is its lowest byte."""
 
 
-def _pixels(picture: Picture) -> Tensor:
-    """uint8 [3, height, width]; [4, height, width] where colours lie four bytes apart, which is resized as fast."""
-    pixels = picture.pixels
-    if pixels.strides == (4 * pixels.shape[1], 4, 1):
-        pixels = _with_fourth(pixels)
-    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
-
-
-def _with_fourth(pixels: np.ndarray) -> np.ndarray:
-    """uint8 [height, width, 4] of [height, width, 3] four bytes apart; as it is where there is no fourth at the end."""
-    base = pixels.base
-    if not isinstance(base, np.ndarray) or not base.flags.c_contiguous:
-        return pixels
+def _pixels(picture: Picture) -> np.ndarray:
+    """uint8 [height, width, c], in one piece."""
+    pixels, base = picture.pixels, picture.pixels.base
+    if pixels.strides != (4 * pixels.shape[1], 4, 1) or not isinstance(base, np.ndarray) or not base.flags.c_contiguous:
+        return np.ascontiguousarray(pixels)
     first = _address(pixels) - _address(base)
-    if first < 0 or first + 4 * pixels.shape[0] * pixels.shape[1] > base.nbytes:
-        return pixels
+    if first < 0 or first + 4 * pixels.shape[0] * pixels.shape[1] > base.nbytes:  # the last one has no fourth
+        return np.ascontiguousarray(pixels)
     return np.ndarray((*pixels.shape[:2], 4), np.uint8, base, first)
 
 
@@ -151,26 +147,26 @@ def _address(array: np.ndarray) -> int:
     return int(array.__array_interface__["data"][0])
 
 
-def _centre_square(pixels: Tensor) -> Tensor:
-    height, width = pixels.shape[1:]
+def _centre_square(pixels: np.ndarray) -> np.ndarray:
+    height, width = pixels.shape[:2]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
-    return pixels[:, top : top + side, left : left + side]
+    return pixels[top : top + side, left : left + side]
 
 
-def _padded_square(pixels: Tensor, spec: VisionSpec) -> Tensor:
+def _padded_square(pixels: np.ndarray, spec: VisionSpec) -> np.ndarray:
     """Pad with the mean colour, which is zero after normalising (LLaVA-1.5)."""
-    height, width = pixels.shape[1:]
+    height, width = pixels.shape[:2]
     if max(height, width) > WIDEST:  # a thin strip must not become a square of its length
         share = WIDEST / max(height, width)
         size = max(1, round(height * share)), max(1, round(width * share))
         pixels = _scaled(pixels, size, spec)
         height, width = size
     side = max(height, width)
-    colour = torch.tensor([round(255 * m) for m in spec.mean], dtype=torch.uint8)
-    square = colour[:, None, None].expand(3, side, side).clone()
+    square = np.empty((side, side, 3), np.uint8)
+    square[:] = [round(255 * m) for m in spec.mean]
     top, left = (side - height) // 2, (side - width) // 2
-    square[:, top : top + height, left : left + width] = pixels[:3]
+    square[top : top + height, left : left + width] = pixels[:, :, :3]
     return square
 
 
@@ -181,31 +177,28 @@ WIDEST = 8192
 def normalise(pixels: Tensor, spec: VisionSpec) -> Tensor:
     """uint8 [..., 3, h, w] to float32, (x / 255 - mean) / std for each colour, within 1e-6 where std is at least 0.1;
     contiguous, however the pixels lie."""
-    found = torch.empty(pixels.shape, dtype=torch.float32)
+    found = np.empty(pixels.shape, np.float32)
     one = -1, *pixels.shape[-3:]
-    for place, picture in zip(found.view(one), pixels.reshape(one), strict=True):
+    for place, picture in zip(found.reshape(one), pixels.numpy().reshape(one), strict=True):
         normalise_into(place, picture, spec.mean, spec.std)
-    return found
+    return torch.from_numpy(found)
 
 
-def normalise_into(found: Tensor, pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> None:
-    """As `normalise` one picture, [3, h, w], written to a tensor that is there already.
+def normalise_into(found: np.ndarray, pixels: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> None:
+    """As `normalise` one picture, [3, h, w], written to memory that is there already.
 
     Multiplied and added: dividing twice takes twice as long. Plane by plane, each of which stays in the processor's
-    near memory meanwhile. In NumPy, whose way from one call to the next is shorter: behind the decoding of a small
-    picture, which leaves nothing of torch there, torch's calls take as long as what they compute.
+    near memory meanwhile.
     """
-    values, levels = found.numpy(), pixels.numpy()
-    for colour, (m, s) in enumerate(zip(mean, std, strict=True)):
-        plane = values[colour]
-        np.copyto(plane, levels[colour])
+    for plane, levels, m, s in zip(found, pixels, mean, std, strict=True):
+        np.copyto(plane, levels)
         plane *= np.float32(1 / (255 * s))
         plane += np.float32(-m / s)
 
 
-def _framed(pixels: Tensor, canvas: Size, spec: VisionSpec) -> Tensor:
+def _framed(pixels: np.ndarray, canvas: Size, spec: VisionSpec) -> Tensor:
     """A picture as large as it fits into a canvas, black around it."""
-    rows, columns = _inside((pixels.shape[1], pixels.shape[2]), canvas)
+    rows, columns = _inside((pixels.shape[0], pixels.shape[1]), canvas)
     framed = torch.zeros(3, *canvas, dtype=torch.uint8)
     size = rows.stop - rows.start, columns.stop - columns.start
     framed[:, rows, columns] = _resized(pixels, size, spec)
@@ -241,7 +234,7 @@ def changed(item: PreparedImage, spec: VisionSpec, change: Callable[[Tensor], Te
         return item
     detail = item.detail.clone()
     detail[:, rows, columns] = after
-    return replace(item, pixels=_in_square(after, spec), detail=detail)
+    return replace(item, pixels=_in_square(after.numpy().transpose(1, 2, 0), spec), detail=detail)
 
 
 def in_tiles(item: PreparedImage, spec: VisionSpec) -> Tensor:

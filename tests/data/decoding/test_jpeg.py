@@ -58,6 +58,17 @@ def test_pixels_are_pillows(way: str, height: int, width: int, bands: int) -> No
     np.testing.assert_array_equal(decode_image(MediaItem("image", data=data)).pixels, by_pillow(data))
 
 
+@pytest.mark.parametrize("width", [8, 9, 12, 640])
+def test_rows_are_where_libjpeg_writes_them_near_the_processor(width: int) -> None:
+    """Not at a multiple of 16 bytes, where the width allows: those are written past what is read next."""
+    for height in range(3, 60, 7):  # memory that happens to lie in other ways
+        found = jpeg_pixels(ITEM, stored(smooth(height, width)), (height, width), 3)
+        assert found is not None
+        rows = [found[row].ctypes.data % 16 for row in range(height)]
+        assert 0 not in rows or width % 2 == 1
+        assert rows.count(0) <= -(-height // 4)
+
+
 @pytest.mark.parametrize("turned", range(10))
 @pytest.mark.parametrize("size", [(40, 60), (200, 70), (1, 65)])
 def test_pictures_are_upright_as_pillow_turns_them(size: tuple[int, int], turned: int) -> None:
@@ -91,14 +102,25 @@ def test_four_colours_are_left_to_pillow() -> None:
     np.testing.assert_array_equal(decode_image(MediaItem("image", data=data)).pixels, by_pillow(data))
 
 
-def test_what_the_library_has_no_name_for_is_left_to_pillow() -> None:
-    """4:4:1, which is a 4:1:1 turned without loss: of one unit, so that only its header is another."""
+def test_samplings_that_the_library_has_no_name_for_are_left_to_pillow() -> None:
+    """Two rows of three for each of colour: no program writes that."""
+    data = stored(smooth(64, 64), subsampling="4:4:4")
+    frame = b"\x08\x00\x40\x00\x40\x03\x01"
+    assert frame + b"\x11" in data
+    data = data.replace(frame + b"\x11", frame + b"\x32")
+    assert jpeg_pixels(ITEM, data, (64, 64), 3) is None
+    np.testing.assert_array_equal(decode_image(MediaItem("image", data=data)).pixels, by_pillow(data))
+
+
+def test_pixels_are_pillows_of_a_picture_turned_without_loss() -> None:
+    """4:4:1, which is a 4:1:1 turned: of one unit, so that only its header is another."""
     flat = simplejpeg.encode_jpeg(np.asarray(smooth(8, 32)), colorspace="RGB", colorsubsampling="411")
     frame = b"\x08\x00\x08\x00\x20\x03\x01\x41"
     assert frame in flat
     data = flat.replace(frame, b"\x08\x00\x20\x00\x08\x03\x01\x14")
-    assert jpeg_pixels(ITEM, data, (32, 8), 3) is None
-    np.testing.assert_array_equal(decode_image(MediaItem("image", data=data)).pixels, by_pillow(data))
+    found = jpeg_pixels(ITEM, data, (32, 8), 3)
+    assert found is not None
+    np.testing.assert_array_equal(found, by_pillow(data))
 
 
 @pytest.mark.parametrize("sampling", ["440", "411"])

@@ -85,3 +85,15 @@ def test_pictures_are_prepared_alike_from_either_memory(size: tuple[int, int], f
     for each in (spec, tiled):
         alike = in_tiles(prepare_picture(Picture(noise(*size)), each), each)
         assert torch.equal(in_tiles(prepare_picture(found, each), each), alike)
+
+
+@pytest.mark.parametrize(
+    "window", [np.s_[:, :, :3], np.s_[:, :, 1:], np.s_[5:9, :, 1:], np.s_[5:, :, :3], np.s_[::-1, :, :3]]
+)
+def test_pictures_are_prepared_alike_as_parts_of_other_memory(window: Any) -> None:
+    """Whose fourth colour is another's, or behind its end."""
+    part = np.random.default_rng(0).integers(0, 256, (30, 40, 4), dtype=np.uint8)[window]
+    for size in (SIDE, 14):
+        spec = VisionSpec(image_size_px=size, cell_px=14)
+        whole = in_tiles(prepare_picture(Picture(np.array(part)), spec), spec)
+        assert torch.equal(in_tiles(prepare_picture(Picture(part), spec), spec), whole)
