@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -69,12 +70,12 @@ def prepare_image(picture: Picture, spec: VisionSpec) -> Tensor:
 
 
 def _in_square(pixels: np.ndarray, spec: VisionSpec) -> Tensor:
-    side = spec.image_size_px
+    side, square = spec.image_size_px, pixels
     if spec.fit == "crop":
-        pixels = _centre_square(_shorter_side(pixels, spec))
+        square = _centre_square(_shorter_side(pixels, spec))
     elif spec.fit == "pad":
-        pixels = _padded_square(pixels, spec)
-    return _resized(pixels, (side, side), spec)
+        square = _padded_square(pixels, spec)
+    return _planes(_scaled(square, (side, side), spec), pixels)
 
 
 def _shorter_side(pixels: np.ndarray, spec: VisionSpec) -> np.ndarray:
@@ -93,8 +94,7 @@ def _shorter_side(pixels: np.ndarray, spec: VisionSpec) -> np.ndarray:
 
 def _resized(pixels: np.ndarray, size: Size, spec: VisionSpec) -> Tensor:
     """uint8 [3, *size] of [height, width, c], a plane for each colour."""
-    scaled = _scaled(pixels, size, spec)
-    return torch.from_numpy(_planes(scaled, owned=scaled is not pixels))
+    return _planes(_scaled(pixels, size, spec), pixels)
 
 
 def _scaled(pixels: np.ndarray, size: Size, spec: VisionSpec) -> np.ndarray:
@@ -107,25 +107,27 @@ def _scaled(pixels: np.ndarray, size: Size, spec: VisionSpec) -> np.ndarray:
     return scaled
 
 
-def _planes(pixels: np.ndarray, *, owned: bool) -> np.ndarray:
+def _planes(scaled: np.ndarray, pixels: np.ndarray) -> Tensor:
     """uint8 [3, h, w], a plane for each colour, of [h, w, c].
 
     Four colours side by side are one number, out of which each is shifted: copying them byte by byte takes thrice as
     long.
 
     Args:
-        owned: Nobody else has these pixels, so that they may be shifted where they lie.
+        scaled: What the planes are made of. It is spoiled where it lies in memory of its own.
+        pixels: Whose memory is somebody else's.
     """
-    if pixels.shape[2] == 3:
-        return np.ascontiguousarray(pixels.transpose(2, 0, 1))
-    lying = np.ascontiguousarray(pixels)
-    together = (lying.copy() if lying is pixels and not owned else lying).view(np.uint32)[:, :, 0]
+    if scaled.shape[2] == 3:
+        return torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1)))
+    if scaled.strides[1:] != (4, 1) or np.may_share_memory(scaled, pixels):
+        scaled = scaled.copy()
+    together = scaled.view(np.uint32)[:, :, 0]
     planes = np.empty((3, *together.shape), np.uint8)
     for colour, bits in SHIFTS:
         if bits:
             together >>= bits
         np.copyto(planes[colour], together, casting="unsafe")
-    return planes
+    return torch.from_numpy(planes)
 
 
 SHIFTS = ((0, 0), (1, 8), (2, 8)) if sys.byteorder == "little" else ((2, 8), (1, 8), (0, 8))
@@ -184,16 +186,23 @@ def normalise(pixels: Tensor, spec: VisionSpec) -> Tensor:
     return torch.from_numpy(found)
 
 
-def normalise_into(found: np.ndarray, pixels: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> None:
+def normalise_into(found: np.ndarray, pixels: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
     """As `normalise` one picture, [3, h, w], written to memory that is there already.
 
-    Multiplied and added: dividing twice takes twice as long. Plane by plane, each of which stays in the processor's
-    near memory meanwhile.
+    Multiplied and added: dividing twice takes twice as long.
     """
-    for plane, levels, m, s in zip(found, pixels, mean, std, strict=True):
-        np.copyto(plane, levels)
-        plane *= np.float32(1 / (255 * s))
-        plane += np.float32(-m / s)
+    scales, shifts = _factors(mean, std)
+    np.copyto(found, pixels)
+    found *= scales
+    found += shifts
+
+
+@lru_cache
+def _factors(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """What a colour of 0 to 255 is multiplied with, and what is added then: float32 [3, 1, 1] each."""
+    scales = np.array([1 / (255 * of_colour) for of_colour in std], np.float32)
+    shifts = np.array([-m / s for m, s in zip(mean, std, strict=True)], np.float32)
+    return scales[:, None, None], shifts[:, None, None]
 
 
 def _framed(pixels: np.ndarray, canvas: Size, spec: VisionSpec) -> Tensor:
@@ -243,7 +252,7 @@ def in_tiles(item: PreparedImage, spec: VisionSpec) -> Tensor:
     Returns:
         [t, 3, side, side], or [1, 3, height, width] where the encoder keeps the aspect ratio.
     """
-    whole = item.pixels[None]
+    whole = item.pixels.unsqueeze(0)
     if item.detail is None:
         return whole
     side = spec.image_size_px
