@@ -339,7 +339,7 @@ class _Eyes(Generic[Seen]):
 
     def _keep(self) -> None:
         check_frame(self.last.width, self.last.height, self.way.limits, self.way.item)
-        pixels = _pixels(self.coloured.reformat(self.last, format="rgb24"))
+        pixels = _pixels(self.coloured.reformat(self.last, format="rgb24", threads=1))  # a worker has one processor
         turns = round(self.last.rotation / 90) % 4  # telephones film lying down and say how to turn it
         self.frames.append(self.see(Picture(np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels)))
 

@@ -15,7 +15,7 @@ import pytest
 
 from avlm.config.media import AudioSpec, MediaSpec, VideoSpec, VisionSpec
 from avlm.config.model import ModelConfig
-from avlm.data.decoding.decode import Limits, decode_audio, decode_video
+from avlm.data.decoding.decode import Limits, decode_audio, decode_video, watch
 from avlm.data.media.reader import MediaReader, PreparedVideo
 from avlm.data.world.video import write_clip
 from avlm.errors import MediaError
@@ -24,6 +24,7 @@ from avlm.recipes import recipe
 from avlm.samples import Clip, MediaItem
 
 FPS, RATE = 10, 48_000
+TASKS = Path("/proc/self/task")
 STEP = 8
 """Frame i is grey of level 8 i, so the frame that was chosen can be read off."""
 
@@ -141,6 +142,14 @@ def test_frames_of_any_width_are_pyavs_and_outlive_their_video(width: int, tmp_p
     np.testing.assert_array_equal([frame.pixels for frame in clip.frames], expected)
     np.testing.assert_array_equal([frame.pixels for frame in other.frames], [expected[5], expected[15]])
     assert all(frame.pixels.flags.writeable for frame in clip.frames)  # which torch asks for
+
+
+@pytest.mark.skipif(not TASKS.is_dir(), reason="this system does not list a process's threads")
+def test_colours_are_made_on_the_workers_own_thread(tmp_path: Path) -> None:
+    path, threads = write(tmp_path / "a.mp4"), len(list(TASKS.iterdir()))
+    found: list[int] = []
+    watch(MediaItem("video", path=path), media(), Limits(), lambda frame: found.append(len(list(TASKS.iterdir()))))
+    assert found == [threads] * 3
 
 
 def test_frames_are_chosen_by_time_and_not_by_number(tmp_path: Path) -> None:

@@ -41,7 +41,8 @@ def by_ffmpeg(codec: str, layout: str, pixels: np.ndarray) -> bytes:
     with av.open(file, "w", format="image2pipe") as out:
         stream = out.add_stream(codec, rate=1)
         stream.width, stream.height, stream.pix_fmt = width, height, layout
-        frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format=layout)
+        frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+        frame = frame.reformat(format=layout, threads=1)  # several write over each other's lines of odd widths
         for packet in (*stream.encode(frame), *stream.encode(None)):
             out.mux(packet)
     return file.getvalue()
