@@ -33,7 +33,7 @@ from avlm.convert.importing import Moved, check_absent, check_complete, head_nam
 from avlm.convert.streaming import Progress, Stored, stored, write_files
 from avlm.convert.weights import aside, check_kind, load_model
 from avlm.data.processor import AvlmProcessor
-from avlm.data.text.templates import chat_template, kinds_written, placeholders
+from avlm.data.text.templates import chat_template, kinds_written, placeholders, takes_lists
 from avlm.errors import AvlmError, ConfigError, WeightsError
 from avlm.models.configuration import AvlmConfig
 from avlm.models.encoders import encoder_width
@@ -54,10 +54,12 @@ TEXT_OF_PARTS = (
     "{%- set written.text = written.text + ('' if written.open else '\\n') + word -%}"
     "{%- set written.open = mark -%}"
     "{%- endfor -%}{%- endif -%}"
-    "{%- set told.messages = told.messages + [{'role': message['role'], 'content': written.text}] -%}"
+    "{%- set content = [{'type': 'text', 'text': written.text}] if listed else written.text -%}"
+    "{%- set told.messages = told.messages + [{'role': message['role'], 'content': content}] -%}"
     "{%- endfor -%}{%- set messages = told.messages %}"
 )
-"""Begins a template that takes texts, so that it takes messages of typed parts as multimodal processors give them."""
+"""Begins a template that takes texts, alone or `listed`, so that it takes messages of typed parts as multimodal
+processors give them, and writes the tokens at `places`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +232,9 @@ def _for_parts(model: _Model) -> str:
     """A chat template that takes messages of typed parts and writes the placeholders itself."""
     if kinds_written(model.tokenizer, model.template):
         return model.template
-    return "{%- set places = " + json.dumps(placeholders(model.tokenizer)) + " -%}" + TEXT_OF_PARTS + model.template
+    listed = "true" if takes_lists(model.tokenizer, model.template) else "false"
+    places = json.dumps(placeholders(model.tokenizer))
+    return "{%- set places = " + places + " -%}{%- set listed = " + listed + " -%}" + TEXT_OF_PARTS + model.template
 
 
 # ---------------------------------------------------------------- one part

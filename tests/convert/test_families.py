@@ -310,10 +310,19 @@ CLIP_KEYS = {
 }  # fmt: skip
 
 
-def test_a_template_of_texts_is_given_typed_parts_as_avlm_joins_them() -> None:
+@pytest.mark.parametrize(
+    ("texts", "listed"),
+    [
+        ("{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}", "false"),
+        (
+            "{% for m in messages %}[{{ m['role'] }}]{% for c in m['content'] %}{{ c['text'] }}{% endfor %}{% endfor %}",
+            "true",
+        ),
+    ],
+)
+def test_a_template_of_texts_is_given_typed_parts_as_avlm_joins_them(texts: str, listed: str) -> None:
     words = outside.tokenizer("<image>", "<audio>")
-    places = "{%- set places = {'image': '<image>', 'audio': '<audio>'} -%}"
-    texts = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
+    places = "{%- set places = {'image': '<image>', 'audio': '<audio>'} -%}{%- set listed = " + listed + " -%}"
     content = [
         {"type": "image"},
         {"type": "audio"},

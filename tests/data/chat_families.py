@@ -148,7 +148,17 @@ GEMMA = Family(
     has_system=False,
 )
 
-FAMILIES = [CHATML, VICUNA, LLAMA3, MISTRAL, GEMMA]
+PARTS = Family(
+    "chatml of parts, texts alone",
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n'}}"
+    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}{{'<|im_end|>\\n'}}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}",
+    CHATML.special,
+    CHATML.end,
+    CHATML.by_hand,
+)
+
+FAMILIES = [CHATML, VICUNA, LLAMA3, MISTRAL, GEMMA, PARTS]
 
 
 @cache

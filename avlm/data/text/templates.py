@@ -161,6 +161,7 @@ class _Known:
     placeholders: dict[str, str]
     control: tuple[str, ...] | None = None
     written: frozenset[str] | None = None
+    listed: bool | None = None
     shapes: dict[tuple[Any, ...], Shape | None] = field(default_factory=dict)
     """How the template writes conversations of each shape that there was."""
 
@@ -204,7 +205,7 @@ def _shape(
         found, done = _answer_by_answer(blank, tokenizer, template, sample)
         whole = _render(tokenizer, template, blank, False, sample)
         stripped = None
-        if _is_plain(tokenizer) and only_writes(template, typed):
+        if _is_plain(tokenizer) and only_writes(template, typed or takes_lists(tokenizer, template)):
             padded = [_blank(message, typed, " ") for message in messages]
             stripped = stripped_slots(whole, _render(tokenizer, template, padded, False, sample))
         shape = Shape.of(found, whole[len(done) :], stripped) if whole.startswith(done) else None
@@ -438,9 +439,9 @@ def _render(
     tokenizer: PreTrainedTokenizerBase, template: str, messages: Sequence[dict[str, Any]], prompt: bool, sample: Sample
 ) -> str:
     """The template's text with a mark for each medium, whether the template writes the placeholders or we do."""
-    kinds = kinds_written(tokenizer, template)
+    kinds, listed = kinds_written(tokenizer, template), takes_lists(tokenizer, template)
     media = [item.kind for item in sample.media()]
-    rendered = _applied(tokenizer, template, [_message(m, media, kinds) for m in messages], prompt, sample)
+    rendered = _applied(tokenizer, template, [_message(m, media, kinds, listed) for m in messages], prompt, sample)
     numbers = [int(n) for m in messages for n in MARKS.findall(m["content"]) if media[int(n)] in kinds]
     if not numbers:
         return rendered
@@ -449,10 +450,11 @@ def _render(
     return re.sub(places, lambda at: MARK.format(waiting[at[0]].pop(0)) if waiting[at[0]] else at[0], rendered)
 
 
-def _message(message: dict[str, Any], media: Sequence[str], kinds: frozenset[str]) -> dict[str, Any]:
-    """A message as the template wants it: one text, or typed parts with the media among them."""
+def _message(message: dict[str, Any], media: Sequence[str], kinds: frozenset[str], listed: bool) -> dict[str, Any]:
+    """A message as the template wants it: one text, alone or listed, or typed parts with the media among them."""
     if not kinds:
-        return {"role": message["role"], "content": message["content"]}
+        content = message["content"]
+        return {"role": message["role"], "content": [{"type": "text", "text": content}] if listed else content}
     parts: list[dict[str, str]] = []
     for word in message.get("parts", [message["content"]]):
         mark = MARKS.fullmatch(word)
@@ -479,6 +481,27 @@ def kinds_written(tokenizer: PreTrainedTokenizerBase, template: str) -> frozense
                 found.add(kind)
         known.written = frozenset(found)
     return known.written
+
+
+def takes_lists(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
+    """Whether a template wants even a text alone in a list of parts.
+
+    Of a text that comes by itself it writes nothing: it goes over letters as over parts, none of which is a text.
+    """
+    known = _known(tokenizer, template)
+    if known.listed is None:
+        listed = [{"type": "text", "text": ANSWER}]
+        known.listed = not _is_written(ANSWER, tokenizer, template) and _is_written(listed, tokenizer, template)
+    return known.listed
+
+
+def _is_written(content: Any, tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
+    """Whether a template writes down what a user says in this form."""
+    try:
+        text = _applied(tokenizer, template, [{"role": "user", "content": content}], True, Sample("", ()))
+    except DataError:
+        return False
+    return ANSWER in text and "'type'" not in text and '"type"' not in text
 
 
 def _applied(

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import pytest
-from chat_families import CHATML, FAMILIES, GEMMA, LLAMA3, MISTRAL, VICUNA, tokenizer
+from chat_families import CHATML, FAMILIES, GEMMA, LLAMA3, MISTRAL, PARTS, VICUNA, tokenizer
 
 from avlm.data.text import templates
 from avlm.data.text.pieces import SLOT, stripped_slots
@@ -94,7 +94,7 @@ def test_slots_are_seen_to_lose_their_space() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_a_proven_template_is_not_asked_again(family: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert family in (CHATML, VICUNA, LLAMA3, MISTRAL, GEMMA)
+    assert family in (CHATML, VICUNA, LLAMA3, MISTRAL, GEMMA, PARTS)
     own, template = tokenizer(family), family.template  # type: ignore[arg-type, attr-defined]
 
     def sample(name: str) -> Sample:
