@@ -28,6 +28,7 @@ from avlm.data.decoding.files import (
     opened,
     too_large,
 )
+from avlm.data.decoding.ogg import check_pages
 from avlm.data.decoding.sparing import Sparing
 from avlm.data.decoding.timeline import Stretches
 from avlm.data.decoding.truncated import check_whole
@@ -80,7 +81,7 @@ def watched(
     """
     deadline = time.monotonic() + limits.max_decode_s
     for back in _tries(item):
-        with _container(item, limits) as container:
+        with _container(item, limits, closely=True) as container:
             video = _pictures(item, limits, container)
             way = _way(item, limits, container, video, _origin_s(container), back, deadline)
             track = container.streams.audio[0] if hears and container.streams.audio else None
@@ -121,10 +122,13 @@ def sound_length_s(item: MediaItem, limits: Limits) -> float | None:
 
 
 @contextmanager
-def _container(item: MediaItem, limits: Limits) -> Iterator[Any]:
+def _container(item: MediaItem, limits: Limits, *, closely: bool = False) -> Iterator[Any]:
     """The item's file, opened by what is in it, if that is among what is read at all.
 
     FFmpeg decodes a little to find out what is there, so it is told the limits beforehand.
+
+    Args:
+        closely: Look for damage that FFmpeg goes over in silence.
     """
     import av
 
@@ -132,6 +136,8 @@ def _container(item: MediaItem, limits: Limits) -> Iterator[Any]:
     allowed = {"format_whitelist": ",".join(OPENED), "protocol_whitelist": "none"}
     with opened(item, limits) as file:
         check_whole(item, file)
+        if closely:
+            check_pages(item, file)
         with av.open(file, options={**allowed, **told}, timeout=limits.max_decode_s or None) as container:
             for stream in container.streams.video:
                 stream.codec_context.options = told

@@ -23,6 +23,7 @@ from avlm.data.decoding.containers import Seen, sound_of, watched
 from avlm.data.decoding.doors import article
 from avlm.data.decoding.files import LIMITS, Limits, about, at_most, check_samples, check_time, cut, held, read
 from avlm.data.decoding.jpeg import UPRIGHT, check_jpeg, jpeg_pixels
+from avlm.data.decoding.ogg import check_pages
 from avlm.data.decoding.pixels import pixels_of
 from avlm.data.decoding.plain import PlainJpeg, plain_jpeg
 from avlm.data.decoding.recordings import recording_of
@@ -236,7 +237,8 @@ def _samples(item: MediaItem, limits: Limits) -> tuple[np.ndarray, int, float | 
         return wave[first : first + count], rate_hz, None
     with held(item, limits) as file:
         check_whole(item, file)
-        recording = recording_of(file)
+        check_pages(item, file)
+        recording = recording_of(item, file)
         if recording is not None:
             with recording:
                 return _read_samples(recording, item, limits), int(recording.samplerate), None

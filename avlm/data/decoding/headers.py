@@ -126,7 +126,7 @@ def _length(item: MediaItem, file: BinaryIO) -> tuple[int, int] | None:
     if plain is not None:
         return plain
     check_whole(item, file)
-    recording = recording_of(file)
+    recording = recording_of(item, file)
     if recording is None:
         return None
     with recording:

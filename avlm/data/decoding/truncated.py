@@ -10,6 +10,7 @@ import io
 import struct
 from typing import BinaryIO
 
+from avlm.data.decoding.ogg import missing_page_bytes
 from avlm.data.decoding.wav import MOST_CHUNKS, missing_wav_bytes
 from avlm.errors import MediaError
 from avlm.samples import MediaItem
@@ -20,8 +21,6 @@ BOXES = frozenset(
 """Boxes that lie at the top of ISO media files; behind them some programs leave what is none."""
 SEGMENT = 0x18538067
 """The element of a Matroska file that holds all others (RFC 9559, section 5.1)."""
-PAGE = 27 + 255 + 255 * 255
-"""Bytes of the longest Ogg page (RFC 3533, section 6)."""
 STREAMED = 0x7FFF0000
 """Lengths of RIFF files from here on are by programs that did not know them."""
 
@@ -58,7 +57,7 @@ def missing_bytes(file: BinaryIO) -> int:
         return _missing_box_bytes(file, size)
     if head[:4] == b"\x1aE\xdf\xa3":
         return _missing_segment_bytes(file, size)
-    return _missing_page_bytes(file, size) if head[:4] == b"OggS" else 0
+    return missing_page_bytes(file, size) if head[:4] == b"OggS" else 0
 
 
 def _missing_box_bytes(file: BinaryIO, size: int) -> int:
@@ -98,17 +97,3 @@ def _ebml_length(data: bytes) -> tuple[int | None, int]:
     width = 9 - data[0].bit_length()
     value = int.from_bytes(data[:width]) & ((1 << 7 * width) - 1)
     return (None if value == (1 << 7 * width) - 1 else value), width
-
-
-def _missing_page_bytes(file: BinaryIO, size: int) -> int:
-    """What the last page of an Ogg file lacks of what its table of segments announces."""
-    begin = max(0, size - PAGE)
-    file.seek(begin)
-    tail = file.read()
-    at = tail.rfind(b"OggS\0")
-    if at < 0:
-        return 0
-    page = tail[at:]
-    if len(page) < 27 or len(page) < 27 + page[26]:
-        return 1
-    return max(0, 27 + page[26] + sum(page[27 : 27 + page[26]]) - len(page))

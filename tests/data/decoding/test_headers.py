@@ -22,6 +22,7 @@ from avlm.config.media import AudioSpec, MediaSpec, VideoSpec, VisionSpec
 from avlm.data.decoding.decode import decode_audio, decode_image
 from avlm.data.decoding.files import Limits
 from avlm.data.decoding.headers import measure
+from avlm.data.decoding.recordings import TAGS
 from avlm.data.media.reader import MediaReader, PreparedVideo
 from avlm.errors import MediaError
 from avlm.layout import AudioFacts, ImageFacts, VideoFacts
@@ -309,6 +310,10 @@ def test_recordings_put_end_to_end_are_heard_whole(tmp_path: Path) -> None:
         heard[name] = len(decode_audio(MediaItem("audio", data=data), 24_000).waveform)
     assert heard["one"] == heard["tagged"] == 24_000
     assert heard["three"] == pytest.approx(3 * 24_000, abs=3 * 3 * 1152)
+    soundfile.write(tmp_path / "short.mp3", wave[:2400], 24_000, format="MP3")
+    short = (tmp_path / "short.mp3").read_bytes()
+    assert len(short) < TAGS
+    assert len(decode_audio(MediaItem("audio", data=one + short), 24_000).waveform) > 26_000
 
 
 @pytest.mark.parametrize("codec", ["libmp3lame", "adpcm_ms"])
