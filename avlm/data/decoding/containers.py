@@ -141,6 +141,8 @@ def _container(item: MediaItem, limits: Limits, *, closely: bool = False) -> Ite
         with av.open(file, options={**allowed, **told}, timeout=limits.max_decode_s or None) as container:
             for stream in container.streams.video:
                 stream.codec_context.options = told
+                if stream.codec_context.name == "h264":
+                    stream.codec_context.thread_count = 1  # several, each with its slices, do not tell what is lost
             try:
                 yield container
             except av.error.ArgumentError:
@@ -309,6 +311,8 @@ class _Eyes(Generic[Seen]):
         self.coloured = VideoReformatter()  # one for all, as it takes longer to make than to use
         self.frames: list[Seen] = []
         self.last: Any = None
+        self.spoiled = False
+        """Whether FFmpeg made up parts of the last one, or of one that it may be made of."""
         self.first_clock = math.inf
         self.count = 0
         self.packets = 0
@@ -322,6 +326,7 @@ class _Eyes(Generic[Seen]):
         while self.last is not None and not self.has_all() and clock > self.wanted[len(self.frames)] + SAME_S:
             self._keep()
         self.last = frame
+        self.spoiled = frame.is_corrupt or (self.spoiled and not frame.key_frame)
         self.count += 1
         check_frames(self.count, self.way.limits, self.way.item)
 
@@ -345,6 +350,11 @@ class _Eyes(Generic[Seen]):
 
     def _keep(self) -> None:
         check_frame(self.last.width, self.last.height, self.way.limits, self.way.item)
+        if self.spoiled:
+            raise MediaError(
+                f"{self.way.item.name()}: is damaged: parts of the picture at {self.last.time or 0:.2f} s are lost, or "
+                "made of lost ones. Copy it again"
+            )
         pixels = _pixels(self.coloured.reformat(self.last, format="rgb24", threads=1))  # a worker has one processor
         turns = round(self.last.rotation / 90) % 4  # telephones film lying down and say how to turn it
         self.frames.append(self.see(Picture(np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels)))

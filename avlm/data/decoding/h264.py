@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-IDR, SPS = 5, 7
-"""Types of units: a picture before which no other is referred to from then on, and the settings of a sequence."""
+SLICES, IDR, SPS = frozenset((1, 2, 3, 4)), 5, 7
+"""Types of units: parts of pictures, a picture before which no other is referred to from then on, and settings of a
+sequence."""
+NOTES = frozenset((6, 9, 12))
+"""Types of units that are not needed to decode a picture: what else there is to say, where one begins, and filling."""
 MOST_SETTINGS = 32
 """Of a stream; each has a number below this."""
 LONGEST = 256
@@ -26,6 +29,12 @@ def is_idr(data: bytes, length_bytes: int | None) -> bool:
             units are parted by start codes.
     """
     return any(unit[0] & 31 == IDR for unit in _units(data, length_bytes))
+
+
+def is_spare(data: bytes, length_bytes: int | None) -> bool:
+    """Whether a packet of H.264 holds nothing but parts of pictures that no other is made from. As `is_idr`."""
+    kinds = [(unit[0] & 31, unit[0] >> 5 & 3) for unit in _units(data, length_bytes)]
+    return bool(kinds) and all(kind in NOTES or (kind in SLICES and not referred) for kind, referred in kinds)
 
 
 def brings_fields(data: bytes, length_bytes: int | None) -> bool:

@@ -15,7 +15,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from avlm.data.decoding.h264 import brings_fields, has_fields, is_idr
+from avlm.data.decoding.h264 import brings_fields, has_fields, is_idr, is_spare
 
 MOST_BYTES = 64 * 2**20
 """Of packets that are held until it is known which of them are needed; what is longer is decoded as it comes."""
@@ -102,13 +102,9 @@ class Sparing:
         self.first = False
         if not needed:
             return
-        whole = True
         for number, packet in enumerate(held[: max(needed) + 1]):
-            if whole != (number in needed):  # only then, as telling the decoder takes a while
-                whole = not whole
-                self.coder.skip_frame = "DEFAULT" if whole else "NONREF"
-            yield from packet.decode()
-        self.coder.skip_frame = "DEFAULT"
+            if number in needed or not is_spare(bytes(packet), self.length_bytes):  # by ourselves: a decoder that is
+                yield from packet.decode()  # told to skip pictures says nothing of those that it fails to decode
         if max(needed) + 1 < len(held):  # what the decoder keeps back would otherwise come when it is too late
             end = av.Packet()
             end.stream, end.time_base = self.stream, self.stream.time_base

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from avlm.data.decoding.h264 import LONGEST, MOST_SETTINGS, brings_fields, has_fields, is_idr
+from avlm.data.decoding.h264 import LONGEST, MOST_SETTINGS, brings_fields, has_fields, is_idr, is_spare
 
 
 def written(path: Path, **options: Any) -> Path:
@@ -69,7 +69,12 @@ def test_what_is_cut_off_or_more_than_can_be_may_be_anything(tmp_path: Path) -> 
 
 @given(st.binary(max_size=400), st.sampled_from([None, 1, 2, 4]))
 def test_no_bytes_are_too_strange(data: bytes, length_bytes: int | None) -> None:
-    for found in (is_idr(data, length_bytes), brings_fields(data, length_bytes), has_fields(b"\1" + data)):
+    for found in (
+        is_idr(data, length_bytes),
+        is_spare(data, length_bytes),
+        brings_fields(data, length_bytes),
+        has_fields(b"\1" + data),
+    ):
         assert isinstance(found, bool)
 
 
@@ -82,3 +87,19 @@ def test_an_idr_picture_is_told_from_others_in_either_form() -> None:
     assert is_idr(b"\0\0\0\1" + words + b"\0\0\1" + idr, None)
     assert not is_idr(b"\0\0\0\1" + words + b"\0\0\1" + other, None)
     assert not is_idr(b"", 4)
+
+
+def test_a_picture_that_no_other_is_made_from_is_told_from_others() -> None:
+    alone, referred, settings, words = b"\x01\x9a\x00", b"\x41\x9a\x00", b"\x68\x9a", b"\x06\x05\x01"
+    for units, expected in (
+        ([alone], True),
+        ([words, alone, alone], True),
+        ([b"\x09\xf0", alone], True),
+        ([alone, referred], False),  # two fields
+        ([settings, alone], False),  # others need them too
+        ([referred], False),
+        ([b"\x65\x88"], False),
+        ([], False),
+    ):
+        assert is_spare(b"".join(len(unit).to_bytes(4) + unit for unit in units), 4) == expected
+        assert is_spare(b"".join(b"\0\0\1" + unit for unit in units), None) == expected

@@ -152,6 +152,40 @@ def test_colours_are_made_on_the_workers_own_thread(tmp_path: Path) -> None:
     assert found == [threads] * 3
 
 
+def spoiled(path: Path, codec: str, number: int) -> Path:
+    """A film of blots that move, with a key frame every second, the second half of one packet zeros."""
+    rng = np.random.default_rng(0)
+    blots = rng.integers(40, 216, (12, 16, 3)).repeat(4, 0).repeat(4, 1)
+    with av.open(str(path), "w") as file:
+        stream: Any = file.add_stream(codec, rate=FPS, options={"g": str(FPS), "bf": "0", "threads": "1"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for i in range(3 * FPS):
+            pixels = np.roll(blots, i, 1) + rng.integers(-20, 21, (48, 64, 1))
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(pixels.astype(np.uint8), format="rgb24")))
+        file.mux(stream.encode(None))
+    with av.open(str(path)) as file:
+        packet = [packet for packet in file.demux(video=0) if packet.size][number]
+        half, end = packet.pos + packet.size // 2, packet.pos + packet.size
+    data = path.read_bytes()
+    path.write_bytes(data[:half] + bytes(end - half) + data[end:])
+    return path
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4", "mpeg2video"])
+@pytest.mark.parametrize("number", [12, 15])
+def test_pictures_that_are_lost_are_not_made_up(codec: str, number: int, tmp_path: Path) -> None:
+    """FFmpeg mends them, and what is made of them; a key frame ends that."""
+    path = spoiled(tmp_path / "a.mp4", codec, number)
+    eyes = MediaSpec(vision=VisionSpec(image_size_px=28, cell_px=14), video=VideoSpec(fps=1))
+    with pytest.raises(
+        MediaError, match=r"a\.mp4: is damaged: parts of the picture at 1\.50 s are lost, or made of lost"
+    ):
+        decode(path, eyes)
+    for start_s, end_s in ((0.0, 1.0), (2.0, 3.0)):
+        cut = MediaItem("video", path=path, start_s=start_s, end_s=end_s)
+        assert len(decode_video(cut, eyes).frames) == 1
+
+
 def test_frames_are_chosen_by_time_and_not_by_number(tmp_path: Path) -> None:
     """Slides: four frames, shown from 0, 0.2, 2 and 2.1 s on."""
     clip = decode(write(tmp_path / "a.mkv", pts=[0, 2, 20, 21], video="libx264", options={}))
