@@ -74,15 +74,16 @@ def pages(file: BinaryIO) -> Iterator[Page]:
 
 
 def _next(file: BinaryIO, at: int) -> int:
-    """Where the next page begins, or -1."""
+    """Where the next page begins, or -1. Little is read at first, as a file can have such places between all pages."""
     file.seek(at)
-    before = b""
-    while block := file.read(2**20):
+    before, count = b"", HEAD.size
+    while block := file.read(count):
         found = (before + block).find(BEGIN)
         if found >= 0:
             return at - len(before) + found
         at += len(block)
         before = block[-len(BEGIN) + 1 :]
+        count = min(2 * count, 2**20)
     return -1
 
 

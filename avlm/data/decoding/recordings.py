@@ -30,6 +30,8 @@ TAGS = 4096
 """Bytes of tags behind the frames of an MP3; where more follows than that, it may be sound."""
 FIRST = 65_536
 """Bytes in which an MP3 has its first frame, behind its tags."""
+MOST_PARTS = 1000
+"""Recordings in one file: days of radio."""
 
 
 def recording_of(item: MediaItem, file: BinaryIO) -> Any | None:
@@ -37,7 +39,7 @@ def recording_of(item: MediaItem, file: BinaryIO) -> Any | None:
     libsndfile has none.
 
     Raises:
-        MediaError: It holds recordings of different rates.
+        MediaError: It holds recordings of different rates, or too many.
     """
     import soundfile
 
@@ -64,7 +66,7 @@ class Chain:
         parts: First byte and number of bytes of each.
 
     Raises:
-        MediaError: They are of different rates.
+        MediaError: They are of different rates, or too many.
     """
 
     channels = 1
@@ -72,6 +74,11 @@ class Chain:
     def __init__(self, item: MediaItem, file: BinaryIO, parts: Sequence[tuple[int, int]]) -> None:
         self.file, self.parts, self.at = file, parts, 0
         self.open: tuple[int, Any] | None = None
+        if len(parts) > MOST_PARTS:
+            raise MediaError(
+                f"{item.name()}: holds {len(parts)} recordings put end to end, and no more than {MOST_PARTS} are read. "
+                "Save each by itself"
+            )
         facts = [(part.frames, part.samplerate) for part in map(self._part, range(len(parts)))]
         self.begins = list(itertools.accumulate((frames for frames, _ in facts), initial=0))
         self.frames, self.samplerate = self.begins[-1], facts[0][1]

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avlm.config.media import AudioSpec, MediaSpec, VisionSpec
-from avlm.data.decoding import ogg
+from avlm.data.decoding import ogg, recordings
 from avlm.data.decoding.decode import decode_audio, decode_video
 from avlm.data.decoding.headers import measure
 from avlm.data.decoding.ogg import Page, checksum, links, pages
@@ -162,6 +162,33 @@ def test_recordings_that_cannot_be_told_apart_are_refused() -> None:
     data = of_stream(recording("OPUS"), 7) * 2
     with pytest.raises(MediaError, match=r"recordings put end to end that cannot be told apart.*Save each by itself"):
         heard(data)
+
+
+def test_too_many_recordings_are_refused_unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recordings, "MOST_PARTS", 3)
+    data = [of_stream(recording("VORBIS", 0.2), number) for number in range(4)]
+    assert len(heard(b"".join(data[:3]))) == pytest.approx(0.6 * RATE, abs=400)
+    with pytest.raises(MediaError, match=r"holds 4 recordings put end to end, and no more than 3 are read\. Save each"):
+        heard(b"".join(data))
+
+
+class Counting(io.BytesIO):
+    read_bytes = 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        found = super().read(size)
+        self.read_bytes += len(found)
+        return found
+
+
+def test_a_file_of_many_gaps_is_read_a_few_times_at_most() -> None:
+    page = ogg.HEAD.pack(b"OggS", 0, 0, 0, 1, 0, 0, 0)
+    data = (page + b"\0") * 20_000
+    file = Counting(data)
+    assert sum(1 for _ in pages(file)) == 20_000 and file.read_bytes < 5 * len(data)
+    file = Counting(page + bytes(3_000_000) + page)
+    assert [found.at for found in pages(file)] == [0, len(page) + 3_000_000]
+    assert file.read_bytes < 3_100_000
 
 
 def test_a_cut_of_a_large_file_does_not_read_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
