@@ -62,12 +62,15 @@ def plain_jpeg(data: bytes) -> PlainJpeg | None:
         if length < 2 or end > most:
             return None
         if marker == 0xDA:  # the scan: here Pillow stops too
-            return None if frame is None else PlainJpeg(*frame[:2], at, frame[2] and data[begin] == frame[1])
-        if marker in _FRAMES and frame is None:
-            size = _frame_size(data[begin:end])
-            if size is None:
+            if frame is None:
                 return None
-            frame = size, data[begin + 5], marker in SEQUENTIAL
+            size, colours, sequential = frame
+            return PlainJpeg(size, colours, at, sequential and data[begin:end][:1] == bytes([colours]))
+        if marker in _FRAMES and frame is None:
+            found = _frame_size(data[begin:end])
+            if found is None:
+                return None
+            frame = found, data[begin + 5], marker in SEQUENTIAL
         elif marker not in _SKIPPED and not (_tables(data[begin:end]) if marker == 0xDB else _quiet(data, at, end)):
             return None
         at = end

@@ -15,8 +15,9 @@ from PIL import Image
 
 from avlm.config.media import AudioSpec, MediaSpec, VisionSpec
 from avlm.data.decoding import headers
+from avlm.data.decoding.decode import decode_image
 from avlm.data.decoding.headers import measure
-from avlm.data.decoding.plain import plain_jpeg_size, plain_wav_length
+from avlm.data.decoding.plain import plain_jpeg, plain_jpeg_size, plain_wav_length
 from avlm.errors import MediaError
 from avlm.samples import MediaItem
 
@@ -61,6 +62,20 @@ def test_pictures_that_say_more_are_left_to_pillow() -> None:
     assert found is not None and found.size_px == (30, 20)  # type: ignore[union-attr]
     for data in (b"", b"\xff\xd8\xff", jpeg("")[:100], b"\x89PNG" + jpeg("")[4:]):
         assert plain_jpeg_size(io.BytesIO(data)) is None
+
+
+def test_a_file_that_ends_in_the_head_of_its_scan_is_told_as_by_pillow() -> None:
+    scan = jpeg("").index(b"\xff\xda")
+    data = jpeg("")[:scan] + b"\xff\xda\0\2"
+    found = plain_jpeg(data)
+    assert found is not None and (found.size, found.colours, found.scan, found.at_once) == ((20, 30), 3, scan, False)
+    whole = plain_jpeg(jpeg(""))
+    assert whole is not None and whole.at_once and whole._replace(at_once=False) == found
+    with pytest.raises(MediaError, match="is truncated: its end marker is missing"):
+        decode_image(MediaItem("image", data=data))
+    for kind, colours, at_once in (("grey", 1, True), ("four inks", 4, True), ("progressive", 3, False)):
+        told = plain_jpeg(jpeg(kind))
+        assert told is not None and (told.colours, told.at_once) == (colours, at_once)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3])
