@@ -135,9 +135,7 @@ def main() -> list[Table]:
         for width, height in SIZES if name == "CLIP-336" else SIZES[1:3]:
             data = jpeg(width, height)
             mine, theirs = sides(data, spec, processor)
-            rounds = (
-                7 if width > 2000 else 40 if "tiles" in name else 100
-            )  # of some ms, each of which anything disturbs
+            rounds = 40 if width < 2000 else 7  # of some milliseconds, each of which anything disturbs
             what = f"{name}, {width} x {height}"
             case = Case(
                 what, mine, {"transformers": theirs}, rounds, BAR,

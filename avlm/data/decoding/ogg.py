@@ -41,7 +41,7 @@ class Page(NamedTuple):
     """Pages of a stream are counted."""
     data: bytes
 
-    def is_sound(self) -> bool:
+    def is_intact(self) -> bool:
         """Whether it has the check sum that it was written with."""
         blank = self.data[:22] + bytes(4) + self.data[26:]
         return checksum(blank) == int.from_bytes(self.data[22:26], "little")
@@ -147,7 +147,7 @@ def _check_pages(item: MediaItem, file: BinaryIO, size: int) -> None:
     last: dict[int, Page] = {}
     end, is_last = 0, False
     for page in pages(file):
-        if not page.is_sound():
+        if not page.is_intact():
             raise MediaError(
                 f"{item.name()}: is damaged: its page at byte {page.at} does not have the checksum that it was written "
                 "with. Copy it again"
@@ -163,7 +163,7 @@ def _check_pages(item: MediaItem, file: BinaryIO, size: int) -> None:
                 f"{item.name()}: is damaged: pages are missing before byte {page.at}, where page {page.number} follows "
                 f"page {before.number}. Copy it again"
             )
-        last[page.stream] = page
+        last[page.stream] = page._replace(data=b"")  # there may be as many streams as pages
         end, is_last = page.at + len(page.data), page.is_last
     if end < size and not is_last:  # tags behind the end are none of its pages
         raise MediaError(

@@ -102,9 +102,10 @@ class Sparing:
         self.first = False
         if not needed:
             return
+        # Left out by ourselves: a decoder that is told to skip pictures says nothing of those that it fails to decode.
         for number, packet in enumerate(held[: max(needed) + 1]):
-            if number in needed or not is_spare(bytes(packet), self.length_bytes):  # by ourselves: a decoder that is
-                yield from packet.decode()  # told to skip pictures says nothing of those that it fails to decode
+            if number in needed or not is_spare(bytes(packet), self.length_bytes):
+                yield from packet.decode()
         if max(needed) + 1 < len(held):  # what the decoder keeps back would otherwise come when it is too late
             end = av.Packet()
             end.stream, end.time_base = self.stream, self.stream.time_base

@@ -77,7 +77,7 @@ def test_the_check_sum_is_the_standards(data: bytes) -> None:
 def test_the_pages_of_a_whole_file_are_all_of_it_and_sound(codec: str) -> None:
     found = split(codec)
     assert len(found) > 3 and b"".join(page.data for page in found) == recording(codec)
-    assert all(page.is_sound() for page in found)  # by the sums that libogg wrote
+    assert all(page.is_intact() for page in found)  # by the sums that libogg wrote
     assert [page.number for page in found] == list(range(len(found)))
     assert [page.is_first for page in found] == [True] + [False] * (len(found) - 1)
     assert [page.is_last for page in found] == [False] * (len(found) - 1) + [True]
